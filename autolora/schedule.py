@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'TIMINGS', 'loss_weights', 'published_checkpoints', 'apgd_checkpoints', 'Decision', 'PaperTiming',
-           'ReleasedTiming', 'AutoLR', 'replay']
+           'ReleasedTiming', 'AutoLR', 'replay', 'StepDecay']
 
 # %% ../nbs/08_schedule.ipynb #5ddca2d9
 import math
@@ -158,3 +158,22 @@ def replay(ras, **settings):
         decisions.append(schedule.step(ra))
         if decisions[-1].stop: break
     return decisions
+
+# %% ../nbs/08_schedule.ipynb #96ca5d55
+class StepDecay:
+    """The learning rate `lr`, divided by `factor` after each of the `milestones` (shares of `epochs`); steered by nothing.
+
+    `milestones=()` is a constant rate. Source: the TWINS authors' settings (milestones 30 and 50 of 60 epochs)."""
+    def __init__(self, lr, epochs, milestones=(1 / 2, 5 / 6), factor=10):
+        self.start, self.lr, self.epoch, self.best, self.factor = lr, lr, 0, -1.0, factor
+        self.milestones = tuple(max(1, round(share * _whole(epochs))) for share in milestones)
+
+    def step(self, ra):
+        "Count an epoch that reached the robust validation accuracy `ra`: a `Decision` whose `lr` is the next epoch's."
+        self.epoch, new_best = self.epoch + 1, ra > self.best
+        self.best = max(ra, self.best)
+        self.lr = self.start / self.factor ** sum(self.epoch >= mark for mark in self.milestones)
+        return Decision(self.epoch, self.lr, new_best, None, stop=False)
+
+    def state_dict(self): return {"lr": self.lr, "epoch": self.epoch, "best": self.best}
+    def load_state_dict(self, state): vars(self).update(state)

@@ -1,0 +1,38 @@
+# make run | test | lab | bench     each does all its own set-up, in .venv, the first time
+# make export | readme | clean      for people who change the notebooks
+# Another Python: make run PYTHON=/path/to/python3.12     More arguments: make test ARGS="-k schedule"
+
+PYTHON ?= python3
+BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
+
+.PHONY: help run test lab bench export readme clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+run: .venv/ready
+	@$(BIN)/autolora demo $(ARGS)
+
+test: .venv/ready
+	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" $(BIN)/python -m pytest $(ARGS)
+
+lab: .venv/ready
+	@$(BIN)/jupyter lab nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
+
+bench: .venv/ready
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+export: .venv/ready
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python tools/readme.py
+
+readme: .venv/ready
+	@$(BIN)/python tools/readme.py
+
+clean:
+	rm -rf .venv build dist _proc _docs .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted set-up goes on the next time.
+.venv/ready: constraints.txt settings.ini setup.py pyproject.toml tools/setup.sh
+	@sh tools/setup.sh "$(PYTHON)" && touch $@

@@ -1,0 +1,181 @@
+"""The low-rank branch on whole models: where gradients go, parameter by parameter, and what the branch equals."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from autolora.backbones import load_backbone, split_parameters
+from autolora.losses import autolora_loss
+from autolora.lowrank import LowRankBranch, TwoPath
+from autolora.vision import import_torchvision
+
+
+class SeparateAttention(nn.Module):
+    "Attention over patches with keys and values of another width, so that q, k and v have weights of their own."
+    def __init__(self):
+        super().__init__()
+        self.patch, self.context = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 12)
+        self.attention = nn.MultiheadAttention(16, 2, kdim=12, vdim=12, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        tokens = self.patch(x).flatten(2).mT
+        context = self.context(tokens).relu()
+        return self.head((tokens + self.attention(tokens, context, context)[0]).mean(1))
+
+
+class Patches(nn.Module):
+    def forward(self, x): return x.flatten(2).mT
+
+
+class TokenMean(nn.Module):
+    def forward(self, tokens): return tokens.mean(1)
+
+
+def mini(): return load_backbone("robust_mini_gray", 10, weights=None)
+
+
+def resnet18(): return import_torchvision("models").resnet18(num_classes=10)
+
+
+def convs():
+    "Rectangular, strided, dilated, grouped and depthwise convolutions."
+    def block(c_in, c_out, kernel, **options):
+        return nn.Conv2d(c_in, c_out, kernel, bias=False, **options), nn.BatchNorm2d(c_out, momentum=1.0), nn.SiLU()
+    return nn.Sequential(
+        *block(3, 16, 3, stride=2, padding=1), *block(16, 16, (1, 5), padding=(0, 2)), *block(16, 32, (3, 1), padding=(1, 0)),
+        *block(32, 32, 3, dilation=2, padding=2), *block(32, 32, 3, stride=2, padding=1, groups=4),
+        *block(32, 32, 3, padding=1, groups=32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), Patches(), layer, TokenMean(), nn.Linear(16, 10))
+
+
+def vit():
+    model = import_torchvision("models").VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
+    nn.init.normal_(model.heads.head.weight, std=0.1)  # torchvision starts it at zero, which lets no gradient through
+    return model
+
+
+MODELS = {"mini": (mini, (1, 20, 20)), "resnet18": (resnet18, (3, 32, 32)), "convs": (convs, (3, 16, 16)), "encoder": (encoder, (3, 16, 16)),
+          "vit": (vit, (3, 16, 16)), "separate_attention": (SeparateAttention, (3, 16, 16))}
+FE, A, B, HEAD = "feature extractor", "A", "B", "head"
+ROUTES = {"ce_nat": {A, B, HEAD}, "ce_adv": {FE, HEAD}, "kl": {FE, A, B, HEAD}}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    "A seeded model, its branch at B = 0, and eight images."
+    build, shape = MODELS[request.param]
+    torch.manual_seed(0)
+    model, x = build(), torch.rand(8, *shape)
+    with torch.no_grad(): model(x)  # BatchNorm statistics for eval mode
+    return model, LowRankBranch(model), x
+
+
+def leave_zero(branch):
+    for factor in branch.B.values(): nn.init.normal_(factor, std=0.02)
+
+
+def routes(model, branch, x):
+    "For each term and each parameter: None where no graph leads, else whether its gradient is other than zero."
+    fe, _ = split_parameters(model)
+    params = {(FE if name in fe else HEAD, name): p for name, p in model.named_parameters()}
+    params |= {(name[0], name): p for name, p in branch.named_parameters()}
+    nat, adv = TwoPath(model, branch)(x, x.flip(0))
+    terms = autolora_loss(nat, adv, torch.arange(len(x)) % 10, lam1=0.5, lam2=3.0)
+    grads = {term: torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True) for term, loss in terms.items()}
+    return {term: {key: None if g is None else bool(g.count_nonzero()) for key, g in zip(params, values, strict=True)}
+            for term, values in grads.items()}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_routing_parameter_by_parameter(case, mode):
+    model, branch, x = case
+    leave_zero(branch)
+    getattr(branch, mode)()
+    for term, found in routes(model, branch, x).items():
+        for (group, name), reached in found.items():
+            assert reached is (True if group in ROUTES[term] else None), f"{term} -> {group} {name}: {reached}"
+
+
+def test_at_the_start_only_B_of_the_branch_moves(case):
+    model, branch, x = case
+    found = routes(model, branch, x)
+    for term in ("ce_nat", "kl"):
+        for (group, name), reached in found[term].items():
+            if group in (A, B): assert reached is (group == B), f"{term} -> {name}: {reached}"
+
+
+def test_zero_B_is_the_model(case):
+    model, branch, x = case
+    branch.eval()
+    torch.testing.assert_close(branch(x), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_equals_a_copy_with_the_summed_weights(case, scale):
+    model, branch, x = case
+    leave_zero(branch)
+    branch.eval()
+    twin = copy.deepcopy(model)
+    for name in branch.names:
+        key, weight = name.replace(".", "/"), twin.get_parameter(name).data
+        weight += scale / branch.rank * (branch.B[key] @ branch.A[key]).detach().reshape(weight.shape)
+    torch.testing.assert_close(branch(x, scale), twin(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(branch.merged(scale)(x), twin(x), rtol=0, atol=1e-5)
+    assert (twin(x) - model(x)).abs().max() > 1e-4
+    with torch.no_grad():  # where attention takes its fused inference path
+        torch.testing.assert_close(branch(x, scale), twin(x), rtol=0, atol=1e-5)
+
+
+def test_the_factors_survive_a_file(case, tmp_path):
+    from safetensors.torch import load_file, save_file
+    model, branch, x = case
+    leave_zero(branch)
+    save_file(branch.state_dict(), tmp_path / "branch.safetensors")
+    again = LowRankBranch(model)
+    again.load_state_dict(load_file(tmp_path / "branch.safetensors"))
+    branch.eval()
+    torch.testing.assert_close(again(x), branch(x), rtol=0, atol=0)
+
+
+def test_a_step_of_the_optimiser_moves_each_parameter_once(case):
+    model, branch, x = case
+    params = [*model.parameters(), *branch.parameters()]
+    assert len({id(p) for p in params}) == len(params) == len(list(TwoPath(model, branch).parameters()))
+    terms = autolora_loss(*TwoPath(model, branch)(x, x), torch.arange(8), lam1=0.5, lam2=3.0)
+    sum(terms.values()).backward()
+    torch.optim.SGD(params, 0.1, momentum=0.9).step()
+    assert all(factor.count_nonzero() for factor in branch.B.values())
+
+
+def test_resnet18_coverage():
+    "Every convolution of every block and the downsamples; neither stem, BatchNorm nor head."
+    model = resnet18()
+    convs = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert set(LowRankBranch(model).names) == convs - {"conv1.weight"} and len(convs) == 20
+    last_blocks = LowRankBranch(model, where=["layer?.1.conv?.weight"]).names
+    assert len(last_blocks) == 8  # what the code behind the published tables really reaches
+
+
+@pytest.mark.parametrize(("rank", "published"), [(2, 1.19), (4, 2.38), (8, 4.76), (16, 9.52)])
+def test_size_on_a_resnet18_with_cifar_stem(rank, published):
+    "The published shares are of the feature extractor with its BatchNorm, stem included."
+    model = resnet18()
+    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    fe = sum(model.get_parameter(name).numel() for name in split_parameters(model)[0])
+    factors = sum(p.numel() for p in LowRankBranch(model, rank).parameters())
+    assert round(100 * factors / fe, 2) == published
+
+
+def test_size_on_imagenet_resnets():
+    "At rank 8: 4.755 % of ResNet-18 and 3.72 % of ResNet-50, as released."
+    models = import_torchvision("models")
+    for build, published, digits in ((models.resnet18, 4.755, 3), (models.resnet50, 3.72, 2)):
+        model = build()
+        fe = sum(model.get_parameter(name).numel() for name in split_parameters(model)[0])
+        assert round(100 * sum(p.numel() for p in LowRankBranch(model).parameters()) / fe, digits) == published
