@@ -1,1 +1,10 @@
+"""Robust fine-tuning with nothing to set: `finetune(backbone, data)`."""
 __version__ = "0.1.0"
+
+_LAZY = {"finetune": "rft", "pretrain": "rft", "Run": "history"}  # so that autolora.schedule can be used without torch
+
+
+def __getattr__(name):
+    from importlib import import_module
+    if name not in _LAZY: raise AttributeError(f"module 'autolora' has no attribute {name!r}")
+    return getattr(import_module(f"autolora.{_LAZY[name]}"), name)

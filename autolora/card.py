@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folded', 'STYLE', 'SCRIPT', 'POLICY', 'REPORT', 'USE', 'LIMITS', 'CITATION', 'CARD', 'Code', 'to_html', 'to_markdown',
-           'results', 'setting', 'curves', 'gradients', 'schedule', 'range_test', 'examples', 'splits', 'reproduce',
-           'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost', 'write_card']
+           'results', 'setting', 'curves', 'gradients', 'learning_rate', 'range_test', 'examples', 'splits',
+           'reproduce', 'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost', 'write_card']
 
 # %% ../nbs/14_card.ipynb #002cf0f7
 import html
@@ -121,8 +121,8 @@ def gradients(run):
              "feature extractor; dotted, what it would be if the natural term reached it too.")
     return [words, PANELS["angles"](_named(run))] + ([PANELS["layers"](_named(run))] if _measured(run, "angle_layers") else [])
 
-# %% ../nbs/14_card.ipynb #f63500ef
-def schedule(run):
+# %% ../nbs/14_card.ipynb #f91c4c20
+def learning_rate(run):
     "Blocks: the learning rate, the loss weights, and each decision with its reason."
     if run.history.empty: return ["No epoch has been finished yet."]
     table = decisions(run.history)[["epoch", "what", "why"]].rename(columns={"epoch": "after epoch"})
@@ -189,12 +189,10 @@ def versions(run):
     found = run.config.get("versions") or {}
     return [pd.DataFrame(found.items(), columns=["package", "version"])] if found else ["The versions were not recorded."]
 
-# %% ../nbs/14_card.ipynb #579ad4c1
+# %% ../nbs/14_card.ipynb #c875ec94
 STYLE = """:root { color-scheme: light dark; --text: #1b1b1b; --page: #fff; --soft: #f3f3f3; --line: #c9c9c9; --accent: #0072B2; }
 @media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --page: #141414; --soft: #232323; --line: #4a4a4a; --accent: #56B4E9; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; }
-main { max-width: 56rem; margin: auto; padding: 1rem 1.25rem 4rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; } main { max-width: 56rem; margin: auto; padding: 1rem 1.25rem 4rem; } h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 .table { overflow: auto; } details .table { max-height: 30rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); } td { overflow-wrap: anywhere; }
 figure { margin: 1rem 0; overflow-x: auto; } figure > div { min-width: 36rem; } pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -206,9 +204,9 @@ dark.addEventListener("change", paint); addEventListener("load", paint);"""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-# %% ../nbs/14_card.ipynb #01e6f736
+# %% ../nbs/14_card.ipynb #7b34dc7c
 REPORT = {"Result": results, "What was run": setting, "Accuracy and loss over training": curves, "The two gradients": gradients,
-          "The learning rate and its reasons": schedule, "Where the initial learning rate came from": range_test, "Adversarial examples": examples,
+          "The learning rate and its reasons": learning_rate, "Where the initial learning rate came from": range_test, "Adversarial examples": examples,
           "Which images decided what": splits, "How to do it again": reproduce, "Versions": versions}
 
 def write_report(run):

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,6 @@ def one_thread():
 
 def lenet5(name):
     "The architecture told in robust_small_nets.json, with the weights `name`."
-    import numpy as np
     net = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(3136, 200), nn.ReLU(), nn.Linear(200, 10),
@@ -42,18 +42,16 @@ def digits():
 
 
 @pytest.mark.skipif(not NETS.exists(), reason="the small robust nets (data/robust_small_nets.npz) are not at hand")
-@pytest.mark.parametrize("name, sa, ra", [("mnist_lenet5_adv", (0.96, 1), (0.86, 0.96)), ("mnist_lenet5_clean", (0.96, 1), (0, 0.01))])
-def test_robust_and_plain_lenet(name, sa, ra, digits, record_property):
+@pytest.mark.parametrize("name, sa, ra", [("mnist_lenet5_adv", (0.97, 1), (0.9, 0.98)), ("mnist_lenet5_clean", (0.97, 1), (0, 0.01))])
+def test_robust_and_plain_lenet(name, sa, ra, digits):
     report = evaluate(lenet5(name), digits, "linf:0.3", ("none", "pgd-40"), n=300)
-    record_property("report", str(report))
-    print(report)
     assert sa[0] <= report["none"].accuracy <= sa[1]
     assert ra[0] <= report["pgd-40"].accuracy <= ra[1]
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
 def linear(classes, count, seed):
-    "A linear classifier on 6x6 images around mid-grey, its own labels with every tenth changed, and the margins per unit of eps."
+    "A linear classifier, 6x6 images around mid-grey, and its own labels with every tenth changed."
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(classes, 36, generator=generator)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
@@ -65,6 +63,7 @@ def linear(classes, count, seed):
 
 
 def survivors(model, x, y, eps, dual):
+    "How many images no perturbation can turn: margin over class j > eps * dual norm of w_y - w_j, for every other j."
     w, z = model[1].weight.detach(), model(x).detach()
     margin = z.gather(1, y[:, None]) - z - eps * (w[y][:, None] - w).norm(p=dual, dim=2)
     return ((margin > 0) | (torch.arange(len(w)) == y[:, None])).all(1).sum().item()
@@ -76,8 +75,8 @@ def test_autoattack_reaches_the_closed_form(classes, threat, eps, dual):
     pytest.importorskip("pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]")
     model, x, y = linear(classes, 30, seed=classes)
     report = evaluate(model, (x, y), threat, ("none", "pgd-20", "autoattack"))
-    exact = survivors(model, x, y, eps, dual)
-    assert 0 < report["autoattack"].correct == exact < report["none"].correct
+    exact, nearly = survivors(model, x, y, eps, dual), survivors(model, x, y, 0.99 * eps, dual)   # an attack may miss by a hair
+    assert 0 < exact <= report["autoattack"].correct <= nearly < report["none"].correct
     assert report["pgd-20"].correct >= exact
     assert len(report.alarms) == (classes < 4)
 
