@@ -60,15 +60,15 @@ class Progress(Callback):
 
     def after_fit(self, learner): self.bar.close()
 
-# %% ../nbs/11_learner.ipynb #2595d7fe
+# %% ../nbs/11_learner.ipynb #e69cc12b
 class RecordAngles(Callback):
-    "After each epoch, the angles between natural and adversarial gradients on a fixed `share` of the training images of `task`."
+    "At the end of each epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
     def __init__(self, task, seed=0, share=0.025):
         n = max(8, round(share * len(task.train)))
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:n]
-        self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(8, n // 3))
+        self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(4, n // 4))
 
-    def after_epoch(self, learner):
+    def after_train(self, learner):
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
         found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.branch, self.batch_size)
