@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['EXTRAS', 'VERBS', 'finetune', 'evaluate', 'pretrain', 'list_', 'doctor', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #5a15b25f
+# %% ../nbs/18_cli.ipynb #c4ac8ace
 import importlib.util
+import os
 import sys
 
 from fastcore.script import anno_parser, store_true
@@ -124,12 +125,13 @@ def demo(
     print("\n" + compare_table(reports))
     print(f"\nReport: {run.path / 'report.html'}")
 
-# %% ../nbs/18_cli.ipynb #35959fe3
+# %% ../nbs/18_cli.ipynb #d0e91867
 VERBS = {"finetune": finetune, "evaluate": evaluate, "pretrain": pretrain, "list": list_, "doctor": doctor, "demo": demo}
 
 def main(argv=None):
     "The console script `autolora`; returns the exit status."
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while they wait make a busy machine crawl
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: autolora VERB [options], where VERB is one of\n" + "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()) + "\n`autolora VERB --help` lists a verb's options.")
         return 0
@@ -144,3 +146,6 @@ def main(argv=None):
         print("autolora: interrupted; the last finished epoch is kept, --resume goes on from it.", file=sys.stderr)
         return 130
     return 0
+
+# %% ../nbs/18_cli.ipynb #12284906
+if __name__ == "__main__": sys.exit(main())

@@ -15,14 +15,14 @@ from .losses import autolora_loss, trades_loss
 from .lowrank import LowRankBranch, TwoPath
 from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
-# %% ../nbs/13_methods.ipynb #786fc15c
+# %% ../nbs/13_methods.ipynb #39f16fac
 class Method:
     """What the learner asks of a method. `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
 
     Subclasses give `name`, `label`, `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective, and
     `losses(x, y)`, which makes those logits and sets `nat`, the natural ones (N, K), where the method has a natural pass."""
     name, label, nat, branch = "", "", None, None
-    steps = 10  # of the inner maximisation (spec of the published runs)
+    steps, weight_decay = 10, 1e-4  # of the inner maximisation, of the optimiser: as published
 
     def __init__(self, model, threat, seed=0):
         self.model, self.threat = model, threat
@@ -34,6 +34,11 @@ class Method:
 
     def modules(self): return {"model": self.model} | ({"branch": self.branch} if self.branch is not None else {})
     def parameters(self): return [p for module in self.modules().values() for p in module.parameters()]
+
+    def optimizer(self, lr):
+        "The published optimiser, one group for everything, the branch's factors included: SGD with momentum 0.9."
+        return torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
+
     def train(self): self.model.train()
     def schedule(self, lr, epochs): return StepDecay(lr, epochs)
     def end_epoch(self, train_sa): "Called with the epoch's standard accuracy on the training data, in [0, 1] or NaN."
@@ -50,10 +55,10 @@ class AT(Method):
     def losses(self, x, y): return self.loss(None, self.model(self.attack(x, y)), y)
     def loss(self, nat, adv, y): return {"ce_adv": F.cross_entropy(adv, y)}
 
-# %% ../nbs/13_methods.ipynb #0920a37c
+# %% ../nbs/13_methods.ipynb #6cf6c089
 class FastAT(AT):
     "Adversarial training with the single noisy step N-FGSM. Source: de Jorge et al. 2022."
-    name, label = "fast_at", "single-step adversarial training"
+    name, label, weight_decay = "fast_at", "single-step adversarial training", 5e-4
 
     def attack(self, x, y): return n_fgsm(self.model, x, y, self.threat, generator=self.rng)
 

@@ -16,18 +16,18 @@ import torch
 
 from .core import isolated_rng
 
-# %% ../nbs/11b_rates.ipynb #b902661d
+# %% ../nbs/11b_rates.ipynb #b1a197eb
 @contextlib.contextmanager
-def rehearsal(method, optimizer):
-    "Train inside as you like; afterwards weights, statistics, optimiser, the method and the random generators are as before."
-    modules = {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}
-    kept = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(method.state_dict())
+def rehearsal(method):
+    "Train `method` inside as you like; afterwards its weights, statistics and own state, and the random generators, are as before."
+    modules, state = {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}, copy.deepcopy(method.state_dict())
     try:
         with isolated_rng(): yield
     finally:
-        for name, module in method.modules().items(): module.load_state_dict(modules[name])
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.load_state_dict(kept[0]); method.load_state_dict(kept[1])
+        for name, module in method.modules().items():
+            module.load_state_dict(modules[name])
+            module.zero_grad(set_to_none=True)
+        method.load_state_dict(state)
 
 # %% ../nbs/11b_rates.ipynb #b22a2667
 def rehearsal_batches(task, batch_size, device, seed):
@@ -38,11 +38,11 @@ def rehearsal_batches(task, batch_size, device, seed):
             if task.augment: x = task.augment(x, rng)
             yield x.to(device, memory_format=torch.channels_last), y.to(device)
 
-# %% ../nbs/11b_rates.ipynb #125f8f7e
-def seconds_per_step(method, optimizer, task, batch_size):
+# %% ../nbs/11b_rates.ipynb #9625504d
+def seconds_per_step(method, task, batch_size):
     "The measured seconds of one training step (the second of two), leaving no trace: for the estimate before a run."
     batches = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, 0)
-    with rehearsal(method, optimizer):
+    with rehearsal(method):
         method.train()
         for _ in range(2):
             start = time.perf_counter()
@@ -63,12 +63,13 @@ class RangeTest:
 
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11b_rates.ipynb #5faa5488
-def find_lr(method, optimizer, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
+# %% ../nbs/11b_rates.ipynb #7c1c47ac
+def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
     "Provisional"
     start, steps = time.perf_counter(), max(10, int(0.05 * epochs * (len(task.train) // batch_size)))
     batches, rates, losses = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, seed), [], []
-    with rehearsal(method, optimizer):
+    optimizer = method.optimizer(low)
+    with rehearsal(method):
         method.train()
         for i in range(steps):
             rates.append(low * (high / low) ** (i / (steps - 1)))
