@@ -15,13 +15,13 @@ from .losses import autolora_loss, trades_loss
 from .lowrank import LowRankBranch, TwoPath
 from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
-# %% ../nbs/13_methods.ipynb #39f16fac
+# %% ../nbs/13_methods.ipynb #cebfad35
 class Method:
     """What the learner asks of a method. `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
 
     Subclasses give `name`, `label`, `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective, and
-    `losses(x, y)`, which makes those logits and sets `nat`, the natural ones (N, K), where the method has a natural pass."""
-    name, label, nat, branch = "", "", None, None
+    `losses(x, y)`, which makes those logits and leaves them, detached, in `adv` and (where there is a natural pass) `nat`, both (N, K)."""
+    name, label, nat, adv, branch = "", "", None, None, None
     steps, weight_decay = 10, 1e-4  # of the inner maximisation, of the optimiser: as published
 
     def __init__(self, model, threat, seed=0):
@@ -47,12 +47,16 @@ class Method:
     def state_dict(self): return {"rng": self.rng.get_state()}
     def load_state_dict(self, state): self.rng.set_state(state["rng"].cpu())
 
-# %% ../nbs/13_methods.ipynb #730a2d06
+# %% ../nbs/13_methods.ipynb #01bb2537
 class AT(Method):
     "Adversarial training: CE(adv). Source: Madry et al. 2018."
     name, label = "at", "adversarial training"
 
-    def losses(self, x, y): return self.loss(None, self.model(self.attack(x, y)), y)
+    def losses(self, x, y):
+        adv = self.model(self.attack(x, y))
+        self.adv = adv.detach()
+        return self.loss(None, adv, y)
+
     def loss(self, nat, adv, y): return {"ce_adv": F.cross_entropy(adv, y)}
 
 # %% ../nbs/13_methods.ipynb #6cf6c089
@@ -62,7 +66,7 @@ class FastAT(AT):
 
     def attack(self, x, y): return n_fgsm(self.model, x, y, self.threat, generator=self.rng)
 
-# %% ../nbs/13_methods.ipynb #4dbac9d3
+# %% ../nbs/13_methods.ipynb #e7723a9d
 class TRADES(Method):
     "Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv), both through the feature extractor. Source: Zhang et al. 2019; paper Eq. 1."
     name, label, beta = "trades", "naive RFT (TRADES)", 6.0
@@ -70,12 +74,12 @@ class TRADES(Method):
     def losses(self, x, y):
         x_adv = self.attack(x, y)
         nat, adv = self.model(x), self.model(x_adv)
-        self.nat = nat.detach()
+        self.nat, self.adv = nat.detach(), adv.detach()
         return self.loss(nat, adv, y)
 
     def loss(self, nat, adv, y): return trades_loss(nat, adv, y, self.beta)
 
-# %% ../nbs/13_methods.ipynb #87c88cb6
+# %% ../nbs/13_methods.ipynb #efde9fef
 class AutoLoRa(Method):
     "lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv). Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."
     name, label = "autolora", "AutoLoRa"
@@ -88,7 +92,7 @@ class AutoLoRa(Method):
 
     def losses(self, x, y):
         nat, adv = self.paths(x, self.attack(x, y))
-        self.nat = nat.detach()
+        self.nat, self.adv = nat.detach(), adv.detach()
         return self.loss(nat, adv, y)
 
     def loss(self, nat, adv, y): return autolora_loss(nat, adv, y, self.lam1, self.lam2)
