@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['EXTRAS', 'VERBS', 'finetune', 'evaluate', 'pretrain', 'list_', 'doctor', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #c4ac8ace
+# %% ../nbs/18_cli.ipynb #b2d12e0a
 import importlib.util
 import os
 import sys
 
 from fastcore.script import anno_parser, store_true
 
-from .core import AutoLoRaError, unknown
+from .core import AutoLoRaError, duration, unknown
 
 # %% ../nbs/18_cli.ipynb #9787b84a
 def finetune(
@@ -106,7 +106,7 @@ def doctor():
     for package, (what, extra) in EXTRAS.items():
         if importlib.util.find_spec(package) is None: print(f"  missing: {package}, for {what}: pip install 'autolora[{extra}]'")
 
-# %% ../nbs/18_cli.ipynb #0da9710b
+# %% ../nbs/18_cli.ipynb #c1ec0e5f
 def demo(
     data: str = "digits",  # digits or mnist5k
     autoattack: int = 64,  # Test images for AutoAttack
@@ -117,13 +117,15 @@ def demo(
     from autolora.evaluation import Report, compare_table
     from autolora.methods import METHODS
     from autolora.rft import finetune as run_finetune
-    reports = {}
+    reports, seconds = {}, []
     for method in ("trades", "autolora"):
-        print(f"Fine-tuning robust_mini_gray on {data} by {METHODS[method].label} ...", flush=True)
+        label = METHODS[method].label
+        print(f"Fine-tuning robust_mini_gray on {data} by {label} ...", flush=True)
         run = run_finetune("robust_mini_gray", data, method, seed=seed, out=f"{out}/{data}-{method}-{seed}", resume=True, autoattack=autoattack)
-        reports[METHODS[method].label] = Report.from_dict(run.report)
-    print("\n" + compare_table(reports))
-    print(f"\nReport: {run.path / 'report.html'}")
+        reports[label] = Report.from_dict(run.report)
+        seconds.append(f"{label} {duration(next(e['seconds'] for e in run.events if e['event'] == 'end'))}")
+    print(f"\nAccuracy in % [95 % interval] on the test images of {data}, threat {run.config['threat']}\n{compare_table(reports)}")
+    print(f"\nTraining took: {', '.join(seconds)}. (time above: of the evaluation)\nReports: " + "\n         ".join(f"{out}/{data}-{m}-{seed}/report.html" for m in ("trades", "autolora")))
 
 # %% ../nbs/18_cli.ipynb #d0e91867
 VERBS = {"finetune": finetune, "evaluate": evaluate, "pretrain": pretrain, "list": list_, "doctor": doctor, "demo": demo}

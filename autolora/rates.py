@@ -73,15 +73,15 @@ def smoothed(losses, keep=0.8):
         means.append(mean / (1 - keep**i))
     return means
 
-# %% ../nbs/11b_rates.ipynb #bce64be9
-def choose_lr(rates, losses, share=1 / 3):
-    "`(lr, why)`: `share` of the rate at which the smoothed `losses` are smallest, to two significant digits. `AutoLoRaError` if nothing was learnt."
+# %% ../nbs/11b_rates.ipynb #4d41588a
+def choose_lr(rates, losses, share=1.0):
+    "`(lr, why)`: a tenth of the rate at which the smoothed `losses` are smallest, times `share`, to two digits. `AutoLoRaError` if nothing was learnt."
     best = min(range(len(losses)), key=losses.__getitem__)
     if best == 0: raise AutoLoRaError(f"No learning rate from {rates[0]:g} on lowers the adversarial loss: set lr= yourself, or check that the labels belong to the images.")
-    lr = float(f"{share * rates[best]:.2g}")
-    return lr, f"a third of {rates[best]:.2g}, where the adversarial loss was smallest"
+    branch = "" if share == 1 else f", times {share:.2g} because the branch moves {share**-2:.1f} times as fast as the weights beside it"
+    return float(f"{0.1 * share * rates[best]:.2g}"), f"a tenth of {rates[best]:.2g}, where the adversarial loss was smallest{branch}"
 
-# %% ../nbs/11b_rates.ipynb #7e7fbedd
+# %% ../nbs/11b_rates.ipynb #c71a6e85
 def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
     """The `RangeTest` that finds the initial learning rate of `method` on `task`, at about 4 % of a run of `epochs`; leaves no trace.
 
@@ -97,7 +97,7 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
             losses.append(_train_once(method, optimizer, *next(batches)))
             if not smoothed(losses)[-1] <= 1.3 * min(smoothed(losses)): break
     kept = [loss for loss in smoothed(losses) if math.isfinite(loss)]
-    return RangeTest(rates[:len(kept)], kept, *choose_lr(rates, kept), time.perf_counter() - start)
+    return RangeTest(rates[:len(kept)], kept, *choose_lr(rates, kept, method.lr_share()), time.perf_counter() - start)
 
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):

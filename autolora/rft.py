@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'write_examples',
            'report_on', 'versions', 'finetune', 'default_out', 'train', 'pretrain', 'save_backbone']
 
-# %% ../nbs/15_rft.ipynb #9b7ecc59
+# %% ../nbs/15_rft.ipynb #56bb6dab
 import copy
 import json
 import platform
@@ -27,9 +27,9 @@ from .card import write_card, write_report
 from .core import AutoLoRaError, default_device, parse_number, set_seed, unknown
 from .data import load_task
 from .evaluation import evaluate
-from .history import create_run, write_atomic
-from .learner import Learner, OneCycle, Progress, RecordAngles
-from .methods import METHODS, make_method
+from .history import Run, create_run, write_atomic
+from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles
+from .methods import METHODS, AutoLoRa, make_method
 from .rates import find_lr, seconds_per_step
 from .schedule import StepDecay
 from .threat import parse_threat
@@ -113,7 +113,7 @@ def versions():
     "What the run was made with, as a dict of strings."
     return {"python": platform.python_version()} | {name: version(name) for name in ("autolora", "torch", "torchvision", "numpy")}
 
-# %% ../nbs/15_rft.ipynb #447a5d10
+# %% ../nbs/15_rft.ipynb #e5e03486
 def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
     """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
 
@@ -134,8 +134,9 @@ def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, r
               "seed": seed, "rank": settings.rank, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     run = create_run(out or default_out(method, name, task.name, seed), config, resume)
+    if isinstance(backbone, nn.Module): run = Run(run.path, backbone)
     if run.finished: return run
-    options = {"rank": settings.rank, "num_classes": task.num_classes} if method == "autolora" else {}
+    options = {"rank": settings.rank, "num_classes": task.num_classes} if issubclass(METHODS[method], AutoLoRa) else {}
     method = make_method(method, model, threat, seed, **options)
     return train(run, method, task, epochs, batch_size, settings, resume)
 
@@ -144,7 +145,7 @@ def default_out(method, backbone, task, seed):
     "A new folder under runs/, named by what and when."
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
-# %% ../nbs/15_rft.ipynb #457401ac
+# %% ../nbs/15_rft.ipynb #faa7d2b9
 def train(run, method, task, epochs, batch_size, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     started = time.perf_counter()
@@ -158,6 +159,7 @@ def train(run, method, task, epochs, batch_size, settings, resume):
         estimate = seconds_per_step(method, task, batch_size) * epochs * (len(task.train) // batch_size)
         run.log("start", lr=float(lr), estimated_seconds=estimate, device=str(next(method.model.parameters()).device))
     callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [Progress()] * settings.progress
+    if settings.lr == "auto" and method.adaptive: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(float(lr), epochs), epochs, batch_size, callbacks)
     learner.fit(resume)
     run.log("end", best_epoch=learner.best["epoch"], seconds=time.perf_counter() - started)
