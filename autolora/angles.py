@@ -82,7 +82,7 @@ def _add(total, gradients, n):
     "`total` (None at first) plus the mean `gradients` of `n` images, weighted by `n`: a short last batch counts for what it is."
     return [n * g for g in gradients] if total is None else [t.add_(g, alpha=n) for t, g in zip(total, gradients, strict=True)]
 
-# %% ../nbs/07_angles.ipynb #a96f295b
+# %% ../nbs/07_angles.ipynb #2afea810
 def gradient_similarity(model, x, y, threat, loss=trades_loss, branch=None, batch_size=32, steps=10):
     """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1] with labels `y` (N,).
 
@@ -92,8 +92,8 @@ def gradient_similarity(model, x, y, threat, loss=trades_loss, branch=None, batc
     Source: section 3.2 of Xu et al. 2024; the aggregation is ours."""
     found, sums = {"reaching": [], "natural": []}, {}
     with torch.enable_grad(), eval_mode(model), isolated_rng(0):
-        for xb, yb in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            x_adv = pgd(model, xb, yb, threat, steps=steps)
+        parts = [pgd(model, xs, ys, threat, steps=steps) for xs, ys in zip(x.split(256), y.split(256), strict=True)]  # larger is faster; images don't mix
+        for xb, x_adv, yb in zip(x.split(batch_size), torch.cat(parts).split(batch_size), y.split(batch_size), strict=True):
             for pair, gradients in term_gradients(model, branch, xb, x_adv, yb, loss).items():
                 found[pair].append(torch.cat([c.reshape(-1) for c in cosines(*gradients)]))
                 sums[pair] = [_add(total, grads, len(yb)) for total, grads in zip(sums.get(pair, (None, None)), gradients, strict=True)]

@@ -69,10 +69,10 @@ class Progress(Callback):
 
     def after_fit(self, learner): self.bar.close()
 
-# %% ../nbs/11_learner.ipynb #e69cc12b
+# %% ../nbs/11_learner.ipynb #6c3a3e5c
 class RecordAngles(Callback):
     "At the end of each epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
-    def __init__(self, task, seed=0, share=0.025):
+    def __init__(self, task, seed=0, share=0.015):
         n = max(8, round(share * len(task.train)))
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:n]
         self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(4, n // 4))
@@ -95,7 +95,7 @@ class FullPassSA(Callback):
         learner.data_rng.set_state(rng_state)
         learner.train_sa = learner.record["full_sa"] = right / seen
 
-# %% ../nbs/11_learner.ipynb #15aca130
+# %% ../nbs/11_learner.ipynb #78bf6930
 class Learner:
     """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose config gives the `seed` of the data order.
 
@@ -174,6 +174,7 @@ class Learner:
         "Measure SA and RA on the validation split, let the schedule decide, keep or restore the best weights."
         n = len(self.task.val)
         sa, ra = count_correct(self.method.model, self.task.val, self.method.threat, self.device)
+        self.record["schedule_lr"] = self.schedule.lr
         decision = self.schedule.step(ra / n)
         self.record |= {"sa": sa / n, "ra": ra / n, "n_val": n, "new_best": decision.new_best, "reason": decision.reason,
                         "next_lr": decision.lr, "restored": self.best["epoch"] if decision.restore and self.best else None}

@@ -15,13 +15,13 @@ from .losses import autolora_loss, trades_loss
 from .lowrank import BalancedBranch, LowRankBranch, TwoPath
 from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
-# %% ../nbs/13_methods.ipynb #de268331
+# %% ../nbs/13_methods.ipynb #3f449d28
 class Method:
     """What the learner asks of a method. `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
 
     Subclasses give `name`, `label`, `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective, and
     `losses(x, y)`, which makes those logits and leaves them, detached, in `adv` and (where there is a natural pass) `nat`, both (N, K)."""
-    name, label, nat, adv, branch = "", "", None, None, None
+    name, label, nat, adv, branch, branch_class = "", "", None, None, None, None
     steps, weight_decay = 10, 1e-4  # of the inner maximisation, of the optimiser: as published
     adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
 

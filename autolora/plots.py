@@ -125,15 +125,16 @@ def plot_layers(history):
     words, height = "White: 90°, no conflict. Orange-red: they pull apart. Blue: they pull together.", sum(max(130, 18 * len(t) + 20) for t in tables.values())
     return _finish(fig, "Which layers are in conflict?", words, min(1100, 160 + height)).update_layout(margin_t=100, margin_b=50)
 
-# %% ../nbs/10_plots.ipynb #91702b59
+# %% ../nbs/10_plots.ipynb #83677564
 SHORT_REASONS = {1: "too few rises", 2: "no new best"}
 
 def decisions(history):
     "The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored, short, what, why."
-    rows, read = [], pd.DataFrame({c: _column(history, c) for c in ("epoch", "lr", "next_lr", "restored", "reason")})
-    for epoch, lr, next_lr, restored, reason in read.dropna(subset="reason").itertuples(index=False):
-        next_lr = lr / 2 if math.isnan(next_lr) else next_lr
-        short, what = SHORT_REASONS.get(reason, f"condition {reason:g}"), f"learning rate {lr:.3g} halved to {next_lr:.3g}"
+    rows, read = [], pd.DataFrame({c: _column(history, c) for c in ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")})
+    for epoch, lr, schedule_lr, next_lr, restored, reason in read.dropna(subset="reason").itertuples(index=False):
+        schedule_lr = lr if math.isnan(schedule_lr) else schedule_lr  # they differ while the rate cools down
+        next_lr = schedule_lr / 2 if math.isnan(next_lr) else next_lr
+        short, what = SHORT_REASONS.get(reason, f"condition {reason:g}"), f"the schedule's learning rate {schedule_lr:.3g} halved to {next_lr:.3g}"
         if restored == restored: short, what = f"{short}, back to epoch {restored:.0f}", f"{what}; weights of epoch {restored:.0f} restored"
         rows.append((int(epoch), lr, next_lr, restored, short, what, REASONS.get(reason, f"condition {reason:g}")))
     return pd.DataFrame(rows, columns=["epoch", "lr", "next_lr", "restored", "short", "what", "why"])
@@ -147,18 +148,18 @@ def _log_ticks(values):
     ticks = [m * 10.0**e for e in range(low, high + 1) for m in ((1, 2, 5) if high - low <= 3 else (1,))]
     return dict(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
-# %% ../nbs/10_plots.ipynb #a24ad342
+# %% ../nbs/10_plots.ipynb #9a2763a0
 def _mark_decisions(fig, history, colour, words):
     "A triangle at each halving of `history`, with the whole reason on hover and, if `words`, the short one beside it."
     table = decisions(history)
     if table.empty: return
     full = [textwrap.fill(f"After epoch {d.epoch}: {d.what}, because {d.why}.", 60).replace("\n", "<br>") for d in table.itertuples()]
-    fig.add_trace(go.Scatter(x=table.epoch + 0.5, y=np.sqrt(table.lr * table.next_lr), mode="markers", name="halved", hovertext=full,
+    fig.add_trace(go.Scatter(x=table.epoch + 0.5, y=table.lr, mode="markers", name="halved", hovertext=full,
                              hoverinfo="text", marker=dict(symbol="triangle-down", size=11, color=colour), cliponaxis=False), row=1, col=1)
     middle = _column(history, "epoch").max() / 2
     for d in table.itertuples() if words else ():
         early = d.epoch < middle
-        fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr if early else d.next_lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
+        fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
                            xanchor="left" if early else "right", xshift=9 if early else -9, yshift=9 if early else 0)
 
 # %% ../nbs/10_plots.ipynb #9383d276
@@ -232,7 +233,7 @@ def plot_losses(history):
     _epoch_axis(fig, runs)
     return _finish(fig, "What the training loss is made of", "Each term as weighted in the objective; together they are the total.", 430)
 
-# %% ../nbs/10_plots.ipynb #52a366e9
+# %% ../nbs/10_plots.ipynb #e22cf55b
 def plot_range_test(event):
     """The learning rate range test: loss (nats) over the rates tried (log scale), the chosen one marked.
 
@@ -244,7 +245,7 @@ def plot_range_test(event):
     if chosen and fig.data:
         fig.add_trace(go.Scatter(x=[chosen, chosen], y=[points.loss.min(), points.loss.max()], mode="lines", line=dict(color=ADVERSARIAL, dash="dash"),
                                  name=f"chosen: {chosen:.3g}", hovertemplate="chosen: %{x:.3g}<extra></extra>"))
-    fig.update_xaxes(title_text="learning rate (log scale)", type="log", **_log_ticks(points.lr)).update_yaxes(title_text="training loss (nats)")
+    fig.update_xaxes(title_text="learning rate (log scale)", type="log", **_log_ticks(points.lr)).update_yaxes(title_text="adversarial cross-entropy (nats)")
     return _finish(fig, f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test", ". ".join(filter(None, (why, event.get("seconds") and f"It took {duration(event['seconds'])}"))))
 
 # %% ../nbs/10_plots.ipynb #2f50eda6

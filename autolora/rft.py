@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'write_examples',
-           'report_on', 'versions', 'finetune', 'default_out', 'train', 'pretrain', 'save_backbone']
+           'report_on', 'versions', 'default_out', 'train', 'finetune', 'pretrain', 'save_backbone']
 
-# %% ../nbs/15_rft.ipynb #56bb6dab
+# %% ../nbs/15_rft.ipynb #5ef39862
 import copy
 import json
 import platform
@@ -29,7 +29,7 @@ from .data import load_task
 from .evaluation import evaluate
 from .history import Run, create_run, write_atomic
 from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles
-from .methods import METHODS, AutoLoRa, make_method
+from .methods import METHODS, make_method
 from .rates import find_lr, seconds_per_step
 from .schedule import StepDecay
 from .threat import parse_threat
@@ -113,33 +113,6 @@ def versions():
     "What the run was made with, as a dict of strings."
     return {"python": platform.python_version()} | {name: version(name) for name in ("autolora", "torch", "torchvision", "numpy")}
 
-# %% ../nbs/15_rft.ipynb #e5e03486
-def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
-    """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
-
-    `backbone`: a name (`autolora list`) or an `nn.Module` from images in [0, 1] to logits (copied). `data`: a name, a path, arrays,
-    a `Dataset` or a `Task`, as in `load_task`. `method`: "autolora", "trades", "at", ... `epochs`: None fits the size of the data.
-    `out`: the run folder; None makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: see `Settings`.
-    Raises `AutoLoRaError` in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli 2024."""
-    settings = settings_from(settings)
-    if method not in METHODS: raise unknown("method", method, METHODS)
-    if isinstance(backbone, str) and backbone not in BACKBONES: raise unknown("backbone", backbone, BACKBONES)
-    threat = parse_threat(settings.threat) if settings.threat else None
-    task = load_task(data, limit=settings.limit)
-    threat = threat or task.threat
-    set_seed(seed)
-    name, model = prepare_model(backbone, task)
-    epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
-    config = {"method": method, "backbone": name, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
-              "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
-    run = create_run(out or default_out(method, name, task.name, seed), config, resume)
-    if isinstance(backbone, nn.Module): run = Run(run.path, backbone)
-    if run.finished: return run
-    options = {"rank": settings.rank, "num_classes": task.num_classes} if issubclass(METHODS[method], AutoLoRa) else {}
-    method = make_method(method, model, threat, seed, **options)
-    return train(run, method, task, epochs, batch_size, settings, resume)
-
 # %% ../nbs/15_rft.ipynb #bf346657
 def default_out(method, backbone, task, seed):
     "A new folder under runs/, named by what and when."
@@ -167,6 +140,34 @@ def train(run, method, task, epochs, batch_size, settings, resume):
     run.model, run.branch = method.model, method.branch
     report_on(run, method.model, task, method.threat, settings.autoattack)
     return run
+
+# %% ../nbs/15_rft.ipynb #9b27dcde
+def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
+    """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
+
+    `backbone`: a name (`autolora list`) or an `nn.Module` from images in [0, 1] to logits (copied). `data`: a name, a path, arrays,
+    a `Dataset` or a `Task`, as in `load_task`. `method`: "autolora", "trades", "at", ... `epochs`: None fits the size of the data.
+    `out`: the run folder; None makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: see `Settings`.
+    Raises `AutoLoRaError` in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli 2024."""
+    settings = settings_from(settings)
+    if method not in METHODS: raise unknown("method", method, METHODS)
+    if isinstance(backbone, str) and backbone not in BACKBONES: raise unknown("backbone", backbone, BACKBONES)
+    threat = parse_threat(settings.threat) if settings.threat else None
+    task = load_task(data, limit=settings.limit)
+    threat = threat or task.threat
+    set_seed(seed)
+    name, model = prepare_model(backbone, task)
+    epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
+    branch = METHODS[method].branch_class
+    config = {"method": method, "backbone": name, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
+              "seed": seed, "rank": settings.rank, "branch": branch.__name__ if branch else None, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
+    run = create_run(out or default_out(method, name, task.name, seed), config, resume)
+    if isinstance(backbone, nn.Module): run = Run(run.path, backbone)
+    if run.finished: return run
+    options = {"rank": settings.rank, "num_classes": task.num_classes} if branch else {}
+    method = make_method(method, model, threat, seed, **options)
+    return train(run, method, task, epochs, batch_size, settings, resume)
 
 # %% ../nbs/15_rft.ipynb #590695c6
 def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=False, progress=True):
