@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['count_correct', 'Callback', 'OneCycle', 'CoolDown', 'Progress', 'RecordAngles', 'FullPassSA', 'Learner']
 
-# %% ../nbs/11_learner.ipynb #616d054a
+# %% ../nbs/11_learner.ipynb #cb5965de
 import copy
+import math
 import sys
 import time
 
@@ -69,15 +70,16 @@ class Progress(Callback):
 
     def after_fit(self, learner): self.bar.close()
 
-# %% ../nbs/11_learner.ipynb #6c3a3e5c
+# %% ../nbs/11_learner.ipynb #1ef19987
 class RecordAngles(Callback):
-    "At the end of each epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
+    "At the end of an epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
     def __init__(self, task, seed=0, share=0.015):
         n = max(8, round(share * len(task.train)))
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:n]
         self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(4, n // 4))
 
     def after_train(self, learner):
+        if learner.epoch % math.ceil(30 / learner.steps): return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
         found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.branch, self.batch_size)
