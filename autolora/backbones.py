@@ -6,7 +6,8 @@
 __all__ = ['WRAPPERS', 'IMAGENET', 'WEIGHTS', 'BACKBONES', 'Normalise', 'BasicBlock', 'MiniResNet', 'head_name',
            'split_parameters', 'fresh_head', 'load_weights', 'Backbone', 'backbone_card', 'load_backbone']
 
-# %% ../nbs/04_backbones.ipynb #d31d7149
+# %% ../nbs/04_backbones.ipynb #2f4ab436
+import importlib.util
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -103,17 +104,19 @@ def _read_tensors(path):
         if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
     return {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
 
-# %% ../nbs/04_backbones.ipynb #a50f2b29
+# %% ../nbs/04_backbones.ipynb #03cf22b3
 def load_weights(model, path, min_match=0.9):
     """Load the feature extractor's weights from `path` into `model`, in place; the head stays fresh. Returns the share matched.
 
     Tensors match by name (wrappers such as `module.` stripped on both sides) and shape. Raises `AutoLoRaError` if the file
-    can't be read safely or fewer than `min_match` (0 to 1) of the feature extractor's tensors match."""
+    can't be read safely, if a tensor has another shape, or if fewer than `min_match` (0 to 1) of the feature extractor's tensors match."""
     source = {_bare(k): v for k, v in _read_tensors(path).items()}
     head = head_name(model) + "."
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith((head, "normalise.")) and not k.endswith("num_batches_tracked")}
     matched = {k: source[_bare(k)] for k, v in wanted.items() if _bare(k) in source and source[_bare(k)].shape == v.shape}
     share = len(matched) / max(1, len(wanted))
+    other = [f"{k} {tuple(source[_bare(k)].shape)} there, {tuple(v.shape)} here" for k, v in wanted.items() if _bare(k) in source and k not in matched]
+    if other and share >= min_match: raise AutoLoRaError(f"{path} is of another net: {len(other)} of {len(wanted)} tensors of the feature extractor have another shape ({other[0]}).")
     if share < min_match:
         missing = [k for k in wanted if k not in matched][:3]
         raise AutoLoRaError(f"{path} matches {len(matched)} of {len(wanted)} tensors of the feature extractor ({share:.0%}; at least {min_match:.0%} are needed): "
@@ -145,8 +148,8 @@ def _torchvision_resnet(name):
     def download(): return import_torchvision("models").get_model_weights(name).DEFAULT.get_state_dict(progress=False)
     return Backbone(f"torchvision {name}, ImageNet weights (not robust)", 3, *IMAGENET, build, download)
 
-# %% ../nbs/04_backbones.ipynb #d699ee2c
-WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../autolora/weights").resolve()
+# %% ../nbs/04_backbones.ipynb #5b5178e4
+WEIGHTS = Path(importlib.util.find_spec("autolora").origin).parent / "weights"
 
 BACKBONES = {
     "robust_mini_gray": Backbone("small residual net, adversarially pre-trained on Fashion-MNIST, L-inf 0.1", 1, (0.286,), (0.353,),

@@ -169,12 +169,12 @@ def splits(run):
     rows.append(("nothing: only the final figures come from them", f"{test}, {'touched once, after training' if run.report else 'not touched yet'}"))
     return [pd.DataFrame(rows, columns=["decision", "rests on these images"])]
 
-# %% ../nbs/14_card.ipynb #3206f5e4
+# %% ../nbs/14_card.ipynb #3039c9fb
 def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
     found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    asked = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
+    asked = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
     given = {k: v for k, v in asked.items() if v is not None and (k, v) not in (("lr", "auto"), ("rank", 8))}
     backbone, data = (str(v) for v in (c.get("backbone"), c.get("data") or c.get("task")))
     call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])

@@ -14,7 +14,7 @@ from fastcore.script import anno_parser, store_true
 
 from .core import AutoLoRaError, duration, unknown
 
-# %% ../nbs/18_cli.ipynb #9787b84a
+# %% ../nbs/18_cli.ipynb #665289a5
 def finetune(
     backbone: str,  # Name of a backbone (see `autolora list`)
     data: str,  # Name of a data set, or the path of an .npz pack or an image folder
@@ -24,6 +24,7 @@ def finetune(
     out: str = None,  # Run folder (default: a new one under runs/)
     resume: store_true = False,  # Go on with the unfinished run in --out
     threat: str = None,  # Such as linf:8/255 (default: the data set's)
+    weights: str = None,  # Checkpoint of the backbone, .safetensors or .pt (default: its own)
     lr: str = "auto",  # Initial learning rate: auto, or a number such as 0.01 (as published)
     batch_size: int = None,  # Default: 128, fewer for small data
     rank: int = 8,  # Of the low-rank branch
@@ -33,7 +34,7 @@ def finetune(
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.evaluation import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, lr=lr, batch_size=batch_size, rank=rank, limit=limit, autoattack=autoattack)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, limit=limit, autoattack=autoattack)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 

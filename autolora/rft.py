@@ -34,11 +34,12 @@ from .rates import find_lr, seconds_per_step
 from .schedule import StepDecay
 from .threat import parse_threat
 
-# %% ../nbs/15_rft.ipynb #870776c3
+# %% ../nbs/15_rft.ipynb #1a18bdfa
 @dataclass(frozen=True)
 class Settings:
     "What may be fixed in a run. `lr`: \"auto\" (range test) or a number; `batch_size`: None (found); `rank`: of the branch; `threat`: None (the task's)."
     threat: object = None
+    weights: str | None = None    # checkpoint for a backbone known by name, None = the backbone's own
     lr: object = "auto"
     batch_size: int | None = None
     rank: int = 8
@@ -74,11 +75,13 @@ def budget(n, epochs=None, batch_size=None):
     if not 2 <= batch_size <= n: raise AutoLoRaError(f"batch_size must be from 2 to the {n} training images, not {batch_size}: {'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}.")
     return epochs, batch_size
 
-# %% ../nbs/15_rft.ipynb #94d91143
-def prepare_model(backbone, task):
-    "`(name, model)` on the default device: `backbone` (a name or an `nn.Module`, copied) with a fresh head for `task`; `AutoLoRaError` if it can't take its images."
+# %% ../nbs/15_rft.ipynb #675156b1
+def prepare_model(backbone, task, weights=None):
+    """`(name, model)` on the default device: `backbone` (a name or an `nn.Module`, copied) with a fresh head for `task`.
+
+    `weights`: path of a checkpoint for a backbone known by name. Raises `AutoLoRaError` if it doesn't fit or the model can't take the task's images."""
     if isinstance(backbone, nn.Module): name, model = type(backbone).__name__, fresh_head(copy.deepcopy(backbone), task.num_classes)
-    else: name, model = backbone, load_backbone(backbone, task.num_classes, task.shape[0])
+    else: name, model = backbone, load_backbone(backbone, task.num_classes, task.shape[0], weights or "pretrained")
     model = model.to(default_device(), memory_format=torch.channels_last)
     try:
         with eval_mode(model), torch.no_grad(): shape = tuple(model(task.train.images(torch.arange(2)).to(default_device())).shape)
@@ -141,7 +144,7 @@ def train(run, method, task, epochs, batch_size, settings, resume):
     report_on(run, method.model, task, method.threat, settings.autoattack)
     return run
 
-# %% ../nbs/15_rft.ipynb #9b27dcde
+# %% ../nbs/15_rft.ipynb #efce137a
 def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
     """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
 
@@ -156,10 +159,10 @@ def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, r
     task = load_task(data, limit=settings.limit)
     threat = threat or task.threat
     set_seed(seed)
-    name, model = prepare_model(backbone, task)
+    name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     branch = METHODS[method].branch_class
-    config = {"method": method, "backbone": name, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
+    config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
               "seed": seed, "rank": settings.rank, "branch": branch.__name__ if branch else None, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     run = create_run(out or default_out(method, name, task.name, seed), config, resume)

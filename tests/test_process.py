@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # one thread: sums in one order, so that runs can be compared bit for bit
+SHIPPED = Path(__file__).parents[1] / "autolora" / "weights"
 FINETUNE = ["finetune", "robust_mini_gray", "digits", "--limit", "400", "--epochs", "3", "--seed", "3"]
 
 
@@ -79,6 +80,9 @@ def test_full_disk_is_one_sentence(tmp_path):
     (["finetune", "robust_mini_gray", "/no/such/pack.npz"], "/no/such/pack.npz"),
     (["finetune", "robust_mini_gray", "digits", "--out", "/proc/run"], "can't be written"),
     (["evaluate", "/no/such/run"], "no run in"),
+    (["finetune", "robust_mini_gray", "digits", "--weights", "/no/such/file.pt"], "no checkpoint"),
+    (["finetune", "robust_mini_gray", "digits", "--weights", __file__], "can't be read safely"),
+    (["finetune", "robust_mini_gray", "digits", "--weights", str(SHIPPED / "robust_mini_rgb.safetensors")], "tensors of the feature extractor"),
 ])
 def test_bad_input_is_one_sentence_before_training(tmp_path, args, words):
     done = autolora(*args, cwd=tmp_path)
