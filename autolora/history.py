@@ -83,15 +83,15 @@ def _rebuild(run):
     model.load_state_dict(load_file(run.path / "model.safetensors"))
     return model.eval()
 
-# %% ../nbs/09_history.ipynb #ab2beb2e
+# %% ../nbs/09_history.ipynb #f1739f6a
 def _rebuild_branch(run):
     "The run's low-rank branch on its model, or None where the method has none."
     path = run.path / "branch.safetensors"
     if not path.is_file(): return None
     from safetensors.torch import load_file
 
-    from autolora import lowrank
-    branch = getattr(lowrank, run.config["branch"])(run.model, rank=run.config["rank"])
+    from autolora.lowrank import LowRankBranch
+    branch = LowRankBranch(run.model, rank=run.config["rank"])
     branch.load_state_dict(load_file(path))
     return branch
 

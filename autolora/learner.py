@@ -48,10 +48,11 @@ class OneCycle(Callback):
         done = learner.progress
         learner.set_lr(self.peak * min(done / self.warm, (1 - done) / (1 - self.warm)) + 1e-6)
 
-# %% ../nbs/11_learner.ipynb #89d8b84e
+# %% ../nbs/11_learner.ipynb #f16b4a26
 class CoolDown(Callback):
     "Over the last `share` of the run, lead the schedule's learning rate linearly to zero. Source: Hägele et al. 2024; not in the paper."
-    def __init__(self, share=0.3): self.share = share
+    share = 0.3
+
     def before_step(self, learner): learner.set_lr(learner.schedule.lr * min(1, (1 - learner.progress) / self.share))
 
 # %% ../nbs/11_learner.ipynb #1db23e5c

@@ -41,12 +41,12 @@ def _column(history, name):
     if name not in history: return pd.Series(np.nan, index=history.index)
     return pd.to_numeric(history[name], errors="coerce").astype(float)
 
-# %% ../nbs/10_plots.ipynb #87a02196
+# %% ../nbs/10_plots.ipynb #609b35a7
 def _line(fig, x, y, name, colour, dash="solid", symbol="circle", row=None, **more):
     "Add a line with markers, unless there is nothing to draw; `more` goes to plotly's Scatter."
     if not y.notna().any(): return
     more.setdefault("hovertemplate", "epoch %{x}: %{y:.3g}")
-    look = dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=6))
+    look = dict(mode="lines+markers", connectgaps=True, line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=6))
     fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **more), row=row, col=row and 1)
 
 # %% ../nbs/10_plots.ipynb #bd301f27
@@ -148,7 +148,7 @@ def _log_ticks(values):
     ticks = [m * 10.0**e for e in range(low, high + 1) for m in ((1, 2, 5) if high - low <= 3 else (1,))]
     return dict(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
-# %% ../nbs/10_plots.ipynb #9a2763a0
+# %% ../nbs/10_plots.ipynb #2ffb119b
 def _mark_decisions(fig, history, colour, words):
     "A triangle at each halving of `history`, with the whole reason on hover and, if `words`, the short one beside it."
     table = decisions(history)
@@ -160,7 +160,7 @@ def _mark_decisions(fig, history, colour, words):
     for d in table.itertuples() if words else ():
         early = d.epoch < middle
         fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
-                           xanchor="left" if early else "right", xshift=9 if early else -9, yshift=9 if early else 0)
+                           xanchor="left" if early else "right", xshift=9 if early else -9, yshift=9 if early else -12)
 
 # %% ../nbs/10_plots.ipynb #9383d276
 def plot_lr(history):

@@ -121,7 +121,7 @@ def default_out(method, backbone, task, seed):
     "A new folder under runs/, named by what and when."
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
-# %% ../nbs/15_rft.ipynb #faa7d2b9
+# %% ../nbs/15_rft.ipynb #04b5037b
 def train(run, method, task, epochs, batch_size, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     started = time.perf_counter()
@@ -135,8 +135,9 @@ def train(run, method, task, epochs, batch_size, settings, resume):
         estimate = seconds_per_step(method, task, batch_size) * epochs * (len(task.train) // batch_size)
         run.log("start", lr=float(lr), estimated_seconds=estimate, device=str(next(method.model.parameters()).device))
     callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [Progress()] * settings.progress
-    if settings.lr == "auto" and method.adaptive: callbacks.append(CoolDown())
-    learner = Learner(method, task, run, method.schedule(float(lr), epochs), epochs, batch_size, callbacks)
+    cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
+    if cool_down: callbacks.append(CoolDown())
+    learner = Learner(method, task, run, method.schedule(float(lr), epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
     run.log("end", best_epoch=learner.best["epoch"], seconds=time.perf_counter() - started)
     method.model.eval()
@@ -144,7 +145,7 @@ def train(run, method, task, epochs, batch_size, settings, resume):
     report_on(run, method.model, task, method.threat, settings.autoattack)
     return run
 
-# %% ../nbs/15_rft.ipynb #efce137a
+# %% ../nbs/15_rft.ipynb #bb413818
 def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
     """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
 
@@ -161,14 +162,13 @@ def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, r
     set_seed(seed)
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
-    branch = METHODS[method].branch_class
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "branch": branch.__name__ if branch else None, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     run = create_run(out or default_out(method, name, task.name, seed), config, resume)
     if isinstance(backbone, nn.Module): run = Run(run.path, backbone)
     if run.finished: return run
-    options = {"rank": settings.rank, "num_classes": task.num_classes} if branch else {}
+    options = {k: v for k, v in {"rank": settings.rank, "num_classes": task.num_classes}.items() if k in METHODS[method].options}
     method = make_method(method, model, threat, seed, **options)
     return train(run, method, task, epochs, batch_size, settings, resume)
 
