@@ -125,14 +125,13 @@ def plot_layers(history):
     words, height = "White: 90°, no conflict. Orange-red: they pull apart. Blue: they pull together.", sum(max(130, 18 * len(t) + 20) for t in tables.values())
     return _finish(fig, "Which layers are in conflict?", words, min(1100, 160 + height)).update_layout(margin_t=100, margin_b=50)
 
-# %% ../nbs/10_plots.ipynb #83677564
+# %% ../nbs/10_plots.ipynb #871b60d2
 SHORT_REASONS = {1: "too few rises", 2: "no new best"}
 
 def decisions(history):
     "The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored, short, what, why."
     rows, read = [], pd.DataFrame({c: _column(history, c) for c in ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")})
-    for epoch, lr, schedule_lr, next_lr, restored, reason in read.dropna(subset="reason").itertuples(index=False):
-        schedule_lr = lr if math.isnan(schedule_lr) else schedule_lr  # they differ while the rate cools down
+    for epoch, lr, schedule_lr, next_lr, restored, reason in read.assign(schedule_lr=read.schedule_lr.fillna(read.lr)).dropna(subset="reason").itertuples(index=False):
         next_lr = schedule_lr / 2 if math.isnan(next_lr) else next_lr
         short, what = SHORT_REASONS.get(reason, f"condition {reason:g}"), f"the schedule's learning rate {schedule_lr:.3g} halved to {next_lr:.3g}"
         if restored == restored: short, what = f"{short}, back to epoch {restored:.0f}", f"{what}; weights of epoch {restored:.0f} restored"
