@@ -6,12 +6,11 @@
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'write_examples',
            'report_on', 'versions', 'default_out', 'train', 'finetune', 'pretrain', 'save_backbone']
 
-# %% ../nbs/15_rft.ipynb #5ef39862
+# %% ../nbs/15_rft.ipynb #aea713f4
 import copy
 import json
 import platform
 import shutil
-import time
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -121,10 +120,9 @@ def default_out(method, backbone, task, seed):
     "A new folder under runs/, named by what and when."
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
-# %% ../nbs/15_rft.ipynb #04b5037b
+# %% ../nbs/15_rft.ipynb #1f1b9a2b
 def train(run, method, task, epochs, batch_size, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
-    started = time.perf_counter()
     if (run.path / "resume.pt").is_file(): lr = next(e["lr"] for e in reversed(run.events) if e["event"] == "start")
     else:
         lr = settings.lr
@@ -139,7 +137,8 @@ def train(run, method, task, epochs, batch_size, settings, resume):
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(float(lr), epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
-    run.log("end", best_epoch=learner.best["epoch"], seconds=time.perf_counter() - started)
+    searched = sum(e["seconds"] for e in run.events if e["event"] == "range_test")
+    run.log("end", best_epoch=learner.best["epoch"], seconds=searched + float(run.history.seconds.sum()))
     method.model.eval()
     run.model, run.branch = method.model, method.branch
     report_on(run, method.model, task, method.threat, settings.autoattack)
