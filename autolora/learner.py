@@ -71,7 +71,7 @@ class Progress(Callback):
 
     def after_fit(self, learner): self.bar.close()
 
-# %% ../nbs/11_learner.ipynb #1ef19987
+# %% ../nbs/11_learner.ipynb #0e306b7d
 class RecordAngles(Callback):
     "At the end of an epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
     def __init__(self, task, seed=0, share=0.015):
@@ -80,7 +80,7 @@ class RecordAngles(Callback):
         self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(4, n // 4))
 
     def after_train(self, learner):
-        if learner.epoch % math.ceil(30 / learner.steps): return  # one measurement costs about as much as a step or two
+        if learner.epoch % math.ceil(45 / learner.steps): return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
         found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.branch, self.batch_size)

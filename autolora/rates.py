@@ -81,14 +81,14 @@ def choose_lr(rates, losses, share=1.0):
     branch = "" if share == 1 else f", times {share:.2g} because the branch moves {share**-2:.1f} times as fast as the weights beside it"
     return float(f"{0.1 * share * rates[best]:.2g}"), f"a tenth of {rates[best]:.2g}, where the adversarial loss was smallest{branch}"
 
-# %% ../nbs/11b_rates.ipynb #41c8b411
+# %% ../nbs/11b_rates.ipynb #b301b4da
 def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
     """The `RangeTest` that finds the initial learning rate of `method` on `task`, at 3 to 5 % of the cost of a run of `epochs`; leaves no trace.
 
     At least 12 steps, at most 200. Source: Smith 2017, with our choices above."""
-    start, steps = time.perf_counter(), min(200, max(12, int(0.03 * 2.6 * epochs * (len(task.train) // batch_size))))
+    steps = min(200, max(12, int(0.03 * 2.6 * epochs * (len(task.train) // batch_size))))
     batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, seed), method.optimizer(low)
-    rates, losses = [], []
+    rates, losses, start = [], [], time.perf_counter()  # torch's first optimiser takes seconds to import, which is no cost of the test
     with rehearsal(method):
         method.train(); method.end_epoch(0.5); method.steps = 2
         for i in range(steps):
