@@ -38,7 +38,7 @@ def finetune(
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
-# %% ../nbs/18_cli.ipynb #9999b647
+# %% ../nbs/18_cli.ipynb #0fefb319
 def evaluate(
     run: str,  # A run folder
     data: str = None,  # Data whose test split is used (default: the run's own)
@@ -53,7 +53,9 @@ def evaluate(
     from autolora.history import Run
     from autolora.threat import parse_threat
     run = Run.open(run)
-    task = load_task(data or run.config["data"])
+    data = data or run.config.get("data")
+    if data is None: raise AutoLoRaError("This run doesn't say by name which data it was made on: give --data a name or a path.")
+    task = load_task(data)
     attacks = ("none", f"pgd-{steps}") + (("autoattack",) if autoattack else ())
     print(measure(run.model, task.test, parse_threat(threat or run.config["threat"]), attacks, n=n, n_autoattack=autoattack or None))
 

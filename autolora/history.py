@@ -104,7 +104,7 @@ def _summary(run):
     rows = "".join(f"| {r['attack'].replace('none', 'natural')} | {pct(r['accuracy'])} | {pct(r['low'])} to {pct(r['high'])} | {r['n']} |\n" for r in report["evaluations"])
     return f"{head}\n\n| attack | accuracy % | 95 % interval | n |\n|---|---|---|---|\n{rows}\nReport: `{run.path / 'report.html'}`"
 
-# %% ../nbs/09_history.ipynb #5aaff21d
+# %% ../nbs/09_history.ipynb #735c6956
 class Run:
     """A run folder: `config`, `events`, `history` (a DataFrame), `report`, and the `model` and `branch` that came of it.
 
@@ -152,11 +152,12 @@ class Run:
     def log(self, event, **fields):
         "Append one event, flushed to the disk before this returns. Raises `AutoLoRaError` when it can't be written."
         path = self.path / "events.jsonl"
-        line = json.dumps({"event": event, **_plain(fields)}, allow_nan=False)
+        line = json.dumps({"event": event, **_plain(fields)}, allow_nan=False).encode() + b"\n"
         try:
-            torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(("\n" if torn else "") + line + "\n")
+            with open(path, "ab+") as file:
+                if file.seek(0, os.SEEK_END): file.seek(-1, os.SEEK_END)
+                torn = file.read(1) not in (b"", b"\n")  # a killed process left half a line
+                file.write(b"\n" * torn + line)
                 file.flush(); os.fsync(file.fileno())
         except OSError as error: raise cannot_write(path, error) from error
 

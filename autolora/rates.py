@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rehearsal', 'rehearsal_batches', 'seconds_per_step', 'RangeTest', 'smoothed', 'choose_lr', 'find_lr']
 
-# %% ../nbs/11b_rates.ipynb #0abbe4c9
+# %% ../nbs/11b_rates.ipynb #4a556cb4
 import contextlib
 import copy
 import math
@@ -16,29 +16,26 @@ import torch
 from torch.nn import functional as F
 
 from .core import isolated_rng
+from .learner import put_weights, steps_per_epoch, take_weights, training_batches
 
-# %% ../nbs/11b_rates.ipynb #63b05317
+# %% ../nbs/11b_rates.ipynb #7f15542c
 @contextlib.contextmanager
 def rehearsal(method):
     "Train `method` inside as you like; afterwards its weights, statistics and own state, and the random generators, are as before."
-    modules, state, steps = {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}, copy.deepcopy(method.state_dict()), method.steps
+    weights, state, steps = take_weights(method), copy.deepcopy(method.state_dict()), method.steps
     try:
         with isolated_rng(): yield
     finally:
         method.steps = steps
         method.load_state_dict(state)
-        for name, module in method.modules().items():
-            module.load_state_dict(modules[name])
-            module.zero_grad(set_to_none=True)
+        put_weights(method, weights)
+        for module in method.modules().values(): module.zero_grad(set_to_none=True)
 
-# %% ../nbs/11b_rates.ipynb #b22a2667
+# %% ../nbs/11b_rates.ipynb #6e943077
 def rehearsal_batches(task, batch_size, device, seed):
     "Endless augmented training batches, as the learner makes them, from a generator of their own."
     rng = torch.Generator().manual_seed(seed + 1)
-    while True:
-        for x, y in task.train.batches(batch_size, generator=rng, drop_last=True):
-            if task.augment: x = task.augment(x, rng)
-            yield x.to(device, memory_format=torch.channels_last), y.to(device)
+    while True: yield from training_batches(task, batch_size, rng, device)
 
 # %% ../nbs/11b_rates.ipynb #9625504d
 def seconds_per_step(method, task, batch_size):
@@ -81,12 +78,12 @@ def choose_lr(rates, losses, share=1.0):
     branch = "" if share == 1 else f", times {share:.2g} because the branch moves {share**-2:.1f} times as fast as the weights beside it"
     return float(f"{0.1 * share * rates[best]:.2g}"), f"a tenth of {rates[best]:.2g}, where the adversarial loss was smallest{branch}"
 
-# %% ../nbs/11b_rates.ipynb #b301b4da
+# %% ../nbs/11b_rates.ipynb #d8eeda1e
 def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
     """The `RangeTest` that finds the initial learning rate of `method` on `task`, at 3 to 5 % of the cost of a run of `epochs`; leaves no trace.
 
     At least 12 steps, at most 200. Source: Smith 2017, with our choices above."""
-    steps = min(200, max(12, int(0.03 * 2.6 * epochs * (len(task.train) // batch_size))))
+    steps = min(200, max(12, int(0.03 * 2.6 * epochs * steps_per_epoch(task, batch_size))))
     batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, seed), method.optimizer(low)
     rates, losses, start = [], [], time.perf_counter()  # torch's first optimiser takes seconds to import, which is no cost of the test
     with rehearsal(method):

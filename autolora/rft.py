@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'write_examples',
            'report_on', 'versions', 'default_out', 'train', 'finetune', 'pretrain', 'save_backbone']
 
-# %% ../nbs/15_rft.ipynb #aea713f4
+# %% ../nbs/15_rft.ipynb #6f3902e4
 import copy
 import json
 import platform
@@ -27,10 +27,10 @@ from .core import AutoLoRaError, default_device, parse_number, set_seed, unknown
 from .data import load_task
 from .evaluation import evaluate
 from .history import Run, create_run, write_atomic
-from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles
+from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
 from .methods import METHODS, make_method
 from .rates import find_lr, seconds_per_step
-from .schedule import StepDecay
+from .schedule import StepDecay, whole_epochs
 from .threat import parse_threat
 
 # %% ../nbs/15_rft.ipynb #1a18bdfa
@@ -47,15 +47,17 @@ class Settings:
     angles: bool = True           # record the gradient angles every epoch
     progress: bool = True         # a bar with an ETA on stderr
 
-# %% ../nbs/15_rft.ipynb #3932043d
+# %% ../nbs/15_rft.ipynb #36c494f5
 def settings_from(given):
     "`Settings` from keyword arguments; an unknown one is an `AutoLoRaError` with the nearest known name."
     known = [f.name for f in fields(Settings)]
     for name in given:
         if name not in known: raise unknown("setting", name, known)
     settings = Settings(**given)
-    if settings.lr != "auto" and parse_number(settings.lr, "lr") <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
-    return settings
+    if settings.lr == "auto": return settings
+    lr = parse_number(settings.lr, "lr")
+    if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
+    return replace(settings, lr=lr)
 
 # %% ../nbs/15_rft.ipynb #20b71050
 def default_epochs(n):
@@ -66,13 +68,12 @@ def default_batch_size(n):
     "128 as published; fewer for a small task, so that an epoch has at least eight steps: a power of two from 8 to 128."
     return next((size for size in (128, 64, 32, 16) if size * 8 <= n), 8)
 
-# %% ../nbs/15_rft.ipynb #701b67d9
+# %% ../nbs/15_rft.ipynb #fba2d326
 def budget(n, epochs=None, batch_size=None):
     "`(epochs, batch_size)` for `n` training images, found where None. Raises `AutoLoRaError` for a budget that can't be spent."
     epochs, batch_size = default_epochs(n) if epochs is None else epochs, default_batch_size(n) if batch_size is None else batch_size
-    if epochs < 1 or epochs != int(epochs): raise AutoLoRaError(f"epochs must be a whole number from 1, not {epochs}.")
     if not 2 <= batch_size <= n: raise AutoLoRaError(f"batch_size must be from 2 to the {n} training images, not {batch_size}: {'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}.")
-    return epochs, batch_size
+    return whole_epochs(epochs), batch_size
 
 # %% ../nbs/15_rft.ipynb #675156b1
 def prepare_model(backbone, task, weights=None):
@@ -120,7 +121,7 @@ def default_out(method, backbone, task, seed):
     "A new folder under runs/, named by what and when."
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
-# %% ../nbs/15_rft.ipynb #1f1b9a2b
+# %% ../nbs/15_rft.ipynb #a7cb1f1d
 def train(run, method, task, epochs, batch_size, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     if (run.path / "resume.pt").is_file(): lr = next(e["lr"] for e in reversed(run.events) if e["event"] == "start")
@@ -130,12 +131,12 @@ def train(run, method, task, epochs, batch_size, settings, resume):
             found = find_lr(method, task, epochs, batch_size, run.config["seed"])
             run.log("range_test", **found.to_dict())
             lr = found.chosen
-        estimate = seconds_per_step(method, task, batch_size) * epochs * (len(task.train) // batch_size)
-        run.log("start", lr=float(lr), estimated_seconds=estimate, device=str(next(method.model.parameters()).device))
+        estimate = seconds_per_step(method, task, batch_size) * epochs * steps_per_epoch(task, batch_size)
+        run.log("start", lr=lr, estimated_seconds=estimate, device=str(next(method.model.parameters()).device))
     callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [Progress()] * settings.progress
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
-    learner = Learner(method, task, run, method.schedule(float(lr), epochs, cool_down), epochs, batch_size, callbacks)
+    learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
     searched = sum(e["seconds"] for e in run.events if e["event"] == "range_test")
     run.log("end", best_epoch=learner.best["epoch"], seconds=searched + float(run.history.seconds.sum()))

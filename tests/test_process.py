@@ -100,3 +100,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     assert kept == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     measured = autolora("evaluate", tmp_path / "run", "--steps", "3")
     assert measured.returncode == 0 and "PGD-3" in measured.stdout
+
+
+def test_a_run_that_names_no_data_says_how_to_measure_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"backbone": "robust_mini_gray", "num_classes": 10, "threat": "linf:0.1"}))
+    done = autolora("evaluate", tmp_path)
+    assert done.returncode == 2 and "--data" in done.stderr and "Traceback" not in done.stderr
