@@ -4,7 +4,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_WAIT_POLICY ?= PASSIVE   # idle threads sleep: spinning ones make a shared machine crawl
 unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
 
 .PHONY: help run test lab bench export readme clean

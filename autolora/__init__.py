@@ -1,5 +1,9 @@
 """Robust fine-tuning with nothing to set: `finetune(backbone, data)`."""
+import os
+
 __version__ = "0.1.0"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while they wait make a busy machine crawl
 
 _LAZY = {"finetune": "rft", "pretrain": "rft", "Run": "history"}  # so that autolora.schedule can be used without torch
 

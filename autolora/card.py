@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Folded', 'STYLE', 'SCRIPT', 'POLICY', 'REPORT', 'USE', 'LIMITS', 'CITATION', 'CARD', 'Code', 'to_html', 'to_markdown',
-           'results', 'setting', 'curves', 'gradients', 'learning_rate', 'range_test', 'examples', 'splits',
-           'reproduce', 'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost', 'write_card']
+           'results', 'setting', 'curves', 'gradients', 'scales', 'learning_rate', 'range_test', 'examples', 'splits',
+           'as_code', 'reproduce', 'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost',
+           'write_card']
 
-# %% ../nbs/14_card.ipynb #002cf0f7
+# %% ../nbs/14_card.ipynb #4f80efd3
 import html
 import shlex
 from collections import namedtuple
@@ -19,9 +20,9 @@ import plotly.graph_objects as go
 
 from .core import duration, pct
 from .evaluation import label
-from .history import write_atomic
+from .history import read_examples, write_atomic
 from .methods import METHODS
-from .plots import PANELS, best_epoch, decisions, plot_examples, plot_range_test
+from .plots import PANELS, best_epoch, decisions, plot_examples, plot_range_test, plot_scales
 
 # %% ../nbs/14_card.ipynb #91fb95e1
 class Code(str):
@@ -113,13 +114,22 @@ def _named(run): return {run.config.get("method", "this run"): run.history}
 
 def _measured(run, column): return column in run.history and run.history[column].notna().any()
 
-# %% ../nbs/14_card.ipynb #f16b5d09
+# %% ../nbs/14_card.ipynb #789d5d00
 def gradients(run):
     "Blocks: the angles between the natural and the adversarial gradient, where they were recorded."
     if not _measured(run, "angle"): return ["The angles between the gradients were not recorded in this run."]
     words = ("Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the angle between the two terms that really reach the "
              "feature extractor; dotted, what it would be if the natural term reached it too.")
-    return [words, PANELS["angles"](_named(run))] + ([PANELS["layers"](_named(run))] if _measured(run, "angle_layers") else [])
+    return [words, PANELS["angles"](_named(run)), PANELS["gradients"](_named(run))] + ([PANELS["layers"](_named(run))] if _measured(run, "angle_layers") else [])
+
+# %% ../nbs/14_card.ipynb #4e4bd17f
+def scales(run):
+    "Blocks: what the low-rank branch would do to the two accuracies if it were kept, where that was measured."
+    slid = next(({k: v for k, v in e.items() if k != "event"} for e in run.events if e.get("event") == "scales"), None)
+    if slid is None: return ["Not measured: the method has no low-rank branch, or the run is unfinished."]
+    table = pd.DataFrame({"scale s": slid["scale"], "SA (%)": map(pct, slid["sa"]), "RA (%)": map(pct, slid["ra"])})
+    return [f"The finished model is the one at s = 0. With the branch added at the scale s (run.branch.merged(s)) it slides towards the natural path; measured on {slid['n']} validation images, PGD-10 at each s.",
+            plot_scales({run.config.get("method", "this run"): slid}), table]
 
 # %% ../nbs/14_card.ipynb #f91c4c20
 def learning_rate(run):
@@ -136,16 +146,17 @@ def range_test(run):
     lr = run.config.get("lr")
     return [f"There was no range test; the learning rate was set: {lr}." if lr not in (None, "auto") else "No range test was recorded."]
 
-# %% ../nbs/14_card.ipynb #0b71f584
+# %% ../nbs/14_card.ipynb #d64a7253
 def _examples(run):
     "The arrays of examples.npz with classes as names: (nat, adv, y, pred_nat, pred_adv); None where there are none."
-    if not (run.path / "examples.npz").is_file(): return None
-    with np.load(run.path / "examples.npz") as saved: found = {key: saved[key] for key in ("nat", "adv", "y", "pred_nat", "pred_adv")}
+    found = read_examples(run.path)
+    if not found: return None
+    found |= {f"pred_{kind}": found[f"fe_{kind}"].argmax(1) for kind in ("nat", "adv") if f"fe_{kind}" in found}
     names = run.config.get("classes") or []
     images = [a / 255 if a.dtype == np.uint8 else a for a in (found["nat"], found["adv"])]
     return *images, *([str(names[i]) if i < len(names) else str(i) for i in found[key]] for key in ("y", "pred_nat", "pred_adv"))
 
-# %% ../nbs/14_card.ipynb #c55f13ad
+# %% ../nbs/14_card.ipynb #f6139e58
 def examples(run):
     "Blocks: the first adversarial examples as pictures and as a table."
     found = _examples(run)
@@ -154,7 +165,7 @@ def examples(run):
     largest = np.abs(np.asarray(adv, float) - nat).reshape(len(nat), -1).max(axis=1)
     table = pd.DataFrame({"image": range(1, len(y) + 1), "true class": y, "natural image seen as": pred_nat, "adversarial image seen as": pred_adv,
                           "largest change of a pixel": [f"{v:.3f}" for v in largest]})
-    return ["The first images of the split, not chosen ones, attacked with PGD-10. Pixels range from 0 to 1.", plot_examples(*found), table]
+    return ["The first validation images, not chosen ones, attacked with PGD-10. Pixels range from 0 to 1.", plot_examples(*found), table]
 
 # %% ../nbs/14_card.ipynb #f575f504
 def splits(run):
@@ -169,18 +180,22 @@ def splits(run):
     rows.append(("nothing: only the final figures come from them", f"{test}, {'touched once, after training' if run.report else 'not touched yet'}"))
     return [pd.DataFrame(rows, columns=["decision", "rests on these images"])]
 
-# %% ../nbs/14_card.ipynb #3039c9fb
+# %% ../nbs/14_card.ipynb #46394b57
+def as_code(backbone, data, **given):
+    "A call of `finetune` as text, in Python and for a shell; settings that are None or at their default are left out."
+    given = {k: v for k, v in given.items() if v is not None and (k, v) not in (("lr", "auto"), ("rank", 8), ("autoattack", 0))}
+    call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
+    words = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in given.items()]
+    return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words])
+
+# %% ../nbs/14_card.ipynb #3f9d3432
 def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
     found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    asked = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
-    given = {k: v for k, v in asked.items() if v is not None and (k, v) not in (("lr", "auto"), ("rank", 8))}
-    backbone, data = (str(v) for v in (c.get("backbone"), c.get("data") or c.get("task")))
-    call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
-    words = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in given.items()]
-    return [Code(f"from autolora import finetune\n\nrun = finetune({call})"), "The same in a shell:",
-            Code(" ".join(["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words])),
+    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
+    python, shell = as_code(str(c.get("backbone")), str(c.get("data") or c.get("task")), **given)
+    return [Code(python), "The same in a shell:", Code(shell),
             "On another machine, or with other versions, the figures may differ in their last digits. Data or a backbone of your own must be handed over again."]
 
 # %% ../nbs/14_card.ipynb #ffc592bc
@@ -204,9 +219,10 @@ dark.addEventListener("change", paint); addEventListener("load", paint);"""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-# %% ../nbs/14_card.ipynb #7b34dc7c
+# %% ../nbs/14_card.ipynb #20eab0ab
 REPORT = {"Result": results, "What was run": setting, "Accuracy and loss over training": curves, "The two gradients": gradients,
           "The learning rate and its reasons": learning_rate, "Where the initial learning rate came from": range_test, "Adversarial examples": examples,
+          "From robust to natural": scales,
           "Which images decided what": splits, "How to do it again": reproduce, "Versions": versions}
 
 def write_report(run):

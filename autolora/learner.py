@@ -56,12 +56,12 @@ class CoolDown(Callback):
 
     def before_step(self, learner): learner.set_lr(learner.schedule.lr * min(1, (1 - learner.progress) / self.share))
 
-# %% ../nbs/11_learner.ipynb #1db23e5c
+# %% ../nbs/11_learner.ipynb #ca4cade4
 class Progress(Callback):
     "On stderr: the cost estimate, then a bar with an ETA that counts training steps, SA and RA (validation) of the last epoch beside it."
     def before_fit(self, learner):
         from tqdm import tqdm
-        for start in [e for e in learner.run.events if e["event"] == "start"][-1:]:
+        if start := learner.run.last("start"):
             tqdm.write(f"{learner.epochs} epochs of {learner.steps} steps from a learning rate of {start['lr']:.2g}: about {duration(start['estimated_seconds'])}", file=sys.stderr)
         self.bar = tqdm(total=learner.epochs * learner.steps, initial=learner.epoch * learner.steps, unit="step", mininterval=1, dynamic_ncols=True)
 
@@ -121,7 +121,7 @@ def put_weights(method, weights):
     "Load what `take_weights` gave."
     for name, module in method.modules().items(): module.load_state_dict(weights[name])
 
-# %% ../nbs/11_learner.ipynb #ab224a75
+# %% ../nbs/11_learner.ipynb #225c34f5
 class Learner:
     """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose config gives the `seed` of the data order.
 
@@ -132,6 +132,7 @@ class Learner:
         self.epochs, self.batch_size, self.callbacks = epochs, batch_size, list(callbacks)
         self.optimizer, self.device = method.optimizer(schedule.lr), next(method.model.parameters()).device
         self.data_rng, self.epoch, self.best = torch.Generator().manual_seed(run.config["seed"]), 0, None
+        self.done = False  # the schedule has ended the run before its last epoch
         self.steps = steps_per_epoch(task, batch_size)
 
     @property
@@ -144,24 +145,28 @@ class Learner:
         for callback in self.callbacks: getattr(callback, moment)(self)
 
     def fit(self, resume=False):
-        "Train to the last epoch, then load the best validation weights and save them. With `resume`, go on from the last checkpoint."
+        """Train to the last epoch, then load the best validation weights and save them. With `resume`, go on from the last checkpoint.
+
+        Whatever ends the training early, a request, an interrupt or an error, the best weights so far are loaded and saved too."""
         if resume: self.load_checkpoint()
         self.call("before_fit")
-        while self.epoch < self.epochs:
-            start = time.perf_counter()
-            self.record = {"epoch": self.epoch + 1, **self.method.state}
-            self.train_epoch()
-            self.call("after_train")
-            decision = self.validate()
-            self.method.end_epoch(self.train_sa)
-            self.epoch += 1
-            self.call("after_epoch")
-            self.run.log("epoch", **self.record, seconds=time.perf_counter() - start)
-            self.save_checkpoint()
-            if decision.stop: break
-        self.restore_best()
-        self.save_weights()
-        self.call("after_fit")
+        try:
+            while self.epoch < self.epochs and not self.done: self.fit_epoch()
+        finally:
+            if self.best: self.keep_best()
+            self.call("after_fit")
+
+    def fit_epoch(self):
+        start = time.perf_counter()
+        self.record = {"epoch": self.epoch + 1, **self.method.state}
+        self.train_epoch()
+        self.call("after_train")
+        decision = self.validate()
+        self.method.end_epoch(self.train_sa)
+        self.epoch, self.done = self.epoch + 1, decision.stop
+        self.call("after_epoch")
+        self.run.log("epoch", **self.record, seconds=time.perf_counter() - start - self.record.get("paused_seconds", 0.0))
+        self.save_checkpoint()
 
     def train_epoch(self):
         self.method.train()
@@ -202,14 +207,11 @@ class Learner:
         if decision.new_best: self.best = {"epoch": self.epoch + 1, "weights": take_weights(self.method)}
         self.record |= {"sa": sa / n, "ra": ra / n, "n_val": n, "new_best": decision.new_best, "reason": decision.reason,
                         "next_lr": decision.lr, "restored": self.best["epoch"] if decision.restore else None}
-        if decision.restore: self.restore_best()
+        if decision.restore: put_weights(self.method, self.best["weights"])
         return decision
 
-    def restore_best(self):
-        if self.best: put_weights(self.method, self.best["weights"])
-
     def save_checkpoint(self):
-        state = {"epoch": self.epoch, "weights": {name: module.state_dict() for name, module in self.method.modules().items()}, "best": self.best, "optimizer": self.optimizer.state_dict(),
+        state = {"epoch": self.epoch, "weights": {name: module.state_dict() for name, module in self.method.modules().items()}, "best": self.best, "done": self.done, "optimizer": self.optimizer.state_dict(),
                  "schedule": self.schedule.state_dict(), "method": self.method.state_dict(), "data_rng": self.data_rng.get_state(), "rng": torch.get_rng_state(),
                  "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
         write_atomic(self.run.path / "resume.pt", lambda path: torch.save(state, path))
@@ -226,9 +228,11 @@ class Learner:
         self.method.load_state_dict(state["method"])
         self.data_rng.set_state(state["data_rng"].cpu()); torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None: torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
-        self.epoch, self.best = state["epoch"], state["best"]
+        self.epoch, self.best, self.done = state["epoch"], state["best"], state["done"]
 
-    def save_weights(self):
+    def keep_best(self):
+        "Load the weights of the best epoch and save them, a safetensors file a module."
+        put_weights(self.method, self.best["weights"])
         from safetensors.torch import save_file
         for name, module in self.method.modules().items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NATURAL', 'ADVERSARIAL', 'GREY', 'STYLES', 'SPARE', 'SHORT_REASONS', 'TERMS', 'PANELS', 'plot_angles', 'plot_layers',
            'decisions', 'plot_lr', 'best_epoch', 'plot_accuracy', 'plot_losses', 'plot_range_test', 'amplification',
-           'plot_examples']
+           'plot_examples', 'plot_example', 'plot_gradients', 'plot_scales', 'figure_table']
 
 # %% ../nbs/10_plots.ipynb #6d567529
 import html
@@ -21,7 +21,7 @@ from plotly.utils import image_array_to_data_uri
 from .core import duration, pct, wilson
 from .schedule import REASONS
 
-# %% ../nbs/10_plots.ipynb #396b572c
+# %% ../nbs/10_plots.ipynb #51c234c7
 NATURAL, ADVERSARIAL, GREY = "#009E73", "#D55E00", "#808080"
 STYLES = {"autolora": ("AutoLoRa", "#0072B2", "solid"), "trades": ("naive RFT (TRADES)", "#E69F00", "dash")}
 SPARE = [("#CC79A7", "dot"), ("#56B4E9", "dashdot"), ("#808080", "longdash")]
@@ -29,10 +29,11 @@ SPARE = [("#CC79A7", "dot"), ("#56B4E9", "dashdot"), ("#808080", "longdash")]
 def _runs(history):
     "`[(label, history, colour, dash)]` from one history or from a dict name -> history; labels are escaped."
     if not isinstance(history, dict): return [("this run", history, *STYLES["autolora"][1:])]
-    runs = []
+    runs, free = [], dict(STYLES)
     for name, frame in history.items():
-        label, colour, dash = STYLES.get(str(name).lower(), (str(name), *SPARE[len(runs) % len(SPARE)]))
-        runs.append((html.escape(label), frame, colour, dash))
+        method, _, more = str(name).partition(" · ")
+        label, colour, dash = free.pop(method.lower(), None) or (STYLES.get(method.lower(), [method])[0], *SPARE[len(runs) % len(SPARE)])
+        runs.append((html.escape(f"{label} · {more}" if more else label), frame, colour, dash))
     return runs
 
 # %% ../nbs/10_plots.ipynb #04ec17f5
@@ -281,5 +282,85 @@ def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
-# %% ../nbs/10_plots.ipynb #e7e42280
-PANELS = {"angles": plot_angles, "layers": plot_layers, "lr": plot_lr, "accuracy": plot_accuracy, "losses": plot_losses}
+# %% ../nbs/10_plots.ipynb #494edcdc
+def _opinions(saved, i, kind, classes):
+    "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
+    name = lambda k: html.escape(str(classes[k])[:16])
+    truth, said = saved["y"][i], {words: saved[f"{path}_{kind}"][i] for path, words in (("fe", "FE"), ("branch", "branch")) if f"{path}_{kind}" in saved}
+    if not said: return f"FE: {name(saved[f'pred_{kind}'][i])}"
+    return "<br>".join(f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %)" + " <b>wrong</b>" * int(p.argmax() != truth) for words, p in said.items())
+
+def plot_example(examples, i=0, classes=None):
+    """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and what each path says of it.
+
+    `examples`: a dict name -> `Run.examples`, names as in `plot_angles`. `classes`: their names (None: numbers). FE is the plain
+    model, the robust path; the branch is the natural one, where the method has one."""
+    runs = [run for run in _runs(examples) if len(run[1]) and i < len(run[1]["y"])]
+    fig = make_subplots(rows=max(1, len(runs)), cols=3, horizontal_spacing=0.03, vertical_spacing=0.24 / max(1, len(runs)))
+    for row, (label, saved, _, _) in enumerate(runs, 1):
+        nat, adv = (np.asarray(saved[k][i], float) for k in ("nat", "adv"))
+        names = classes or list(range(1 + int(saved["y"].max())))
+        factor = amplification(nat, adv)
+        for col, (image, words) in enumerate(((nat, _opinions(saved, i, "nat", names)), (0.5 + factor * (adv - nat), f"perturbation × {factor}<br>largest change {np.abs(adv - nat).max():.3f}"),
+                                              (adv, _opinions(saved, i, "adv", names))), 1):
+            fig.add_trace(go.Image(source=_uri(image), hoverinfo="skip"), row=row, col=col)
+            fig.update_xaxes(title=dict(text=words, standoff=4, font_size=12), row=row, col=col)
+        fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
+    bare, first = dict(showticklabels=False, showgrid=False), runs[0][1] if runs else {}
+    truth = html.escape(str(classes[first["y"][i]] if classes else first["y"][i])) if runs else ""
+    words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE." if runs else ""
+    return _finish(fig, "One image, two paths", words, 120 + 230 * max(1, len(runs))).update_xaxes(**bare).update_yaxes(**bare)
+
+# %% ../nbs/10_plots.ipynb #df4cc9f9
+def _arrow(fig, col, length, degrees, name, colour, dash="solid", symbol="circle"):
+    fig.add_trace(go.Scatterpolar(r=[0, length], theta=[0, degrees], mode="lines+markers", name=name, legendgroup=name, showlegend=name not in {t.name for t in fig.data},
+                                  line=dict(color=colour, width=4, dash=dash), marker=dict(size=[0, 13], symbol=symbol, color=colour),
+                                  hovertemplate="length %{r:.3g}, %{theta:.0f}°"), row=1, col=col)
+
+def plot_gradients(history):
+    """The natural term's and the adversarial objective's gradient with respect to the feature extractor, as two arrows, newest epoch.
+
+    Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history` as in `plot_angles`."""
+    newest = [(label, known.iloc[-1]) for label, frame, _, _ in _runs(history) if len(known := frame[_column(frame, "angle_natural").notna()])]
+    fig = make_subplots(rows=1, cols=max(1, len(newest)), specs=[[{"type": "polar"}] * max(1, len(newest))], subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
+    words = []
+    for col, (label, row) in enumerate(newest, 1):
+        nat, adv = (float(row.get(k) if pd.notna(row.get(k)) else 1) for k in ("length_nat", "length_adv"))
+        routed = pd.notna(row.get("angle")) and not np.isclose(row.angle, row.angle_natural)
+        top = 1.1 * max(nat, adv)
+        fig.add_trace(go.Barpolar(r=[top], theta=[135], width=[90], marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False), row=1, col=col)
+        _arrow(fig, col, nat, 0, "natural" + " (goes to the branch)" * routed, NATURAL, "dot" if routed else "solid")
+        _arrow(fig, col, adv, row.angle_natural, "adversarial", ADVERSARIAL, symbol="square")
+        words.append(f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart, the adversarial one {adv / nat:.2g} times as long." if nat else f"{label}: no natural gradient is left.")
+    fig.update_polars(sector=[0, 180], angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°"), radialaxis=dict(nticks=4, angle=0, tickangle=0), bgcolor="rgba(0,0,0,0)")
+    return _finish(fig, "The two gradients", " ".join(words), 400)
+
+# %% ../nbs/10_plots.ipynb #0b9e50fc
+def plot_scales(slides, scale=None):
+    """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 % intervals; `scale` is marked.
+
+    `slides`: a dict name -> what `exhibits.slide_scale` measured, names as in `plot_angles`."""
+    fig, runs = go.Figure(), [run for run in _runs(slides) if run[1]]
+    for label, slid, _, _ in runs:
+        x, mine = pd.Series(slid["scale"], dtype=float), f"{label}, " if len(runs) > 1 else ""
+        for column, name, tone, symbol in (("sa", "standard accuracy (SA)", NATURAL, "circle"), ("ra", "robust accuracy (RA)", ADVERSARIAL, "square")):
+            share = pd.Series(slid[column], dtype=float)
+            _band(fig, x, share, pd.Series(slid["n"], index=x.index))
+            _line(fig, x, 100 * share, f"{mine}{name}", tone, "solid" if column == "sa" else "dash", symbol, hovertemplate="s = %{x}: %{y:.1f} %")
+    words = [f"At s = {scale:g}: SA {pct(s['sa'][k])} %, RA {pct(s['ra'][k])} %, on {s['n']} validation images." for _, s, _, _ in runs if scale in s["scale"] for k in [s["scale"].index(scale)]]
+    if scale is not None and runs: fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
+    fig.update_xaxes(title_text="scale s of the branch: 0 robust, 1 natural", range=[-0.03, 1.03]).update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
+    return _finish(fig, "From robust to natural, without training", " ".join(words))
+
+# %% ../nbs/10_plots.ipynb #c66968a9
+def figure_table(fig):
+    "The curves, cells and arrows of a plotly figure as a DataFrame of numbers and words; empty where there are none."
+    curves = {t.name: pd.Series(t.y, index=t.x).groupby(level=0).last() for t in fig.data if t.type == "scatter" and t.hoverinfo != "skip" and "lines" in (t.mode or "")}
+    if curves: return pd.DataFrame(curves).rename_axis("x").reset_index()
+    heats = [pd.DataFrame(t.z, index=t.y, columns=[f"{x:g}" for x in t.x]).iloc[:, -6:] for t in fig.data if t.type == "heatmap"]
+    if heats: return pd.concat(heats).rename_axis("layer, by epoch").reset_index()
+    arrows = [(t.name, t.r[1], t.theta[1]) for t in fig.data if t.type == "scatterpolar"]
+    return pd.DataFrame(arrows, columns=["gradient", "length", "degrees"]) if arrows else pd.DataFrame()
+
+# %% ../nbs/10_plots.ipynb #d1bb0747
+PANELS = {"angles": plot_angles, "layers": plot_layers, "lr": plot_lr, "accuracy": plot_accuracy, "losses": plot_losses, "gradients": plot_gradients}

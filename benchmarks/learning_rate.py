@@ -9,13 +9,11 @@ mean over seeds with a 95 % t interval.
 import argparse
 import json
 import math
-import os
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 RESULTS = Path(__file__).parent / "results" / "learning_rate.jsonl"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 % points, n - 1 degrees
 KEY = ("task", "backbone", "limit", "epochs", "method", "lr", "seed")
@@ -30,10 +28,9 @@ def measure(args, method, lr, seed):
     folder = Path(tempfile.mkdtemp())
     run = finetune(args.backbone, args.task, method, epochs=args.epochs, seed=seed, out=folder / "run", limit=args.limit, autoattack=args.autoattack,
                    lr=lr if lr == "auto" else float(lr), progress=False)
-    history, events = run.history, run.events
-    chosen = next((e for e in events if e["event"] == "range_test"), {})
+    history = run.history
     found = {e["attack"]: [e["correct"], e["n"]] for e in run.report["evaluations"]}
-    cost = {"seconds": events[-1]["seconds"], "range_test_seconds": chosen.get("seconds"), "angle_share": float(history.angle_seconds.sum() / history.seconds.sum())}
+    cost = {"seconds": run.last("end")["seconds"], "range_test_seconds": run.last("range_test").get("seconds"), "angle_share": float(history.angle_seconds.sum() / history.seconds.sum())}
     row = {"task": run.config["task"], "backbone": args.backbone, "limit": args.limit, "epochs": args.epochs, "method": method, "lr": lr, "seed": seed, "chosen_lr": float(history.lr[0]),
            "found": found, "angle": float(history.angle.mean()), "angle_natural": float(history.angle_natural.mean()), "versions": run.config["versions"], **cost}
     shutil.rmtree(folder)

@@ -84,7 +84,7 @@ def test_card_holds_no_markup_of_others(state, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @STATES
 def test_report_in_a_browser(state, scheme, tmp_path, chromium):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
     path, complaints, fetched = write_report(state(tmp_path)), [], []
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -93,8 +93,8 @@ def test_report_in_a_browser(state, scheme, tmp_path, chromium):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url) if request.url.startswith("http") else None)
         page.goto(path.as_uri())
-        wanted = {full_run: 7, one_epoch: 5, begun: 0}[state]
-        page.wait_for_function(f"document.querySelectorAll('figure .main-svg:first-of-type').length === {wanted}", timeout=30_000)
+        wanted = {full_run: 8, one_epoch: 6, begun: 0}[state]
+        expect(page.locator("figure .main-svg:first-of-type")).to_have_count(wanted, timeout=30_000)
         assert page.locator("figure").count() == wanted
         assert page.evaluate("window.smuggled") is None
         assert page.evaluate("document.documentElement.scrollWidth") <= 800
