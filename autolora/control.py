@@ -16,7 +16,7 @@ from .learner import Callback
 class Stopped(Exception):
     "Somebody asked the run to stop; raised in the training thread, out of the model's forward pass."
 
-# %% ../nbs/11c_control.ipynb #cce3932d
+# %% ../nbs/11c_control.ipynb #64dee140
 class Control(Callback):
     """Pass it to `finetune(..., control=)` in one thread, and call `pause()`, `resume()`, `stop()` from another.
 
@@ -38,7 +38,7 @@ class Control(Callback):
     @contextlib.contextmanager
     def watching(self, model):
         "Inside, every forward pass of `model`, and of any copy made there, first obeys."
-        hook = model.register_forward_pre_hook(self.check)
+        hook, self.position = model.register_forward_pre_hook(self.check), None
         try: yield self
         finally: hook.remove()
 

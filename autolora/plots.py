@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'ADVERSARIAL', 'GREY', 'STYLES', 'SPARE', 'SHORT_REASONS', 'TERMS', 'PANELS', 'plot_angles', 'plot_layers',
-           'decisions', 'plot_lr', 'best_epoch', 'plot_accuracy', 'plot_losses', 'plot_range_test', 'amplification',
-           'plot_examples', 'plot_example', 'plot_gradients', 'plot_scales', 'figure_table']
+           'decisions', 'plot_lr', 'best_epoch', 'plot_accuracy', 'plot_losses', 'plot_range_test', 'image_uri',
+           'amplification', 'plot_examples', 'plot_example', 'plot_gradients', 'plot_scales', 'figure_table']
 
 # %% ../nbs/10_plots.ipynb #6d567529
 import html
@@ -248,8 +248,8 @@ def plot_range_test(event):
     fig.update_xaxes(title_text="learning rate (log scale)", type="log", **_log_ticks(points.lr)).update_yaxes(title_text="adversarial cross-entropy (nats)")
     return _finish(fig, f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test", ". ".join(filter(None, (why, event.get("seconds") and f"It took {duration(event['seconds'])}"))))
 
-# %% ../nbs/10_plots.ipynb #2f50eda6
-def _uri(image):
+# %% ../nbs/10_plots.ipynb #80a06aea
+def image_uri(image):
     "A PNG data address for one image (C, H, W) in [0, 1]: three channels in colour, otherwise the first in grey."
     shown = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     return image_array_to_data_uri((255 * np.clip(shown, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0))
@@ -265,7 +265,7 @@ def _caption(name, truth):
     "The class `name`, short enough to stand under a picture, escaped, and marked as wrong where it isn't `truth`."
     return html.escape(name if len(name) <= 14 else f"{name[:13]}…") + ("" if name == truth else "<br><b>(wrong)</b>")
 
-# %% ../nbs/10_plots.ipynb #c2c9b5c2
+# %% ../nbs/10_plots.ipynb #115a1b4b
 def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     """Natural images, the perturbation amplified, adversarial images: one column for each of the first `most`, with what the model sees.
 
@@ -275,14 +275,14 @@ def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     fig = make_subplots(rows=3, cols=max(1, len(nat)), horizontal_spacing=0.02, vertical_spacing=0.09)
     for row, (images, seen) in enumerate(((nat, pred_nat), (0.5 + factor * (adv - nat), None), (adv, pred_adv)), 1):
         for col, image in enumerate(images, 1):
-            fig.add_trace(go.Image(source=_uri(image), hoverinfo="skip"), row=row, col=col)
+            fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
             if seen is not None: fig.update_xaxes(title=dict(text=_caption(seen[col - 1], y[col - 1]), standoff=4, font_size=11), row=row, col=col)
     bare = dict(showticklabels=False, showgrid=False)
     _finish(fig, "What the adversary does", "Under each image: what the model sees. A wrong answer is marked.", 540).update_xaxes(**bare).update_yaxes(**bare)
     for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
-# %% ../nbs/10_plots.ipynb #494edcdc
+# %% ../nbs/10_plots.ipynb #cad5aaf9
 def _opinions(saved, i, kind, classes):
     "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
     name = lambda k: html.escape(str(classes[k])[:16])
@@ -303,7 +303,7 @@ def plot_example(examples, i=0, classes=None):
         factor = amplification(nat, adv)
         for col, (image, words) in enumerate(((nat, _opinions(saved, i, "nat", names)), (0.5 + factor * (adv - nat), f"perturbation × {factor}<br>largest change {np.abs(adv - nat).max():.3f}"),
                                               (adv, _opinions(saved, i, "adv", names))), 1):
-            fig.add_trace(go.Image(source=_uri(image), hoverinfo="skip"), row=row, col=col)
+            fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
             fig.update_xaxes(title=dict(text=words, standoff=4, font_size=12), row=row, col=col)
         fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
     bare, first = dict(showticklabels=False, showgrid=False), runs[0][1] if runs else {}

@@ -103,10 +103,10 @@ def report_on(run, method, task, autoattack=0):
     run.write_json("report.json", report.to_dict())
     write_report(run); write_card(run)
 
-# %% ../nbs/15_rft.ipynb #bf346657
-def default_out(method, backbone, task, seed):
-    "A new folder under runs/, named by what and when."
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
+# %% ../nbs/15_rft.ipynb #2efeeeca
+def default_out(method, backbone, task, seed, root="runs"):
+    "A new folder under `root`, named by what and when."
+    return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
 # %% ../nbs/15_rft.ipynb #a8a42d68
 def prepare(backbone, data, method, epochs, seed, settings):
