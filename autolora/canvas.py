@@ -75,13 +75,15 @@ export default {
 };
 """
 
-# %% ../nbs/16b_canvas.ipynb #60f47c8a
+# %% ../nbs/16b_canvas.ipynb #a6f73b26
 STYLE = """
 .autolora { color: var(--jp-ui-font-color1, inherit); font: 13px/1.45 system-ui, sans-serif; container-type: inline-size; min-width: 0; }
-.autolora-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 8px 20px; align-items: start; }
+.autolora-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 365px), 1fr)); gap: 8px 20px; align-items: start; }
 .autolora-panel { min-width: 0; } .autolora-panel h3 { margin: 6px 0 0; font-size: 15px; } .autolora-panel p { margin: 0; min-height: 1.45em; }
 .autolora-plot { width: 100%; } .autolora-panel summary { cursor: pointer; } .autolora-table { overflow: auto; max-height: 260px; }
 .autolora-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.35); }
+.autolora-lab .widget-html-content { line-height: 1.35; } .autolora-lab .widget-html-content table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.autolora-lab .widget-html-content :is(td, th) { padding: 2px 14px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid rgba(128,128,128,.35); }
 .autolora-files a { color: var(--jp-content-link-color, #0072B2); text-decoration: underline; }
 """
 

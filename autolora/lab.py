@@ -46,7 +46,7 @@ def affordable(minutes, costs, epochs):
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
-# %% ../nbs/17_lab.ipynb #47b3ea62
+# %% ../nbs/17_lab.ipynb #165138e2
 TRAINER = Trainer()
 SCALES = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
@@ -90,9 +90,9 @@ class Lab:
         self.controls.fields["data"].children += (self.about,)
         row = lambda *parts: widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap", width="98%"))
         left = widgets.VBox([self.controls, row(self.start, self.pause, self.resume, self.stop), self.state, self.bar, self.pace, self.facts, row(self.copy, self.report), self.code,
-                             self.runs, self.path], layout=widgets.Layout(flex="1 1 320px", min_width="300px"))
-        right = widgets.VBox([self.canvas, row(self.image, self.scale), self.tables], layout=widgets.Layout(flex="4 1 560px", min_width="300px"))
-        self.panel = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%"))
+                             self.runs, self.path], layout=widgets.Layout(flex="1 1 300px", min_width="270px"))
+        right = widgets.VBox([self.canvas, row(self.image, self.scale), self.tables], layout=widgets.Layout(flex="100 1 480px", min_width="300px"))
+        self.panel = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")).add_class("autolora-lab")
 
     def _listen(self):
         self.controls.observe_all(lambda change: self._changed())
@@ -189,11 +189,14 @@ class Lab:
 
     def _follow(self):
         "While a training is at work: say how it goes, show new runs, redraw what changed. At its end once more."
+        worked = False
         while True:
             busy = self.trainer.busy
             try: self._look(final=not busy)
             except Exception as error: self.state.value = _alert(f"The pictures can't be drawn: {explain(error)}")  # the training goes on
-            if not busy and not self.trainer.busy or Lab.latest is not self: return
+            if Lab.latest is not self: return
+            if not busy and not self.trainer.busy: return worked and self._changed()
+            worked = True
             time.sleep(0.2)
 
     def _look(self, final=False):
@@ -219,14 +222,16 @@ class Lab:
     def close(self):
         "Follow no longer; a training at work goes on."
         if Lab.latest is self: Lab.latest = None
-        if self._follower: self._follower.join(10)
+        self._follower.join(10)
+        self._checker.cancel(); self._checker.join(10)
 
     # -- before Start
 
     def _changed(self):
         "A choice was changed: check it, and measure what it will cost, a moment later and in another thread."
         self._wish += 1
-        threading.Timer(0.3, self._check, [self._wish]).start()
+        self._checker = threading.Timer(0.3, self._check, [self._wish])
+        self._checker.start()
 
     def _check(self, wish):
         choice = self.controls.read()
@@ -234,7 +239,9 @@ class Lab:
         try: task = load_task(choice["data"], limit=choice["limit"])
         except AutoLoRaError as error: return self.controls.fields["data"].refuse(str(error))
         self.about.value = thumbnails(task)
-        if self.trainer.busy: return  # measuring now would slow the training down, and be wrong
+        if self.trainer.busy:  # measuring now would slow the training down, and be wrong
+            self.facts.value = "<small>What another run would cost is measured when this training is over.</small>"
+            return
         self.facts.value = "<small>Measuring a training step ...</small>"
         try: config, costs = _measure(choice, task)
         except AutoLoRaError as error: self.facts.value = ""; return self.controls.fields["backbone"].refuse(str(error))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['APART', 'named', 'thinned', 'pictures', 'progress', 'outcome', 'differences', 'results', 'automatic', 'thumbnails']
 
-# %% ../nbs/16d_views.ipynb #713e415d
+# %% ../nbs/16d_views.ipynb #eb99a618
 import html
 from collections import Counter
 
@@ -15,7 +15,7 @@ from .core import duration, pct
 from .evaluation import STAR, Report, compare_rows
 from .history import Run, read_examples
 
-from .plots import PANELS, best_epoch, image_uri, plot_example, plot_scales
+from .plots import PANELS, best_epoch, image_uri, plot_example, plot_scales, run_label
 
 # %% ../nbs/16d_views.ipynb #f2e806e4
 def named(runs):
@@ -60,21 +60,21 @@ def outcome(run):
     kept = "no epoch was finished" if best is None else f"{len(run.history)} of {run.config.get('epochs')} epochs done, the weights of epoch {best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
     return f"not finished: {kept}; nothing has seen the test images"
 
-# %% ../nbs/16d_views.ipynb #2edb5a9f
+# %% ../nbs/16d_views.ipynb #ec4ba688
 APART = {"versions", "classes", "origin", "licence", "n_train", "n_val", "n_test", "shape", "num_classes"}
 
 def differences(runs):
     "A DataFrame of the settings in which the dict name -> `Run` differ, a column a run; empty where they agree."
     configs = {name: run.config for name, run in runs.items()}
     keys = [k for k in dict.fromkeys(k for config in configs.values() for k in config) if k not in APART and len({str(config.get(k)) for config in configs.values()}) > 1]
-    return pd.DataFrame([[k, *(str(config.get(k, "–")) for config in configs.values())] for k in keys], columns=["setting", *configs])
+    return pd.DataFrame([[k, *(str(config.get(k, "–")) for config in configs.values())] for k in keys], columns=["setting", *map(run_label, configs)])
 
 def results(runs):
     "`(DataFrame, note)`: what the finished ones among the dict name -> `Run` reached, a row a run, and what a star means."
-    finished = {name: Report.from_dict(run.report) for name, run in runs.items() if run.report}
+    finished = {run_label(name): Report.from_dict(run.report) for name, run in runs.items() if run.report}
     if not finished: return pd.DataFrame(), "No run has been measured on test images yet."
     header, *rows = compare_rows(finished)
-    if len({(run.config.get("task"), run.config.get("data"), run.config.get("threat")) for name, run in runs.items() if name in finished}) == 1:
+    if len({(run.config.get("task"), run.config.get("data"), run.config.get("threat")) for run in runs.values() if run.report}) == 1:
         return pd.DataFrame(rows, columns=header), STAR if " *" in str(rows) else "No difference here is larger than chance allows."
     return pd.DataFrame([[cell.removesuffix(" *") for cell in row] for row in rows], columns=header), "Different data or threats: these rows can't be compared."
 
