@@ -12,15 +12,23 @@ from plotly.offline import get_plotlyjs
 
 from .plots import figure_table
 
-# %% ../nbs/16b_canvas.ipynb #3c0bb6d6
+# %% ../nbs/16b_canvas.ipynb #a6f342d7
 SCRIPT = """
 const Plotly = module.exports;
 const HTML = (tag, parent, name) => { const made = parent.appendChild(document.createElement(tag)); if (name) made.className = name; return made; };
+const keys = element => { element.dataset.lmSuppressShortcuts = "true"; return element; };  // or JupyterLab takes arrows and Enter for its own
 const words = text => (text || "").replaceAll("<br>", " ");
 
 function add(name, el, model) {
   const box = HTML("section", el, "autolora-panel"), title = HTML("h3", box), said = HTML("p", box), plot = HTML("div", box, "autolora-plot");
-  const fold = HTML("details", box), table = (HTML("summary", fold).textContent = "The numbers as a table", HTML("div", fold, "autolora-table"));
+  const fold = HTML("details", box), table = (keys(HTML("summary", fold)).textContent = "The numbers as a table", HTML("div", fold, "autolora-table"));
+  const slide = model.get("sliders")[name];
+  if (slide) {
+    const label = HTML("label", box, "autolora-slider"), words = HTML("span", label), input = keys(HTML("input", label)), value = HTML("output", label);
+    words.textContent = slide.label; Object.assign(input, { type: "range", min: slide.min, max: slide.max, step: slide.step, value: model.get("values")[name] }); value.textContent = input.value;
+    input.addEventListener("input", () => { value.textContent = input.value; model.set("values", { ...model.get("values"), [name]: Number(input.value) }); model.save_changes(); });
+    box.insertBefore(label, plot);
+  }
   box.dataset.panel = name; plot.setAttribute("role", "img"); table.tabIndex = 0;
   fold.addEventListener("toggle", () => {
     const open = new Set(model.get("opened")); fold.open ? open.add(name) : open.delete(name);
@@ -42,7 +50,7 @@ function draw(panel, json, colour) {
 function deliver(files, { name, content, copy }) {
   if (copy && navigator.clipboard) navigator.clipboard.writeText(copy).catch(() => {});
   if (!content) return;
-  const link = HTML("a", HTML("p", files));
+  const link = keys(HTML("a", HTML("p", files)));
   link.href = URL.createObjectURL(new Blob([content], { type: "text/html" })); link.target = "_blank"; link.textContent = name;
 }
 
@@ -75,12 +83,12 @@ export default {
 };
 """
 
-# %% ../nbs/16b_canvas.ipynb #a6f73b26
+# %% ../nbs/16b_canvas.ipynb #31841de1
 STYLE = """
 .autolora { color: var(--jp-ui-font-color1, inherit); font: 13px/1.45 system-ui, sans-serif; container-type: inline-size; min-width: 0; }
 .autolora-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 365px), 1fr)); gap: 8px 20px; align-items: start; }
 .autolora-panel { min-width: 0; } .autolora-panel h3 { margin: 6px 0 0; font-size: 15px; } .autolora-panel p { margin: 0; min-height: 1.45em; }
-.autolora-plot { width: 100%; } .autolora-panel summary { cursor: pointer; } .autolora-table { overflow: auto; max-height: 260px; }
+.autolora-slider { display: flex; gap: 8px; align-items: center; } .autolora-slider input { flex: 1; max-width: 320px; accent-color: #0072B2; } .autolora-plot { width: 100%; } .autolora-panel summary { cursor: pointer; } .autolora-table { overflow: auto; max-height: 260px; }
 .autolora-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.35); }
 .autolora-lab .widget-html-content { line-height: 1.35; } .autolora-lab .widget-html-content table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .autolora-lab .widget-html-content :is(td, th) { padding: 2px 14px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid rgba(128,128,128,.35); }
@@ -93,16 +101,18 @@ def table_html(fig):
     table = figure_table(fig)
     return table.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.4g}") if len(table) else "No numbers yet."
 
-# %% ../nbs/16b_canvas.ipynb #7beda809
+# %% ../nbs/16b_canvas.ipynb #a31a1178
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
     `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: the names of the panels whose tables are unfolded on the page:
-    only those are made."""
+    only those are made. `sliders`: name of a panel -> `label`, `min`, `max`, `step` of a slider above it; `values`: where they stand."""
     _esm = f"const module = {{ exports: {{}} }}, exports = module.exports;\n{get_plotlyjs()}\n{SCRIPT}"
     _css = STYLE
     panels = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)
+    sliders = traitlets.Dict().tag(sync=True)
+    values = traitlets.Dict().tag(sync=True)
 
     def draw(self, figures):
         "Show the dict name -> figure, in its order, in the place of what was shown."

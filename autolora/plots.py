@@ -288,13 +288,13 @@ def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
-# %% ../nbs/10_plots.ipynb #d6235c82
+# %% ../nbs/10_plots.ipynb #5089583a
 def _opinions(saved, i, kind, classes):
     "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
     name = lambda k: html.escape(str(classes[k])[:16])
     truth, said = saved["y"][i], {words: saved[f"{path}_{kind}"][i] for path, words in (("fe", "FE"), ("branch", "branch")) if f"{path}_{kind}" in saved}
     if not said: return f"FE: {name(saved[f'pred_{kind}'][i])}"
-    return "<br>".join(f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %)" + " <b>wrong</b>" * int(p.argmax() != truth) for words, p in said.items())
+    return "<br>".join(f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %)" + " ✕" * int(p.argmax() != truth) for words, p in said.items())
 
 def plot_example(examples, i=0, classes=None):
     """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and what each path says of it.
@@ -314,7 +314,7 @@ def plot_example(examples, i=0, classes=None):
         fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
     bare, first = dict(showticklabels=False, showgrid=False), runs[0][1] if runs else {}
     truth = html.escape(str(classes[first["y"][i]] if classes else first["y"][i])) if runs else ""
-    words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE." if runs else ""
+    words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE. ✕: wrong." if runs else ""
     return _finish(fig, "One image, two paths", words, 60 + 200 * max(1, len(runs))).update_layout(margin_b=48).update_xaxes(**bare).update_yaxes(**bare)
 
 # %% ../nbs/10_plots.ipynb #3f19a4ff

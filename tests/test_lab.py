@@ -185,7 +185,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         until(lambda: "Measured on test images" in words(page) and "PGD-10 (n=360)" in words(page), 20, "the results")
         until(lambda: page.locator("[data-panel=example] .autolora-plot image").count() == 6, 20, "an image strip for each run")
         said = page.locator("[data-panel=scales] p").inner_text()
-        page.get_by_role("slider", name="Scale s").focus()
+        page.get_by_role("slider", name="scale s").focus()
         for _ in range(5): page.keyboard.press("ArrowRight")
         until(lambda: "At s = 1" in page.locator("[data-panel=scales] p").inner_text(), 20, f"the slider (it said {said})")
         page.locator("[data-panel=angles] summary").click()
