@@ -45,7 +45,7 @@ def affordable(minutes, costs, epochs):
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
-# %% ../nbs/17_lab.ipynb #33b5e2e8
+# %% ../nbs/17_lab.ipynb #df0f5b37
 TRAINER = Trainer()
 SLIDERS = {"example": {"label": "image", "min": 1, "max": 8, "step": 1}, "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2}}
 
@@ -193,7 +193,9 @@ class Lab:
             busy = self.trainer.busy
             try: self._look(final=not busy)
             except Exception as error: self.state.value = _alert(f"The pictures can't be drawn: {explain(error)}")  # the training goes on
-            if Lab.latest is not self: return
+            if Lab.latest is not self:
+                self.state.value = _alert("Another lab in this kernel follows the trainings now: run this cell again to have them here.")
+                return
             if not busy and not self.trainer.busy: return worked and self._changed()
             worked = True
             time.sleep(0.2)
@@ -230,6 +232,7 @@ class Lab:
         "A choice was changed: check it, and measure what it will cost, a moment later and in another thread."
         self._wish += 1
         self._checker = threading.Timer(0.3, self._check, [self._wish])
+        self._checker.daemon = True  # `close` waits for it
         self._checker.start()
 
     def _check(self, wish):

@@ -204,7 +204,7 @@ def best_epoch(history):
     ra = _column(history, "ra").reset_index(drop=True)
     return history.iloc[int(ra.idxmax())] if ra.notna().any() else None
 
-# %% ../nbs/10_plots.ipynb #42f4805d
+# %% ../nbs/10_plots.ipynb #0522e4c6
 def plot_accuracy(history):
     "Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best epoch marked; `history` as in `plot_angles`."
     runs, fig, words = _runs(history), go.Figure(), []
@@ -223,7 +223,7 @@ def plot_accuracy(history):
                                  marker=dict(symbol="star-open", size=18, color=GREY if alone else colour, line_width=2)))
     fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
     _epoch_axis(fig, runs)
-    return _finish(fig, "Accuracy on the validation images", " ".join(words))
+    return _finish(fig, "Accuracy on the validation images", " ".join(words), 400 if len(runs) < 2 else 470)
 
 # %% ../nbs/10_plots.ipynb #1d7df038
 TERMS = {"loss": ("total", "#56B4E9", "diamond"), "ce_nat": ("CE of natural images", NATURAL, "circle"),
@@ -288,7 +288,7 @@ def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
-# %% ../nbs/10_plots.ipynb #5089583a
+# %% ../nbs/10_plots.ipynb #1a88f003
 def _opinions(saved, i, kind, classes):
     "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
     name = lambda k: html.escape(str(classes[k])[:16])
@@ -307,42 +307,44 @@ def plot_example(examples, i=0, classes=None):
         nat, adv = (np.asarray(saved[k][i], float) for k in ("nat", "adv"))
         names = classes or list(range(1 + int(saved["y"].max())))
         factor = amplification(nat, adv)
-        for col, (image, words) in enumerate(((nat, _opinions(saved, i, "nat", names)), (0.5 + factor * (adv - nat), f"perturbation × {factor}<br>largest change {np.abs(adv - nat).max():.3f}"),
+        for col, (image, words) in enumerate(((nat, _opinions(saved, i, "nat", names)), (0.5 + factor * (adv - nat), f"perturbation<br>× {factor}"),
                                               (adv, _opinions(saved, i, "adv", names))), 1):
             fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
-            fig.update_xaxes(title=dict(text=words, standoff=4, font_size=12), row=row, col=col)
+            fig.update_xaxes(title=dict(text=words, standoff=4, font_size=11), row=row, col=col)
         fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
     bare, first = dict(showticklabels=False, showgrid=False), runs[0][1] if runs else {}
     truth = html.escape(str(classes[first["y"][i]] if classes else first["y"][i])) if runs else ""
     words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE. ✕: wrong." if runs else ""
     return _finish(fig, "One image, two paths", words, 60 + 200 * max(1, len(runs))).update_layout(margin_b=48).update_xaxes(**bare).update_yaxes(**bare)
 
-# %% ../nbs/10_plots.ipynb #3f19a4ff
-def _arrow(fig, col, length, degrees, name, colour, dash="solid", symbol="circle"):
+# %% ../nbs/10_plots.ipynb #bbb4297b
+def _arrow(fig, place, length, degrees, name, colour, dash="solid", symbol="circle"):
     fig.add_trace(go.Scatterpolar(r=[0, length], theta=[0, degrees], mode="lines+markers", name=name, legendgroup=name, showlegend=name not in {t.name for t in fig.data},
                                   line=dict(color=colour, width=4, dash=dash), marker=dict(size=[0, 13], symbol=symbol, color=colour),
-                                  hovertemplate="length %{r:.3g}, %{theta:.0f}°"), row=1, col=col)
+                                  hovertemplate="length %{r:.3g}, %{theta:.0f}°"), row=place, col=1)
 
 def plot_gradients(history):
     """The natural term's and the adversarial objective's gradient with respect to the feature extractor, as two arrows, newest epoch.
 
     Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history` as in `plot_angles`."""
     newest = [(label, known.iloc[-1]) for label, frame, _, _ in _runs(history) if len(known := frame[_column(frame, "angle_natural").notna()])]
-    fig = make_subplots(rows=1, cols=max(1, len(newest)), specs=[[{"type": "polar"}] * max(1, len(newest))], horizontal_spacing=0.16, subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
+    fig = make_subplots(rows=max(1, len(newest)), specs=[[{"type": "polar"}]] * max(1, len(newest)), vertical_spacing=0.1, subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
     words = []
-    for col, (label, row) in enumerate(newest, 1):
+    for place, (label, row) in enumerate(newest, 1):
         nat, adv = (float(row.get(k) if pd.notna(row.get(k)) else 1) for k in ("length_nat", "length_adv"))
         routed = pd.notna(row.get("angle")) and not np.isclose(row.angle, row.angle_natural)
         top = 1.1 * max(nat, adv)
-        fig.add_trace(go.Barpolar(r=[top], theta=[135], width=[90], marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False), row=1, col=col)
-        _arrow(fig, col, nat, 0, "natural" + " (goes to the branch)" * routed, NATURAL, "dot" if routed else "solid")
-        _arrow(fig, col, adv, row.angle_natural, "adversarial", ADVERSARIAL, symbol="square")
-        words.append(f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart, the adversarial one {adv / nat:.2g} times as long." if nat else f"{label}: no natural gradient is left.")
-    fig.update_polars(sector=[0, 180], angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°"), radialaxis=dict(nticks=4, angle=0, tickangle=0), bgcolor="rgba(0,0,0,0)")
-    fig.update_annotations(font_size=12, y=1.02)
-    return _finish(fig, "The two gradients", " ".join(words), 330)
+        fig.add_trace(go.Barpolar(r=[top], theta=[135], width=[90], marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False), row=place, col=1)
+        _arrow(fig, place, nat, 0, "natural" + " (goes to the branch)" * routed, NATURAL, "dot" if routed else "solid")
+        _arrow(fig, place, adv, row.angle_natural, "adversarial", ADVERSARIAL, symbol="square")
+        known = pd.notna(row.get("length_nat")) and pd.notna(row.get("length_adv"))
+        words.append(f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart" + (f", the adversarial one {adv / nat:.2g} times as long." if known and nat else "; their lengths were not recorded." if not known else "."))
+    soft = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
+    fig.update_polars(sector=[0, 180], angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **soft), radialaxis=dict(nticks=4, angle=0, tickangle=0, **soft), bgcolor="rgba(0,0,0,0)")
+    fig.update_annotations(font_size=12, yshift=14)
+    return _finish(fig, "The two gradients", " ".join(words), 130 + 200 * max(1, len(newest))).update_layout(margin_t=100)
 
-# %% ../nbs/10_plots.ipynb #0b9e50fc
+# %% ../nbs/10_plots.ipynb #58b92649
 def plot_scales(slides, scale=None):
     """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 % intervals; `scale` is marked.
 
@@ -357,7 +359,7 @@ def plot_scales(slides, scale=None):
     words = [f"At s = {scale:g}: SA {pct(s['sa'][k])} %, RA {pct(s['ra'][k])} %, on {s['n']} validation images." for _, s, _, _ in runs if scale in s["scale"] for k in [s["scale"].index(scale)]]
     if scale is not None and runs: fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
     fig.update_xaxes(title_text="scale s of the branch: 0 robust, 1 natural", range=[-0.03, 1.03]).update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
-    return _finish(fig, "From robust to natural, without training", " ".join(words))
+    return _finish(fig, "From robust to natural, without training", " ".join(words) if runs else "Measured at the end of a run whose method has a low-rank branch.")
 
 # %% ../nbs/10_plots.ipynb #c66968a9
 def figure_table(fig):

@@ -165,6 +165,12 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         press(page, RESUME)
         until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on")
 
+        # an interrupt of the kernel is meant for its cells: the training goes on
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.get_by_text("Interrupt Kernel", exact=True).first.click()
+        held = len(runs(tmp_path)[0].history)
+        until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on after an interrupt")
+
         # a reload in mid-training: the same training is found again
         page.reload()
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)

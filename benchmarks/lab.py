@@ -1,0 +1,111 @@
+"""What the lab costs and how fast it answers: redraws, Pause and Stop, the first picture, and the training's slow-down, medians of 5.
+
+python benchmarks/lab.py            all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on the path)
+python benchmarks/lab.py --headless  without a page
+
+The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds.
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CALL = dict(backbone="robust_mini_gray", data="mnist5k", limit=1500, seed=0, lr=0.05, progress=False)
+
+
+def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def train(lab, folder, epochs):
+    "One run in `lab`'s trainer, or without a lab in a trainer of its own; its median seconds an epoch, without the first."
+    from autolora import Run
+    from autolora.background import Trainer
+    trainer = lab.trainer if lab else Trainer()
+    trainer.start([CALL | {"epochs": epochs, "out": folder}])
+    if lab: lab._follow_soon()
+    trainer.wait()
+    return Run(folder).history.seconds[1:].mean()
+
+
+def slow_down(folder, rounds=5, epochs=8):
+    "Ratios of the seconds an epoch with the live panel over those without, one for each round."
+    from autolora.background import Trainer
+    from autolora.lab import Lab
+    ratios, redraws = [], []
+    for i in range(rounds):
+        lab = Lab(folder / f"lab{i}", trainer=Trainer())
+        draw = lab.redraw
+        def timed(draw=draw): start = time.perf_counter(); draw(); redraws.append(time.perf_counter() - start)
+        lab.redraw = timed
+        pair = {}
+        for live in ((True, False) if i % 2 else (False, True)): pair[live] = train(lab if live else None, folder / f"{i}-{live}", epochs)
+        lab.close()
+        ratios.append(pair[True] / pair[False])
+    return ratios, redraws
+
+
+def redraw_cost(folder, rounds=5):
+    "Seconds of a redraw of two finished runs of 60 epochs, with nothing else at work."
+    from autolora.background import Trainer
+    from autolora.history import create_run
+    from autolora.lab import Lab
+    paths = []
+    for method in ("autolora", "trades"):
+        run = create_run(folder / f"long-{method}", {"method": method, "task": "made up", "seed": 0, "epochs": 60, "classes": list("0123456789")})
+        for e in range(1, 61): run.log("epoch", epoch=e, lr=0.05, schedule_lr=0.05, next_lr=0.05, lam1=0.1, lam2=5.0, sa=0.9, ra=0.8, n_val=100, angle=80.0, angle_natural=100.0, loss=1.0, ce_nat=0.1, ce_adv=0.4,
+                                       kl=0.5, seconds=1.0, length_nat=1.0, length_adv=2.0, angle_layers={f"layer{i}.weight": 80.0 + i for i in range(40)}, reason=1 if e % 20 == 0 else None, restored=e - 1 if e % 20 == 0 else None)
+        paths.append(run.path)
+    lab, seconds = Lab(folder / "none", runs=paths, trainer=Trainer()), []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        lab.redraw()
+        seconds.append(time.perf_counter() - start)
+    lab.close()
+    return seconds
+
+
+def page_times(rounds=5):
+    "Seconds from Run All to the first picture, from a click on Pause and on Stop to its word on the page, each several times in a fresh JupyterLab."
+    sys.path.insert(0, str(ROOT / "tests"))
+    import test_lab as t
+    from playwright.sync_api import sync_playwright
+    chromium = os.environ.get("AUTOLORA_CHROMIUM") or subprocess.run(["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True).stdout.strip()
+    first, pause, stop = [], [], []
+    for _ in range(rounds):
+        folder = Path(tempfile.mkdtemp())
+        with sync_playwright() as p, t.jupyterlab(folder) as (address, server):
+            browser = p.chromium.launch(executable_path=chromium, args=t.FLAGS)
+            page = browser.new_page(viewport={"width": 1280, "height": 1400})
+            first.append(t.open_notebook(page, address, server))
+            t.until(lambda: "attack steps" in t.words(page), 60, "the estimate")  # noqa: B023
+            t.field(page, "Epochs", 300)
+            t.press(page, t.START)
+            t.until(lambda: sum(t.points(page, "lr")) >= 2, 120, "training")  # noqa: B023
+            for times, hint, word in ((pause, t.PAUSE, "paused"), (None, t.RESUME, "running"), (stop, t.STOP, "stopped")):
+                start = time.time()
+                t.press(page, hint)
+                page.wait_for_function("word => document.querySelector('.autolora-lab').innerText.includes(`AutoLoRa: ${word}`)", arg=word, polling=10)
+                if times is not None: times.append(time.time() - start)
+                page.wait_for_timeout(1500)
+            browser.close()
+    return first, pause, stop
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--headless", action="store_true", help="leave the page out")
+    args, folder = parser.parse_args(), Path(tempfile.mkdtemp())
+    print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
+    ratios, redraws = slow_down(folder)
+    print("epoch seconds with the live panel over without:", spread(ratios, "", 3))
+    print(f"redraws while training: {spread(redraws, digits=3)}")
+    if args.headless: return
+    for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
+
+
+if __name__ == "__main__": main()
