@@ -18,7 +18,7 @@ test: .venv/ready
 	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" $(BIN)/python -m pytest $(ARGS)
 
 lab: .venv/ready
-	@$(BIN)/jupyter lab nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
+	@$(BIN)/jupyter lab nbs/lab.ipynb $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
 bench: .venv/ready
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

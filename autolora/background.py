@@ -30,11 +30,14 @@ class Job:
     @property
     def out(self): return Path(self.call["out"])
 
-# %% ../nbs/15b_background.ipynb #f775746e
+# %% ../nbs/15b_background.ipynb #ceafdfd6
 class Trainer:
-    "Works through `Job`s in a daemon thread. `jobs`: those of the last start, in order; `control`: the `Control` of the one at work."
+    """Works through `Job`s in a daemon thread. `jobs`: those of the last start, in order; `control`: the `Control` of the one at work.
+
+    `at_work`: a lock held meanwhile. Who wants to build or try a model in this process, in yet another thread, takes it first: a run's
+    random start comes from torch's global generator, and two threads that draw from it can't be repeated."""
     def __init__(self):
-        self.jobs, self.control, self._thread, self._lock = [], Control(), None, threading.Lock()
+        self.jobs, self.control, self._thread, self._lock, self.at_work = [], Control(), None, threading.Lock(), threading.Lock()
         atexit.register(self.close)
 
     @property
@@ -79,13 +82,17 @@ class Trainer:
             self._thread.start()
 
     def _work(self, jobs):
-        for job in jobs:
-            if job.state != "waiting": continue
-            job.state = "running"
-            try: job.state = "finished" if finetune(**job.call, control=self.control).finished else "stopped"
-            except BaseException as error:  # nobody above could hear it
-                job.message, job.state = explain(error), "failed"
-                if (job.out / "config.json").is_file(): _note(job)
+        with self.at_work:
+            for job in jobs:
+                if job.state == "waiting": _do(job, self.control)
+
+def _do(job, control):
+    "Run one job; whatever happens becomes its state and message."
+    job.state = "running"
+    try: job.state = "finished" if finetune(**job.call, control=control).finished else "stopped"
+    except BaseException as error:  # nobody above could hear it
+        job.message, job.state = explain(error), "failed"
+        if (job.out / "config.json").is_file(): _note(job)
 
 def _note(job):
     "Write the failure into the run's log too, for whoever opens it later; a full disk was said already."

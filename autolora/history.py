@@ -113,13 +113,13 @@ def read_examples(folder):
     if not path.is_file(): return {}
     with np.load(path) as saved: return dict(saved)
 
-# %% ../nbs/09_history.ipynb #30a9e8ef
+# %% ../nbs/09_history.ipynb #1edd78a2
 class Run:
     """A run folder: `config`, `events`, `history` (a DataFrame), `report`, and the `model` and `branch` that came of it.
 
     `model`, where given, is the user's own `nn.Module` that the weights belong to: only backbones known by name are rebuilt alone."""
     def __init__(self, path, model=None):
-        self.path, self._own_model = Path(path), model
+        self.path, self._own_model, self._read = Path(path), model, (-1, [], None)
 
     @classmethod
     def open(cls, path, model=None):
@@ -132,10 +132,19 @@ class Run:
     def config(self): return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     @property
-    def events(self): return read_events(self.path / "events.jsonl")
+    def events(self): return self._fresh()[1]
 
     @property
-    def history(self): return history_frame(self.events)
+    def history(self): return self._fresh()[2]
+
+    def _fresh(self):
+        "`(size, events, history)` of the log, read again only when it has grown: who follows a run asks often."
+        path = self.path / "events.jsonl"
+        size = path.stat().st_size if path.is_file() else 0
+        if size != self._read[0]:
+            events = read_events(path)
+            self._read = size, events, history_frame(events)
+        return self._read
 
     def last(self, event):
         "The newest event of that name as a dict, {} before there is one."

@@ -45,7 +45,7 @@ def affordable(minutes, costs, epochs):
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
-# %% ../nbs/17_lab.ipynb #df0f5b37
+# %% ../nbs/17_lab.ipynb #1c488447
 TRAINER = Trainer()
 SLIDERS = {"example": {"label": "image", "min": 1, "max": 8, "step": 1}, "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2}}
 
@@ -65,7 +65,7 @@ class Lab:
         self.root, self.trainer, self.controls = Path(root), trainer or TRAINER, Controls(backbones, data)
         self.canvas = Canvas(sliders=SLIDERS, values={"example": 1, "scales": 0.0}, layout=widgets.Layout(width="100%"))
         self._drawn, self._due, self._wish, self._costs, self._said = None, 0.0, 0, {}, ""
-        self._adopted, self._follower, self._drawing = set(), None, threading.RLock()
+        self._adopted, self._known, self._follower, self._drawing = set(), {}, None, threading.RLock()
         self._build()
         self._listen()
         Lab.latest = self
@@ -153,7 +153,11 @@ class Lab:
 
     def shown(self):
         "The runs chosen in the list, as a dict name -> `Run`."
-        return named([Run(path) for path in self.runs.value])
+        return named([self._run(path) for path in self.runs.value])
+
+    def _run(self, path):
+        "The one `Run` of a folder, which reads its log again only when that has grown."
+        return self._known.setdefault(str(path), Run(path))
 
     def redraw(self):
         "Draw everything anew from the run folders."
@@ -212,11 +216,11 @@ class Lab:
         busy, jobs, paused = self.trainer.busy, self.trainer.jobs, self.trainer.control.paused
         self.start.disabled, self.pause.disabled, self.stop.disabled = busy, not busy or paused, not busy
         self.resume.disabled = not paused if busy else all(job.state == "finished" for job in jobs)
-        lines = [f"<b>{html.escape(METHODS[job.call['method']].label)}</b>: {html.escape('paused' if paused and job.state == 'running' else job.message or job.state if job.state != 'finished' else outcome(Run(job.out)))}" for job in jobs]
+        lines = [f"<b>{html.escape(METHODS[job.call.get('method', 'autolora')].label)}</b>: {html.escape(self._state_of(job))}" for job in jobs]
         state = "".join(f"<div>{line}</div>" for line in lines) + (_alert(self._said) if self._said else "")
         if state != self.state.value: self.state.value = f"<div role='status'>{state}</div>"
         job = self.trainer.job
-        if job and (job.out / "config.json").is_file(): self.bar.value, words = progress(Run(job.out), self.trainer.control.position)
+        if job and (job.out / "config.json").is_file(): self.bar.value, words = progress(self._run(job.out), self.trainer.control.position)
         else: words = "preparing" if job else ""
         self.pace.value = html.escape(words)
 
@@ -225,6 +229,10 @@ class Lab:
         if Lab.latest is self: Lab.latest = None
         self._follower.join(10)
         self._checker.cancel(); self._checker.join(10)
+
+    def _state_of(self, job):
+        if job.state == "finished": return outcome(self._run(job.out))
+        return "paused" if job.state == "running" and self.trainer.control.paused else job.message or job.state
 
     # -- before Start
 
@@ -238,16 +246,21 @@ class Lab:
     def _check(self, wish):
         choice = self.controls.read()
         if wish != self._wish or choice is None: return
+        if not self.trainer.at_work.acquire(blocking=False):  # measuring now would slow the training down, and be wrong
+            self.facts.value = "<small>What this choice would cost is measured when the training is over.</small>"
+            return
+        try: self._try(choice, wish)
+        finally: self.trainer.at_work.release()
+
+    def _try(self, choice, wish):
+        "Load the data, train two steps and forget them, and say what was found, at the field it belongs to."
         try: task = load_task(choice["data"], limit=choice["limit"])
         except AutoLoRaError as error: return self.controls.fields["data"].refuse(str(error))
-        self.about.value = thumbnails(task)
-        if self.trainer.busy:  # measuring now would slow the training down, and be wrong
-            self.facts.value = "<small>What another run would cost is measured when this training is over.</small>"
-            return
-        self.facts.value = "<small>Measuring a training step ...</small>"
+        self.about.value, self.facts.value = thumbnails(task), "<small>Measuring a training step ...</small>"
         try: config, costs = _measure(choice, task)
         except AutoLoRaError as error: self.facts.value = ""; return self.controls.fields["backbone"].refuse(str(error))
-        if wish == self._wish: self._costs[_key(choice)] = (config, costs); self.facts.value = self._words(choice, config, costs)
+        self._costs[_key(choice)] = config, costs
+        if wish == self._wish: self.facts.value = self._words(choice, config, costs)
 
     def _words(self, choice, config, costs):
         "HTML: the estimate, the warnings, and the values that nobody had to set."
@@ -272,11 +285,11 @@ class Lab:
         "Draw the pictures of the chosen runs one after another with plotly's own renderer, without widgets."
         for figure in pictures(self.shown(), *self._at()).values(): figure.show()
 
-# %% ../nbs/17_lab.ipynb #515ec192
+# %% ../nbs/17_lab.ipynb #3b3f0828
 def _refuse(words): raise AutoLoRaError(words)
 def _alert(words): return f"<div role='alert' style='color:#D55E00'>✕ {html.escape(words)}</div>"
 def _name(chosen): return Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
-def _label(path): return f"{Run(path).config.get('method')} · {Run(path).config.get('task')} · seed {Run(path).config.get('seed')} · {Path(path).name[:15]}"
+def _label(path): return " · ".join(str(part) for part in (*map(Run(path).config.get, ("method", "task")), f"seed {Run(path).config.get('seed')}", Path(path).name[:15]))
 def _key(choice): return repr({k: v for k, v in choice.items() if k not in ("minutes", "autoattack")})
 
 def _unused(path):

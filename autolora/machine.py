@@ -27,12 +27,13 @@ def devices():
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{torch.get_num_threads()} CPU threads, {', '.join(gpus) or 'no GPU that torch can use'}"
 
-# %% ../nbs/00c_machine.ipynb #6e4f0ff9
+# %% ../nbs/00c_machine.ipynb #71887902
 def peak_memory():
     "The most memory this process has held so far, in bytes: of the GPU where one is in use, else of the main memory; None where it can't be told."
     import torch
     if torch.cuda.is_initialized(): return torch.cuda.max_memory_reserved()
-    try: import resource
+    try:
+        import resource
     except ImportError: return None  # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -55,18 +55,21 @@ def _line(fig, x, y, name, colour, dash="solid", symbol="circle", row=None, **mo
     look = dict(mode="lines+markers", connectgaps=True, line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=6))
     fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **more), row=row, col=row and 1)
 
-# %% ../nbs/10_plots.ipynb #bd301f27
+# %% ../nbs/10_plots.ipynb #53eee1dd
+def _blank(): return go.Figure(layout_template="none")
+
+# %% ../nbs/10_plots.ipynb #67aa6ec7
 def _finish(fig, title, words="", height=400, right=24):
     "Title, words, legend, margins and fonts, the same for every figure; a note where there is nothing to draw. Returns `fig`."
     lines = textwrap.wrap(words, 92)
     fig.update_layout(
-        template="plotly_white", height=height, hovermode="closest", font=dict(family="system-ui, sans-serif", size=12),
+        height=height, hovermode="closest", font=dict(family="system-ui, sans-serif", size=12, color="#1b1b1b"),
         title=dict(text=title, x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=14), font_size=16,
                    subtitle=dict(text="<br>".join(lines), font_size=12)),
         margin=dict(l=64, r=right, t=58 + 16 * len(lines), b=84),
         legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom"))
     grid = dict(gridcolor="rgba(128,128,128,.25)", zeroline=False, visible=bool(fig.data))
-    fig.update_xaxes(**grid).update_yaxes(**grid, automargin=True)
+    fig.update_xaxes(**grid, automargin=True).update_yaxes(**grid, automargin=True)
     if not fig.data:
         fig.add_annotation(text="Nothing measured yet", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14)
     return fig
@@ -83,12 +86,12 @@ def _angle_words(runs):
     angles = [(label, _column(history, "angle").dropna()) for label, history, _, _ in runs]
     return " ".join(f"{label[:1].upper()}{label[1:]}: {a.mean():.0f}° on average, above 90° in {(a > 90).sum()} of {len(a)} epochs." for label, a in angles if len(a))
 
-# %% ../nbs/10_plots.ipynb #36241454
+# %% ../nbs/10_plots.ipynb #8a99d8a6
 def plot_angles(history):
     """The angle (degrees) between the two gradients that reach the feature extractor, over the epochs; 90 means no conflict.
 
     `history`: a DataFrame of epochs, or a dict name -> DataFrame of several runs. Source: Xu et al. 2024, section 3.2."""
-    runs, fig, seen = _runs(history), go.Figure(), [90.0]
+    runs, fig, seen = _runs(history), _blank(), [90.0]
     for label, frame, colour, dash in runs:
         x, reaching, natural = (_column(frame, c) for c in ("epoch", "angle", "angle_natural"))
         seen += [*reaching.dropna(), *natural.dropna()]
@@ -115,12 +118,12 @@ def _layer_angles(history):
     kept = {e: c for e, c in zip(_column(history, "epoch"), cells, strict=False) if isinstance(c, dict) and c}
     return pd.DataFrame(kept).apply(pd.to_numeric, errors="coerce").rename(index=lambda name: html.escape(name.removeprefix("net.").removesuffix(".weight"))[-32:])
 
-# %% ../nbs/10_plots.ipynb #4229bca7
+# %% ../nbs/10_plots.ipynb #aebf90a2
 def plot_layers(history):
     "The angle (degrees) of each layer's two gradients over the epochs, as a heat map centred on 90; `history` as in `plot_angles`."
     runs = _runs(history)
     tables = {label: table for label, frame, _, _ in runs if not (table := _layer_angles(frame)).empty}
-    fig = make_subplots(cols=max(1, len(tables)), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=list(tables) if len(tables) > 1 else None)
+    fig = make_subplots(figure=_blank(), cols=max(1, len(tables)), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=list(tables) if len(tables) > 1 else None)
     reach = max([10.0, *(np.nanmax(np.abs(t.to_numpy() - 90), initial=0) for t in tables.values())])
     for col, table in enumerate(tables.values(), 1):
         fig.add_trace(go.Heatmap(z=table, x=table.columns, y=table.index, coloraxis="coloraxis",
@@ -168,13 +171,13 @@ def _mark_decisions(fig, history, colour, words):
         fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
                            xanchor="left" if early else "right", xshift=9 if early else -9, yshift=9 if early else -12)
 
-# %% ../nbs/10_plots.ipynb #9383d276
+# %% ../nbs/10_plots.ipynb #84e1a6f1
 def plot_lr(history):
     "Learning rate (log scale), each halving with its reason (written out if one run has any), and lam1 and lam2; `history` as in `plot_angles`."
     runs = _runs(history)
     falls = [n for _, h, _, _ in runs if (n := len(decisions(h)))]
     weighted = any(_column(h, c).notna().any() for _, h, _, _ in runs for c in ("lam1", "lam2"))
-    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38]) if weighted else make_subplots(rows=1)
+    fig = make_subplots(figure=_blank(), rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38]) if weighted else make_subplots(figure=_blank(), rows=1)
     for label, frame, colour, dash in runs:
         x, mine = _column(frame, "epoch"), f"{label}, " if len(runs) > 1 else ""
         _line(fig, x, _column(frame, "lr"), f"{mine}learning rate", colour, dash, row=1, line_shape="hvh")
@@ -204,10 +207,10 @@ def best_epoch(history):
     ra = _column(history, "ra").reset_index(drop=True)
     return history.iloc[int(ra.idxmax())] if ra.notna().any() else None
 
-# %% ../nbs/10_plots.ipynb #0522e4c6
+# %% ../nbs/10_plots.ipynb #df3a1d24
 def plot_accuracy(history):
     "Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best epoch marked; `history` as in `plot_angles`."
-    runs, fig, words = _runs(history), go.Figure(), []
+    runs, fig, words = _runs(history), _blank(), []
     for label, frame, colour, dash in runs:
         x, alone = _column(frame, "epoch"), len(runs) == 1
         for column, name, tone, symbol in (("sa", "standard accuracy (SA)", NATURAL, "circle"), ("ra", "robust accuracy (RA)", ADVERSARIAL, "square")):
@@ -225,13 +228,13 @@ def plot_accuracy(history):
     _epoch_axis(fig, runs)
     return _finish(fig, "Accuracy on the validation images", " ".join(words), 400 if len(runs) < 2 else 470)
 
-# %% ../nbs/10_plots.ipynb #1d7df038
+# %% ../nbs/10_plots.ipynb #67704239
 TERMS = {"loss": ("total", "#56B4E9", "diamond"), "ce_nat": ("CE of natural images", NATURAL, "circle"),
          "ce_adv": ("CE of adversarial images", ADVERSARIAL, "square"), "kl": ("KL, natural to adversarial", "#CC79A7", "triangle-up")}
 
 def plot_losses(history):
     "The terms of the objective (nats, weighted as they enter it) and their total, means over each epoch; `history` as in `plot_angles`."
-    runs, fig = _runs(history), go.Figure()
+    runs, fig = _runs(history), _blank()
     for label, frame, _, dash in runs:
         for column, (name, colour, symbol) in TERMS.items():
             _line(fig, _column(frame, "epoch"), _column(frame, column), name if len(runs) == 1 else f"{label}, {name}", colour, dash, symbol)
@@ -239,12 +242,12 @@ def plot_losses(history):
     _epoch_axis(fig, runs)
     return _finish(fig, "What the training loss is made of", "Each term as weighted in the objective; together they are the total.", 430)
 
-# %% ../nbs/10_plots.ipynb #e22cf55b
+# %% ../nbs/10_plots.ipynb #05b45c17
 def plot_range_test(event):
     """The learning rate range test: loss (nats) over the rates tried (log scale), the chosen one marked.
 
     `event`: the `range_test` event, a dict with lists `lr` and `loss`, and perhaps `chosen`, `why`, `seconds`, `share`; or None."""
-    event, fig = event or {}, go.Figure()
+    event, fig = event or {}, _blank()
     points = pd.DataFrame({c: pd.Series(event.get(c) or [], dtype=float) for c in ("lr", "loss")})
     chosen, why = event.get("chosen"), html.escape(str(event.get("why") or "")).rstrip(".")
     _line(fig, points.lr, points.loss, "loss", "#0072B2", hovertemplate="learning rate %{x:.3g}: loss %{y:.3f}")
@@ -271,14 +274,14 @@ def _caption(name, truth):
     "The class `name`, short enough to stand under a picture, escaped, and marked as wrong where it isn't `truth`."
     return html.escape(name if len(name) <= 14 else f"{name[:13]}…") + ("" if name == truth else "<br><b>(wrong)</b>")
 
-# %% ../nbs/10_plots.ipynb #115a1b4b
+# %% ../nbs/10_plots.ipynb #ba698250
 def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     """Natural images, the perturbation amplified, adversarial images: one column for each of the first `most`, with what the model sees.
 
     `nat`, `adv`: arrays (n, C, H, W) in [0, 1]; `y`, `pred_nat`, `pred_adv`: the names of the n true and predicted classes."""
     nat, adv = (np.asarray(images, float)[:most] for images in (nat, adv))
     factor = amplification(nat, adv)
-    fig = make_subplots(rows=3, cols=max(1, len(nat)), horizontal_spacing=0.02, vertical_spacing=0.09)
+    fig = make_subplots(figure=_blank(), rows=3, cols=max(1, len(nat)), horizontal_spacing=0.02, vertical_spacing=0.09)
     for row, (images, seen) in enumerate(((nat, pred_nat), (0.5 + factor * (adv - nat), None), (adv, pred_adv)), 1):
         for col, image in enumerate(images, 1):
             fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
@@ -288,7 +291,7 @@ def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
     for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
-# %% ../nbs/10_plots.ipynb #1a88f003
+# %% ../nbs/10_plots.ipynb #7e407ee5
 def _opinions(saved, i, kind, classes):
     "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
     name = lambda k: html.escape(str(classes[k])[:16])
@@ -302,7 +305,7 @@ def plot_example(examples, i=0, classes=None):
     `examples`: a dict name -> `Run.examples`, names as in `plot_angles`. `classes`: their names (None: numbers). FE is the plain
     model, the robust path; the branch is the natural one, where the method has one."""
     runs = [run for run in _runs(examples) if len(run[1]) and i < len(run[1]["y"])]
-    fig = make_subplots(rows=max(1, len(runs)), cols=3, horizontal_spacing=0.03, vertical_spacing=0.24 / max(1, len(runs)))
+    fig = make_subplots(figure=_blank(), rows=max(1, len(runs)), cols=3, horizontal_spacing=0.03, vertical_spacing=0.24 / max(1, len(runs)))
     for row, (label, saved, _, _) in enumerate(runs, 1):
         nat, adv = (np.asarray(saved[k][i], float) for k in ("nat", "adv"))
         names = classes or list(range(1 + int(saved["y"].max())))
@@ -317,7 +320,7 @@ def plot_example(examples, i=0, classes=None):
     words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE. ✕: wrong." if runs else ""
     return _finish(fig, "One image, two paths", words, 60 + 200 * max(1, len(runs))).update_layout(margin_b=48).update_xaxes(**bare).update_yaxes(**bare)
 
-# %% ../nbs/10_plots.ipynb #bbb4297b
+# %% ../nbs/10_plots.ipynb #52cd7998
 def _arrow(fig, place, length, degrees, name, colour, dash="solid", symbol="circle"):
     fig.add_trace(go.Scatterpolar(r=[0, length], theta=[0, degrees], mode="lines+markers", name=name, legendgroup=name, showlegend=name not in {t.name for t in fig.data},
                                   line=dict(color=colour, width=4, dash=dash), marker=dict(size=[0, 13], symbol=symbol, color=colour),
@@ -328,7 +331,7 @@ def plot_gradients(history):
 
     Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history` as in `plot_angles`."""
     newest = [(label, known.iloc[-1]) for label, frame, _, _ in _runs(history) if len(known := frame[_column(frame, "angle_natural").notna()])]
-    fig = make_subplots(rows=max(1, len(newest)), specs=[[{"type": "polar"}]] * max(1, len(newest)), vertical_spacing=0.1, subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
+    fig = make_subplots(figure=_blank(), rows=max(1, len(newest)), specs=[[{"type": "polar"}]] * max(1, len(newest)), vertical_spacing=0.24, subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
     words = []
     for place, (label, row) in enumerate(newest, 1):
         nat, adv = (float(row.get(k) if pd.notna(row.get(k)) else 1) for k in ("length_nat", "length_adv"))
@@ -344,12 +347,12 @@ def plot_gradients(history):
     fig.update_annotations(font_size=12, yshift=14)
     return _finish(fig, "The two gradients", " ".join(words), 130 + 200 * max(1, len(newest))).update_layout(margin_t=100)
 
-# %% ../nbs/10_plots.ipynb #58b92649
+# %% ../nbs/10_plots.ipynb #9271c412
 def plot_scales(slides, scale=None):
     """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 % intervals; `scale` is marked.
 
     `slides`: a dict name -> what `exhibits.slide_scale` measured, names as in `plot_angles`."""
-    fig, runs = go.Figure(), [run for run in _runs(slides) if run[1]]
+    fig, runs = _blank(), [run for run in _runs(slides) if run[1]]
     for label, slid, _, _ in runs:
         x, mine = pd.Series(slid["scale"], dtype=float), f"{label}, " if len(runs) > 1 else ""
         for column, name, tone, symbol in (("sa", "standard accuracy (SA)", NATURAL, "circle"), ("ra", "robust accuracy (RA)", ADVERSARIAL, "square")):

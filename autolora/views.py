@@ -6,7 +6,7 @@
 __all__ = ['APART', 'named', 'thinned', 'moved', 'pictures', 'progress', 'outcome', 'differences', 'results', 'automatic',
            'thumbnails']
 
-# %% ../nbs/16d_views.ipynb #eb99a618
+# %% ../nbs/16d_views.ipynb #e3e8b4a7
 import html
 from collections import Counter
 
@@ -14,8 +14,7 @@ import pandas as pd
 
 from .core import duration, pct
 from .evaluation import STAR, Report, compare_rows
-from .history import Run, read_examples
-
+from .history import read_examples
 from .plots import PANELS, best_epoch, image_uri, plot_example, plot_scales, run_label
 
 # %% ../nbs/16d_views.ipynb #f2e806e4

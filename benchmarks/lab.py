@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CALL = dict(backbone="robust_mini_gray", data="mnist5k", limit=1500, seed=0, lr=0.05, progress=False)
+CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limit=1500, seed=0, lr=0.05, progress=False)
 
 
 def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -104,7 +104,7 @@ def open_notebook(page, address, server):
 def run_all(page):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     start = time.time()
-    page.get_by_text("Run All Cells", exact=True).first.click()
+    page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector("[data-panel=angles] .main-svg", timeout=60_000)
     return time.time() - start
 
@@ -167,7 +167,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
 
         # an interrupt of the kernel is meant for its cells: the training goes on
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
-        page.get_by_text("Interrupt Kernel", exact=True).first.click()
+        page.locator(".lm-Menu-itemLabel").get_by_text("Interrupt Kernel", exact=True).click()
         held = len(runs(tmp_path)[0].history)
         until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on after an interrupt")
 
