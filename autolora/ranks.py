@@ -22,13 +22,6 @@ def share():
     return slice(rank(), None, world())
 
 # %% ../nbs/00e_ranks.ipynb #e82a1e90
-@functools.cache
-def _state():
-    "accelerate's `PartialState`: the processes, connected."
-    try: from accelerate import PartialState
-    except ImportError: raise AutoLoRaError("Several processes need accelerate: run pip install 'autolora[parallel]'.") from None
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=float(os.environ.get("AUTOLORA_PATIENCE", 1800))))
-
 class LostPeer(AutoLoRaError):
     "A process waited for another in vain."
 
@@ -38,6 +31,19 @@ def _patient():
     try: yield
     except (RuntimeError, ConnectionError) as error:
         raise LostPeer(f"Process {rank()} of {world()} lost the others ({str(error).splitlines()[0][:120]}): one of them ended or hangs. The last finished epoch is kept, resume with --resume.") from error
+
+@functools.cache
+def _state():
+    "accelerate's `PartialState`: the processes, connected."
+    try: from accelerate import PartialState
+    except ImportError: raise AutoLoRaError("Several processes need accelerate: run pip install 'autolora[parallel]'.") from None
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+    patience = timedelta(seconds=float(os.environ.get("AUTOLORA_PATIENCE", 1800)))
+    with _patient():
+        store, number, count = next(rendezvous("env://", timeout=patience))
+        attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # else a restart finds the addresses of the dead
+        return PartialState(cpu=not torch.cuda.is_available(), timeout=patience, store=attempt, rank=number, world_size=count)
 
 # %% ../nbs/00e_ranks.ipynb #8096702d
 def total(values):

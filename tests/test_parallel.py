@@ -26,6 +26,19 @@ def epochs_done(folder):
     return [event["epoch"] for line in log.read_text().splitlines() if (event := json.loads(line))["event"] == "epoch"] if log.exists() else []
 
 
+in_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
+
+
+def workers(folder):
+    "The process ids of the workers whose run folder is `folder`, in the order of their ranks."
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try: words, env = path.joinpath("cmdline").read_bytes(), path.joinpath("environ").read_bytes()
+        except OSError: continue
+        if str(folder).encode() in words and b"\0LOCAL_RANK=" in env: found[env.split(b"\0LOCAL_RANK=")[1].split(b"\0")[0]] = int(path.name)
+    return [found[key] for key in sorted(found)]
+
+
 @pytest.mark.parametrize("method", ["autolora", "trades"])
 def test_two_processes_train_as_one(tmp_path, method):
     for folder, command in (("one", [sys.executable]), ("two", LAUNCH)):
@@ -40,12 +53,13 @@ def test_two_processes_train_as_one(tmp_path, method):
         assert a.keys() == b.keys() and all(np.allclose(a[key], b[key], rtol=1e-6, atol=1e-8) for key in a)
 
 
+@in_proc
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     folder = tmp_path / "run"
-    with subprocess.Popen([*LAUNCH, *FINETUNE, "--epochs", "30", "--out", str(folder)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen([*LAUNCH, *FINETUNE, "--epochs", "30", "--out", str(folder)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not (folder / "resume.pt").exists() and time.monotonic() < deadline: time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in (process.pid, *workers(folder)): os.kill(pid, signal.SIGKILL)
     before = len(epochs_done(folder))
     assert 1 <= before < 30
     config = json.loads((folder / "config.json").read_text()) | {"epochs": before + 1}
@@ -56,17 +70,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     assert [json.loads(line)["processes"] for line in (folder / "events.jsonl").read_text().splitlines() if '"start"' in line] == [2]
 
 
-def workers(folder):
-    "The process ids of the workers whose run folder is `folder`, in the order of their ranks."
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try: words, env = path.joinpath("cmdline").read_bytes(), path.joinpath("environ").read_bytes()
-        except OSError: continue
-        if str(folder).encode() in words and b"\0LOCAL_RANK=" in env: found[env.split(b"\0LOCAL_RANK=")[1].split(b"\0")[0]] = int(path.name)
-    return [found[key] for key in sorted(found)]
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
+@in_proc
 def test_a_lost_worker_is_started_again(tmp_path):
     folder = tmp_path / "run"
     command = [*LAUNCH, "--max_restarts", "1", *FINETUNE, "--epochs", "6", "--out", str(folder)]
