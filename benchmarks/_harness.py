@@ -45,12 +45,13 @@ def ratios(times, ours, other):
 
 
 def use_peers():
-    "Put the pinned peers on the path, last; install them first where peers.txt is newer than what is there."
+    "Put the pinned peers on the path, last, their progress bars off; install them first where peers.txt is newer than what is there."
     wanted, stamp = HERE / "peers.txt", PEERS / "ready"
     if not stamp.is_file() or stamp.stat().st_mtime < wanted.stat().st_mtime:
         command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--upgrade", "--target", PEERS, "-r", wanted]
         if subprocess.run(command).returncode == 0: stamp.touch()
     if str(PEERS) not in sys.path: sys.path.append(str(PEERS))
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def peer(module):

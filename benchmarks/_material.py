@@ -26,7 +26,7 @@ def photos(n, size=32, classes=10, seed=0):
     top = rng.integers(0, 427 - 64, n)
     crops = np.stack([pictures[int(p)][t:t + 64, x:x + 64] for p, t, x in zip(place, top, left, strict=True)])
     x = F.interpolate(torch.from_numpy(crops).permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
-    return x.round().clamp(0, 255).byte(), torch.from_numpy(y)
+    return x.round().clamp(0, 255).byte().contiguous(), torch.from_numpy(y)
 
 
 def images(n, data=None, size=32):
@@ -36,7 +36,7 @@ def images(n, data=None, size=32):
         return x.float() / 255, y
     split = load_task(data, size=size if data not in ("digits", "mnist5k") else None).train
     chosen = torch.arange(min(n, len(split)))
-    return split.images(chosen), split.y[chosen]
+    return split.images(chosen).contiguous(), split.y[chosen]
 
 
 def probe(model, x, y):
