@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 from _harness import HERE, options, peer, ratios, save, turns
-from _material import learner, photos, probe, probed, small_stem_resnet
+from _material import learner, photos, probed, small_stem_resnet
 from _published import Published, disagreement, same_factors
 from torch import nn
 
