@@ -84,9 +84,11 @@ def launch(count, args):
     "Images a second of `count` processes, from the epochs after the first; raises with the command's last words."
     out = Path(tempfile.mkdtemp()) / "run"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count), "-m", "autolora", "finetune", "robust_mini_gray", args.data,
-               "--epochs", str(args.epochs), "--lr", "0.05", "--batch_size", "128", "--out", str(out)]
+               "--epochs", str(args.epochs), "--lr", "0.05", "--batch-size", "128", "--out", str(out)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+    if done.returncode:
+        said = (done.stderr + done.stdout).splitlines()
+        raise RuntimeError(f"{count} processes: " + next((line for line in said if line.startswith("autolora")), said[-1]))
     run = Run.open(out)
     return run.config["n_train"] / run.history.seconds[1:].median()
 
