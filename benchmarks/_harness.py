@@ -78,6 +78,19 @@ def processor():
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
 
 
+def memory(field):
+    """Bytes of main memory of this process (Linux): "VmRSS", held now, or "VmHWM", the most since the start or since `forget_peak`.
+
+    Not `ru_maxrss`, which a child process inherits from its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def forget_peak():
+    "Begin to count this process's peak memory anew."
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def machine():
     "What a section was measured on and with."
     commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=HERE, capture_output=True, text=True).stdout.strip()

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from _harness import HERE, clock, options, save
+from _harness import HERE, clock, forget_peak, memory, options, save
 from _material import learner, photos
 
 from autolora.backbones import BACKBONES, MiniResNet, Normalise
@@ -53,10 +52,10 @@ def one(case, rounds):
     method = make_method("autolora", net(case["parameters"], case["classes"]).to(memory_format=torch.channels_last), task.threat, num_classes=case["classes"])
     method.steps = case["steps"]
     made = learner(method, task)
-    with open("/proc/self/statm") as file: before = int(file.read().split()[1]) * resource.getpagesize()
+    before = memory("VmRSS")
+    forget_peak()
     seconds = [clock(made.fit_epoch) for _ in range(rounds + 1)][1:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "bytes": peak - before, "parameters": sum(p.numel() for p in method.model.parameters())}))
+    print(json.dumps({"seconds": seconds, "bytes": memory("VmHWM") - before, "parameters": sum(p.numel() for p in method.model.parameters())}))
 
 
 def exponent(rows):
@@ -67,15 +66,15 @@ def exponent(rows):
 
 def vary(args, what):
     "One column: its cases, and the exponents."
-    rows, times, memory = [], [], []
+    rows, times, space = [], [], []
     for value in VALUES[what]:
         command = [sys.executable, HERE / "growth.py", "--one", json.dumps(BASE | {what: value}), "--rounds", str(args.rounds)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         size = found["parameters"] if what == "parameters" else value
-        times.append((size, statistics.median(found["seconds"]))); memory.append((size, found["bytes"]))
+        times.append((size, statistics.median(found["seconds"]))); space.append((size, found["bytes"]))
         label = f"{value} ({found['parameters'] / 1e3:.0f} k parameters)" if what == "parameters" else value
         rows.append([label, f"{times[-1][1]:.2f} ({min(found['seconds']):.2f} to {max(found['seconds']):.2f})", f"{found['bytes'] / 1e6:.0f}"])
-    note = f"From the first row to the last, seconds grow like size^{exponent(times):.2f}, memory like size^{exponent(memory):.2f}."
+    note = f"From the first row to the last, seconds grow like size^{exponent(times):.2f}, memory like size^{exponent(space):.2f}."
     extra = {"steps": " The validation attack keeps its ten steps.", "parameters": " Size: the number of parameters."}.get(what, "")
     save(args.results, "growth", f"Growth: {UNITS[what]}", table=[[UNITS[what], "seconds an epoch", "MB added at most"], *rows], notes=[note + extra])
 

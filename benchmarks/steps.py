@@ -9,13 +9,12 @@ Epochs: mnist5k, and photographs in CIFAR-10's proportions (47,500 / 2,500 / 10,
 import copy
 import json
 import math
-import resource
 import subprocess
 import sys
 from dataclasses import replace
 
 import torch
-from _harness import HERE, options, peer, ratios, save, turns
+from _harness import HERE, forget_peak, memory, options, peer, ratios, save, turns
 from _material import learner, photos, probed, small_stem_resnet
 from _published import Published, disagreement, same_factors
 from torch import nn
@@ -89,7 +88,7 @@ def step(args, net):
     save(args.results, "steps", f"One AutoLoRa step: {net}, {size}x{size}, batch {batch}, {args.device}", times, batch, {key: ratios(times, "autolora", "published, plainly")}, notes=[note])
 
 
-def memory(args, net):
+def peak_memory(args, net):
     "Peak memory that a step adds, each in a fresh process: after building everything, two steps."
     (size, batch, key), found = case(args, "memory", net), {"ours": [], "plain": []}
     for _ in range(args.rounds if args.device == "cpu" else 1):
@@ -102,19 +101,18 @@ def memory(args, net):
 
 
 def one(args):
-    "The child of `memory`: prints the bytes that two steps add to what was held before them."
+    "The child of `peak_memory`: prints the bytes that two steps add to what was held before them."
     model, x, y = model_and_batch(args.nets[0], args.batch, args.size, args.device)
     call = Ours(model, x, y) if args.one == "ours" else Plain(model, x, y)
     del model
-    cuda = args.device == "cuda"
-    before = torch.cuda.memory_allocated() if cuda else resident()
+    if args.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = memory("VmRSS")
+        forget_peak()
     for _ in range(2): call()
-    print((torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) - before)
-
-
-def resident():
-    "Bytes of main memory held now (Linux)."
-    with open("/proc/self/statm") as file: return int(file.read().split()[1]) * resource.getpagesize()
+    print((torch.cuda.max_memory_allocated() if args.device == "cuda" else memory("VmHWM")) - before)
 
 
 def tasks(share):
@@ -185,7 +183,7 @@ def main():
     if args.one: return one(args)
     for part in args.parts:
         if part in ("step", "memory"):
-            for net in args.nets: {"step": step, "memory": memory}[part](args, net)
+            for net in args.nets: {"step": step, "memory": peak_memory}[part](args, net)
         else: {"epoch": epoch, "trainers": trainers}[part](args)
 
 
