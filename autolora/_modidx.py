@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'autolora.evaluation._length': ('evaluation.html#_length', 'autolora/evaluation.py'),
                                      'autolora.evaluation._listening': ('evaluation.html#_listening', 'autolora/evaluation.py'),
                                      'autolora.evaluation._paper_pgd': ('evaluation.html#_paper_pgd', 'autolora/evaluation.py'),
+                                     'autolora.evaluation._row_by_row': ('evaluation.html#_row_by_row', 'autolora/evaluation.py'),
                                      'autolora.evaluation._selected': ('evaluation.html#_selected', 'autolora/evaluation.py'),
                                      'autolora.evaluation._survivors': ('evaluation.html#_survivors', 'autolora/evaluation.py'),
                                      'autolora.evaluation._untouched': ('evaluation.html#_untouched', 'autolora/evaluation.py'),

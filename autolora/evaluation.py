@@ -112,12 +112,19 @@ def _listening():
         sys.settrace(tracer)
 
 # %% ../nbs/12_evaluation.ipynb #effa34dd
+def _row_by_row(model):
+    "`model`, with gradients of images laid out as AutoAttack's `view` wants them, not channels last."
+    def logits(x):
+        if x.requires_grad: x.register_hook(lambda grad: grad.contiguous())
+        return model(x)
+    return logits
+
 def _autoattack(model, x, y, threat, batch_size):
     "AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], made on the fast copy of `model`, and its warnings."
-    AutoAttack, model = _autoattack_class(), fast(model, x)
+    AutoAttack, x, model = _autoattack_class(), x.contiguous(), _row_by_row(fast(model, x))
     with _listening() as flags, torch.inference_mode(False), torch.enable_grad():
-        attack = AutoAttack(model, norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=_device(model))
-        classes = model(x[:1].to(_device(model))).shape[1]
+        attack = AutoAttack(model, norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device)
+        classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         few = [f"With {classes} classes the targeted DLR loss is not defined: AutoAttack ran without APGD-T."] if classes < 4 else []
         if few: attack.attacks_to_run.remove("apgd-t")
