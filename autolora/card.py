@@ -19,10 +19,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .core import duration, pct
-from .evaluation import label
 from .history import read_examples, write_atomic
 from .methods import METHODS
 from .plots import PANELS, best_epoch, decisions, plot_examples, plot_range_test, plot_scales
+from .reports import label
 
 # %% ../nbs/14_card.ipynb #91fb95e1
 class Code(str):

@@ -33,7 +33,7 @@ def finetune(
     autoattack: int = 0,  # Test images for AutoAttack in the final report
 ):
     "Fine-tune a pre-trained backbone into a robust model."
-    from autolora.evaluation import Report
+    from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
     run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, limit=limit, autoattack=autoattack)
     print(Report.from_dict(run.report))
@@ -74,7 +74,7 @@ def pretrain(
 ):
     "Adversarially pre-train a backbone from random weights."
     from autolora.data import load_task
-    from autolora.evaluation import Report
+    from autolora.reports import Report
     from autolora.rft import pretrain as run_pretrain
     from autolora.rft import save_backbone
     run = run_pretrain(backbone, load_task(data, size=size), epochs, seed, out, threat, resume)
@@ -181,8 +181,8 @@ def demo(
     out: str = "runs/demo",  # Folder for the two runs
 ):
     "Fine-tune robust_mini_gray on real digits by AutoLoRa and by naive RFT, and compare."
-    from autolora.evaluation import Report, compare_table
     from autolora.methods import METHODS
+    from autolora.reports import Report, compare_table
     from autolora.rft import finetune as run_finetune
     reports, seconds = {}, []
     for method in ("trades", "autolora"):
