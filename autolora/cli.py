@@ -141,7 +141,7 @@ def tune(
     "Search the settings of a method that needs it, on validation images, at a stated cost."
     from functools import partial
 
-    from autolora.evaluation import Report
+    from autolora.reports import Report
     from autolora.jobs import launch
     from autolora.tune import GRID, HALVING, Search
     from autolora.tune import tune as run_tune

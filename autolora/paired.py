@@ -46,7 +46,7 @@ class Difference:
         if self.n == 0: return "no seed has both"
         if self.n == 1: return "one seed: no test is possible"
         if math.isnan(self.p_t): return "the same difference at every seed: no test is possible"
-        return f"n = {self.n}: Wilcoxon's p can't be below {2 ** (1 - self.n):.2g}" if self.n < 6 else ""
+        return f"n = {self.n}: Wilcoxon's p can't be below {2 ** (1 - self.n):.3g}" if self.n < 6 else ""
 
 # %% ../nbs/00d_paired.ipynb #f00fdc2c
 def effect_interval(t, n, level=0.95):

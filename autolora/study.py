@@ -20,7 +20,7 @@ import pandas as pd
 
 from .backbones import BACKBONES
 from .card import Folded, html_page
-from .charts import plot_angle, plot_forest, plot_plane, plot_rates, where_label
+from .charts import circumstances, plot_angle, plot_forest, plot_plane, plot_rates
 from .core import AutoLoRaError, default_device, duration, unknown
 from .data import load_task
 from .history import Run, cannot_write, write_atomic
@@ -200,10 +200,11 @@ def summary(table):
 
 def tests(table):
     "`differences` as a DataFrame of strings: n, the interval, the effect size, p values (corrected), and what they can't tell."
+    found = differences(table)
     p = lambda value: "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
     interval = lambda mean, low, high, digits: "–" if math.isnan(mean) else f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if low == low else "")
-    rows = [{"measure": {"sa": "SA", "ra": "RA, PGD-10", "aa": "RA, AutoAttack"}[d.measure], "difference": f"{run_label(d.a)} − {run_label(d.b)}", "where": where_label((d.task, d.backbone, d.condition)), "n": d.n, "points [95 %]": interval(d.mean, d.low, d.high, 1),
-             "d_z [95 %]": interval(d.d, d.d_low, d.d_high, 1), "t-test, Holm": p(d.holm_t), "Wilcoxon, Holm": p(d.holm_w), "note": d.note} for d in differences(table).itertuples()]
+    rows = [{"measure": {"sa": "SA", "ra": "RA, PGD-10", "aa": "RA, AutoAttack"}[d.measure], "difference": f"{run_label(d.a)} − {run_label(d.b)}", "where": where, "n": d.n, "points [95 %]": interval(d.mean, d.low, d.high, 1),
+             "d_z [95 %]": interval(d.d, d.d_low, d.d_high, 1), "t-test, Holm": p(d.holm_t), "Wilcoxon, Holm": p(d.holm_w), "note": d.note} for d, where in zip(found.itertuples(), circumstances(found), strict=True)]
     frame = pd.DataFrame(rows, columns=["measure", "difference", "where", "n", "points [95 %]", "d_z [95 %]", "t-test, Holm", "Wilcoxon, Holm", "note"])
     return frame.drop(columns=["where"] if frame["where"].nunique() < 2 else [])
 
@@ -224,7 +225,7 @@ def sections(table, protocol):
     lost = [f"{r.folder}: {r.message}" for r in table[table.state == "failed"].itertuples()]
     rules = [f"{name}: {value}" for part in ("rules", "settings", "versions") for name, value in protocol[part].items()] + [f"{part}: {protocol[part]}" for part in ("seeds", "device", "threads")]
     return {"Result": [summary(table), f"{(table.state == 'finished').sum()} of {len(table)} runs are finished. Means over the seeds with 95 % t intervals, on test images."],
-            "Differences between the methods": [tests(table), TOLD, *(fig for name, fig in drawn.items() if name.startswith("forest"))],
+            "Differences between the methods": [Folded("All pairs as a table", apart) if len(apart := tests(table)) > 24 else apart, TOLD, *(fig for name, fig in drawn.items() if name.startswith("forest"))],
             "Standard and robust accuracy": [fig for name, fig in drawn.items() if name.startswith("plane")],
             **({"The learning rate": [drawn["rates"]]} if "rates" in drawn else {}), "Angle and robustness": [drawn["angle"]],
             **({"What failed": [lost]} if lost else {}), "All runs": [Folded("The table, also in table.csv", plain(table.drop(columns=["message"])))],
