@@ -8,12 +8,13 @@ __all__ = ['VERBS', 'finetune', 'evaluate', 'pretrain', 'as_value', 'as_values',
 
 # %% ../nbs/18_cli.ipynb #d518a9f2
 import importlib.util
+import os
 import sys
 from typing import Annotated
 
 from fastcore.script import anno_parser, bool_arg, store_true
 
-from .core import AutoLoRaError, duration, unknown
+from .core import AutoLoRaError, duration, rank, unknown
 
 # %% ../nbs/18_cli.ipynb #665289a5
 def finetune(
@@ -31,11 +32,13 @@ def finetune(
     rank: int = 8,  # Of the low-rank branch
     limit: int = None,  # Use only this many training images
     autoattack: int = 0,  # Test images for AutoAttack in the final report
+    speed: str = "auto",  # auto, or plain: attacks on the model itself
+    sync_bn: bool_arg = None,  # With several processes, BatchNorm over the whole batch (default: where a process has under 16 images of it)
 ):
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, limit=limit, autoattack=autoattack)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, limit=limit, autoattack=autoattack, speed=speed, sync_bn=sync_bn)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
@@ -222,12 +225,13 @@ def main(argv=None):
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: autolora VERB [options], where VERB is one of\n" + "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()) + "\n`autolora VERB --help` lists a verb's options.")
         return 0
+    if rank() > 0: sys.stdout = open(os.devnull, "w")  # the first of several processes speaks for all
     try:
         if argv[0] not in VERBS: raise unknown("verb", argv[0], VERBS)
         given = vars(anno_parser(VERBS[argv[0]], f"autolora {argv[0]}").parse_args(argv[1:]))
         VERBS[argv[0]](**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
     except AutoLoRaError as error:
-        print(f"autolora: {error}", file=sys.stderr)
+        if rank() == 0 or "lost the others" in str(error): print(f"autolora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("autolora: interrupted; the last finished epoch is kept: the same command goes on from it (finetune: with --resume).", file=sys.stderr)
