@@ -144,10 +144,10 @@ def tune(
     "Search the settings of a method that needs it, on validation images, at a stated cost."
     from functools import partial
 
-    from autolora.reports import Report
     from autolora.jobs import launch
-    from autolora.tune import GRID, HALVING, Search
-    from autolora.tune import tune as run_tune
+    from autolora.reports import Report
+    from autolora.search import GRID, HALVING, Search
+    from autolora.search import tune as run_tune
     search = Search(as_values(space) or None, GRID if grid else HALVING)
     settings = {k: v for k, v in {"epochs": epochs, "limit": limit}.items() if v}
     tuning = run_tune(backbone, data, method, budget, search, seed, out, partial(launch, jobs=jobs), **settings)

@@ -166,7 +166,8 @@ def submit(calls, jobs=None, threads=1, progress=True, folder="runs/submitit", c
     `jobs`: how many at once (None: as the scheduler likes). `folder`: for submitit's own files. `cluster`: None (Slurm where there is one),
     "slurm", "local" or "debug" (in this process). `parameters`: of its executor, such as `timeout_min=60, slurm_partition="gpu", gpus_per_node=1`.
     Raises `AutoLoRaError` if submitit isn't installed."""
-    try: import submitit
+    try:
+        import submitit
     except ImportError as error: raise AutoLoRaError("Runs are handed to a scheduler by submitit, which is not installed: pip install 'autolora[cluster]'.") from error
     all_jobs, executor = checked(calls), submitit.AutoExecutor(folder=folder, cluster=cluster)
     executor.update_parameters(**{"cpus_per_task": threads, **({"slurm_array_parallelism": jobs} if jobs else {}), **parameters})

@@ -7,11 +7,10 @@ __all__ = ['CALL', 'RULES', 'FIXED', 'GROWING', 'ACCURACIES', 'WHOLE', 'TOLD', '
            'disagreements', 'merged', 'row', 'Study', 'create_study', 'measured', 'differences', 'summary', 'tests',
            'figures', 'sections', 'alone', 'default_study', 'compare']
 
-# %% ../nbs/16_study.ipynb #1a6f2ffe
+# %% ../nbs/16_study.ipynb #23ed0b18
 import contextlib
 import json
 import math
-import os
 import re
 from itertools import product
 from pathlib import Path
@@ -235,8 +234,11 @@ def sections(table, protocol):
 @contextlib.contextmanager
 def alone(folder):
     "Inside, this process is the only one at work in `folder`. Raises `AutoLoRaError` if another one is. The system takes the lock back however a process ends."
-    try: import fcntl
-    except ImportError: yield; return  # Windows
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     with open(Path(folder) / ".lock", "w") as file:
         try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error: raise AutoLoRaError(f"Another process is at work in {folder}: wait for its end, or stop it.") from error

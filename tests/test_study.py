@@ -21,8 +21,8 @@ from autolora.data import load_task
 from autolora.jobs import launch
 from autolora.paired import holm, pairs
 from autolora.rft import finetune
+from autolora.search import Search, Tuning, tune
 from autolora.study import Study, compare
-from autolora.tune import Search, Tuning, tune
 
 TINY = {"limit": 220, "epochs": 2, "lr": 0.02, "angles": False, "progress": False}
 FAST = {"method": "at", "lr": 1e12, "arm": "too fast"}
@@ -107,7 +107,7 @@ def test_another_protocol_is_refused_with_the_difference(whole):
 def test_a_worker_killed_twice_is_recorded(tmp_path):
     def kill():
         for _ in range(2):
-            for pid in wait(lambda: [pid for pid in children(os.getpid()) if b"autolora.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()]): os.kill(pid, signal.SIGKILL)
+            for worker in wait(lambda: [pid for pid in children(os.getpid()) if b"autolora.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()]): os.kill(worker, signal.SIGKILL)
             time.sleep(0.05)
     killer = threading.Thread(target=kill)
     killer.start()
