@@ -89,7 +89,7 @@ class Trainer:
 def do(job, control):
     "Run one job; whatever happens becomes its state and message."
     job.state = "running"
-    try: job.state = "finished" if finetune(**job.call, control=control).finished else "stopped"
+    try: job.state = "stopped" if finetune(**job.call, control=control).events[-1]["event"] == "stopped" else "finished"
     except BaseException as error:  # nobody above could hear it
         job.message, job.state = explain(error), "failed"
         if (job.out / "config.json").is_file(): _note(job)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from autolora.core import AutoLoRaError
 from autolora.data import load_task
+from autolora.history import Run
 from autolora.jobs import launch
 from autolora.paired import holm, pairs
 from autolora.rft import finetune
@@ -116,6 +117,17 @@ def test_a_worker_killed_twice_is_recorded(tmp_path):
     assert job.state == "failed" and "SIGKILL" in job.message and "resuming goes on" in job.message
 
 
+@needs_proc
+def test_an_interrupt_ends_the_workers_and_leaves_what_is_needed_to_go_on(tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "autolora.cli", "compare", "digits", "--methods", "at", "trades", "--seeds", "1", "--limit", "220", "--out", str(tmp_path / "study")], stderr=subprocess.PIPE, text=True)
+    workers = wait(lambda: [pid for pid in children(process.pid) if b"autolora.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    assert not any(map(alive, workers))
+    assert Study.open(tmp_path / "study").table.state.isin(["waiting", "unfinished"]).all() and (tmp_path / "study" / "study.html").exists()
+
+
 class Untouchable:
     "A test split that may be counted, but not looked at."
     def __len__(self): return 360
@@ -138,6 +150,7 @@ def test_a_search_selects_on_validation_only(tmp_path):
     table = tuning.table
     assert table.groupby("rung").size().tolist() == [3, 1] and table.state.tolist().count("failed") == 1
     lost = table[table.state == "failed"].iloc[0]
+    assert [e["number"] for e in Run(tuning.path).events if e["event"] == "failed"] == [lost.number], "an untested trial is no failed one"
     assert lost.lr == 1e12 and "finite" in lost.message
     winner = table[table.rung == 0].sort_values(["ra", "sa"], ascending=False).iloc[0]
     assert table[table.rung == 1].number.tolist() == [winner.number]
