@@ -39,6 +39,7 @@ def _state():
     except ImportError: raise AutoLoRaError("Several processes need accelerate: run pip install 'autolora[parallel]'.") from None
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
+
     patience = timedelta(seconds=float(os.environ.get("AUTOLORA_PATIENCE", 1800)))
     with _patient():
         store, number, count = next(rendezvous("env://", timeout=patience))

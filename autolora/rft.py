@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'report_on',
-           'default_out', 'prepare', 'Estimate', 'cost', 'estimate', 'train', 'restarted', 'joined_run', 'finetune',
-           'pretrain', 'save_backbone']
+           'default_out', 'with_options', 'prepare', 'Estimate', 'cost', 'estimate', 'spent', 'train', 'restarted',
+           'joined_run', 'finetune', 'pretrain', 'save_backbone']
 
 # %% ../nbs/15_rft.ipynb #7e04078b
 import atexit
@@ -52,6 +52,8 @@ class Settings:
     limit: int | None = None      # training images to use, None = all
     autoattack: int = 0           # test images for AutoAttack in the final report; 0 leaves it out
     angles: bool = True           # record the gradient angles every epoch
+    options: dict | None = None   # numbers of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
+    test: bool = True             # measure on the test split at the end; False never looks at it
     speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
     sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
     progress: bool = True         # a bar with an ETA on stderr
@@ -119,6 +121,17 @@ def default_out(method, backbone, task, seed, root="runs"):
     "A new folder under `root`, named by what and when."
     return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
+# %% ../nbs/15_rft.ipynb #56670fae
+def with_options(method, options):
+    "`method` with numbers of its class replaced by those of the dict `options`. Raises `AutoLoRaError` for one it doesn't have or that can't be."
+    known = sorted(name for name in dir(type(method)) if type(getattr(type(method), name)) in (int, float))
+    for name, value in options.items():
+        if name not in known: raise unknown(f"option of {method.name}", name, known)
+        number = parse_number(value, name)
+        if number < 0 or name == "steps" and (number < 1 or number != int(number)): raise AutoLoRaError(f"{name} must be {'a whole number of at least 1' if name == 'steps' else 'at least 0'}, not {value}.")
+        setattr(method, name, type(getattr(type(method), name))(number))
+    return method
+
 # %% ../nbs/15_rft.ipynb #a8a42d68
 def prepare(backbone, data, method, epochs, seed, settings):
     "`(config, task, method)`: everything checked, loaded and built, nothing written. Raises `AutoLoRaError` for what can't work."
@@ -132,10 +145,10 @@ def prepare(backbone, data, method, epochs, seed, settings):
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "limit": settings.limit, "speed": settings.speed, "sync_bn": settings.sync_bn, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "limit": settings.limit, "speed": settings.speed, "sync_bn": settings.sync_bn, "options": settings.options or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     options = {k: v for k, v in {"rank": settings.rank, "num_classes": task.num_classes}.items() if k in METHODS[method].options}
-    return config, task, make_method(method, model, threat, seed, **options)
+    return config, task, with_options(make_method(method, model, threat, seed, **options), settings.options or {})
 
 # %% ../nbs/15_rft.ipynb #857c4cad
 @dataclass(frozen=True)
@@ -158,6 +171,13 @@ def estimate(backbone, data, method="autolora", epochs=None, seed=0, **settings)
     config, task, method = prepare(backbone, data, method, epochs, seed, settings_from(settings))
     return config, cost(method, task, config["epochs"], config["batch_size"])
 
+# %% ../nbs/15_rft.ipynb #a36deddd
+def spent(run, steps, attack_steps):
+    "What training cost, with `steps` an epoch of `attack_steps` each: seconds and attack steps (gradient passes over a batch), the range test's included, and the peak memory (bytes) so far."
+    search = run.last("range_test")
+    return {"seconds": search.get("seconds", 0.0) + float(run.history.seconds.sum()), "attack_steps": 2 * len(search.get("lr", [])) + len(run.history) * steps * attack_steps,
+            "peak_memory": peak_memory()}
+
 # %% ../nbs/15_rft.ipynb #b19d502a
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
@@ -176,9 +196,9 @@ def train(run, method, task, settings, resume):
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
-    run.log("end", best_epoch=learner.best["epoch"], seconds=run.last("range_test").get("seconds", 0.0) + float(run.history.seconds.sum()))
+    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run, learner.steps, method.steps))
     method.model.eval()
-    report_on(run, method, task, settings.autoattack)
+    if settings.test: report_on(run, method, task, settings.autoattack)
     run.model, run.branch = method.model, method.branch
 
 # %% ../nbs/15_rft.ipynb #8c98a906
