@@ -35,11 +35,11 @@ def _patient():
 @functools.cache
 def _state():
     "accelerate's `PartialState`: the processes, connected."
-    try: from accelerate import PartialState
+    try:
+        from accelerate import PartialState
     except ImportError: raise AutoLoRaError("Several processes need accelerate: run pip install 'autolora[parallel]'.") from None
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
-
     patience = timedelta(seconds=float(os.environ.get("AUTOLORA_PATIENCE", 1800)))
     with _patient():
         store, number, count = next(rendezvous("env://", timeout=patience))
