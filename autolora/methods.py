@@ -23,6 +23,7 @@ class Method:
     `losses(x, y)`, which makes those logits and leaves them, detached, in `adv` and (where there is a natural pass) `nat`, both (N, K)."""
     name, label, nat, adv, branch, options = "", "", None, None, None, ()
     steps, weight_decay = 10, 1e-4  # of the inner maximisation, of the optimiser: as published
+    parts = 1  # in which a batch is trained, where it doesn't fit in memory whole
     adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
 
     def __init__(self, model, threat, seed=0):

@@ -32,7 +32,7 @@ from .evaluation import evaluate
 from .exhibits import RecordExamples, slide_scale, write_examples
 from .folding import explain_speed, plain_attacks
 from .history import Run, create_run, write_atomic
-from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
+from .learner import CoolDown, GrowingAttack, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
 from .machine import peak_memory, versions
 from .methods import METHODS, make_method
 from .ranks import from_first, synced
@@ -55,6 +55,7 @@ class Settings:
     options: dict | None = None   # numbers of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
     test: bool = True             # measure on the test split at the end; False never looks at it
     speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
+    attack: str = "full"          # "growing": the attack's steps grow from 2 to the method's own over the run
     sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
     progress: bool = True         # a bar with an ETA on stderr
     control: Control | None = None  # to pause or stop the run from another thread
@@ -66,7 +67,8 @@ def settings_from(given):
     for name in given:
         if name not in known: raise unknown("setting", name, known)
     settings = Settings(**given)
-    if settings.speed not in ("auto", "plain"): raise unknown("speed", settings.speed, ["auto", "plain"])
+    for name, choices in (("speed", ["auto", "plain"]), ("attack", ["full", "growing"])):
+        if getattr(settings, name) not in choices: raise unknown(name, getattr(settings, name), choices)
     if settings.lr == "auto": return settings
     lr = parse_number(settings.lr, "lr")
     if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
@@ -145,7 +147,7 @@ def prepare(backbone, data, method, epochs, seed, settings):
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "limit": settings.limit, "speed": settings.speed, "sync_bn": settings.sync_bn, "options": settings.options or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "limit": settings.limit, "speed": settings.speed, "attack": settings.attack, "sync_bn": settings.sync_bn, "options": settings.options or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     options = {k: v for k, v in {"rank": settings.rank, "num_classes": task.num_classes}.items() if k in METHODS[method].options}
     return config, task, with_options(make_method(method, model, threat, seed, **options), settings.options or {})
@@ -172,31 +174,31 @@ def estimate(backbone, data, method="autolora", epochs=None, seed=0, **settings)
     return config, cost(method, task, config["epochs"], config["batch_size"])
 
 # %% ../nbs/15_rft.ipynb #a36deddd
-def spent(run, steps, attack_steps):
-    "What training cost, with `steps` an epoch of `attack_steps` each: seconds and attack steps (gradient passes over a batch), the range test's included, and the peak memory (bytes) so far."
+def spent(run):
+    "What training cost: seconds and attack steps (gradient passes over a batch), the range test's included, and the peak memory (bytes) so far."
     search = run.last("range_test")
-    return {"seconds": search.get("seconds", 0.0) + float(run.history.seconds.sum()), "attack_steps": 2 * len(search.get("lr", [])) + len(run.history) * steps * attack_steps,
+    return {"seconds": search.get("seconds", 0.0) + float(run.history.seconds.sum()), "attack_steps": 2 * len(search.get("lr", [])) + int(run.history.attack_steps.sum()),
             "peak_memory": peak_memory()}
 
 # %% ../nbs/15_rft.ipynb #b19d502a
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
-    if (run.path / "resume.pt").is_file(): lr = run.last("start")["lr"]
+    if (run.path / "resume.pt").is_file(): lr, method.parts = run.last("start")["lr"], run.last("start").get("parts", 1)
     else:
-        lr = settings.lr
+        lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
         if lr == "auto":
             found = find_lr(method, task, epochs, batch_size, run.config["seed"])
             run.log("range_test", **found.to_dict())
             lr = found.chosen
-        run.log("start", lr=lr, estimated_seconds=cost(method, task, epochs, batch_size).seconds, device=str(next(method.model.parameters()).device),
-                processes=world(), speed=explain_speed(method.model))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0)
+        run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
+                processes=world(), parts=method.parts, speed=explain_speed(method.model))
+    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + [GrowingAttack()] * (settings.attack == "growing")
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
-    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run, learner.steps, method.steps))
+    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run))
     method.model.eval()
     if settings.test: report_on(run, method, task, settings.autoattack)
     run.model, run.branch = method.model, method.branch
