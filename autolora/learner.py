@@ -160,6 +160,7 @@ class Learner:
         start = time.perf_counter()
         self.record = {"epoch": self.epoch + 1, **self.method.state}
         self.train_epoch()
+        self.method.after_train()
         self.call("after_train")
         decision = self.validate()
         self.method.end_epoch(self.train_sa)
@@ -174,6 +175,7 @@ class Learner:
         totals, right, seen = {}, 0, 0
         for step, (x, y) in enumerate(self.batches()):
             self.step = step
+            self.method.before_step(self.progress)
             self.call("before_step")
             if step == 0: self.record["lr"] = self.optimizer.param_groups[0]["lr"]
             terms = self.train_step(x, y)
@@ -203,7 +205,7 @@ class Learner:
         n = len(self.task.val)
         sa, ra = count_correct(self.method.model, self.task.val, self.method.threat, self.device)
         self.record["schedule_lr"] = self.schedule.lr
-        decision = self.schedule.step(ra / n)
+        decision = self.schedule.step(ra / n if self.method.settled else None)
         if decision.new_best: self.best = {"epoch": self.epoch + 1, "weights": take_weights(self.method)}
         self.record |= {"sa": sa / n, "ra": ra / n, "n_val": n, "new_best": decision.new_best, "reason": decision.reason,
                         "next_lr": decision.lr, "restored": self.best["epoch"] if decision.restore else None}

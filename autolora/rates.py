@@ -98,9 +98,9 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
 
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):
-    "One training step; returns the cross-entropy on the adversarial images through the feature extractor."
+    "One training step; returns the cross-entropy on the adversarial images through the feature extractor (on the natural ones, where a method makes no others)."
     loss = sum(method.losses(x, y).values())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return F.cross_entropy(method.adv, y).item()
+    return F.cross_entropy(method.nat if method.adv is None else method.adv, y).item()

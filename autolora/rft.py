@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'report_on',
-           'default_out', 'prepare', 'Estimate', 'cost', 'estimate', 'train', 'finetune', 'pretrain', 'save_backbone']
+           'default_out', 'method_options', 'prepare', 'Estimate', 'cost', 'estimate', 'train', 'finetune', 'pretrain',
+           'save_backbone']
 
 # %% ../nbs/15_rft.ipynb #7e04078b
 import copy
@@ -19,6 +20,7 @@ from torch import nn
 
 from .attacks import eval_mode
 from .backbones import BACKBONES, fresh_head, load_backbone
+from .basis import chosen_options
 from .card import write_card, write_report
 from .control import Control, Stopped
 from .core import AutoLoRaError, default_device, parse_number, set_seed, unknown
@@ -42,6 +44,7 @@ class Settings:
     lr: object = "auto"
     batch_size: int | None = None
     rank: int = 8
+    options: dict | None = None   # of the method, such as {"steps": 5}; each has a default
     limit: int | None = None      # training images to use, None = all
     autoattack: int = 0           # test images for AutoAttack in the final report; 0 leaves it out
     angles: bool = True           # record the gradient angles every epoch
@@ -108,11 +111,22 @@ def default_out(method, backbone, task, seed, root="runs"):
     "A new folder under `root`, named by what and when."
     return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
 
+# %% ../nbs/15_rft.ipynb #31fd0039
+def method_options(cls, settings):
+    "`(all, changed)`: the options of the method class `cls` as dicts, checked; `changed` are those given that differ from their defaults."
+    own = {name: getattr(settings, name) for name in ("rank",) if name in cls.options}  # options that are settings of their own
+    given = dict(settings.options or {})
+    for name in own:
+        if name in given: raise AutoLoRaError(f"{name} is a setting of its own: give {name}={given[name]!r} beside the options, not in them.")
+    chosen, default = chosen_options(cls, given | own), chosen_options(cls, {})
+    return chosen, {name: value for name, value in chosen.items() if name not in own and value != default[name]}
+
 # %% ../nbs/15_rft.ipynb #a8a42d68
 def prepare(backbone, data, method, epochs, seed, settings):
     "`(config, task, method)`: everything checked, loaded and built, nothing written. Raises `AutoLoRaError` for what can't work."
     if method not in METHODS: raise unknown("method", method, METHODS)
     if isinstance(backbone, str) and backbone not in BACKBONES: raise unknown("backbone", backbone, BACKBONES)
+    options, changed = method_options(METHODS[method], settings)
     threat = parse_threat(settings.threat) if settings.threat else None
     task = load_task(data, limit=settings.limit)
     threat = threat or task.threat
@@ -120,9 +134,8 @@ def prepare(backbone, data, method, epochs, seed, settings):
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "options": changed, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
-    options = {k: v for k, v in {"rank": settings.rank, "num_classes": task.num_classes}.items() if k in METHODS[method].options}
     return config, task, make_method(method, model, threat, seed, **options)
 
 # %% ../nbs/15_rft.ipynb #857c4cad
