@@ -44,14 +44,16 @@ def chosen_options(cls, given):
 class Method:
     """What the learner asks of a method. `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
 
-    Subclasses give `name`, `label`, `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective, and
-    `losses(x, y)`, which makes those logits and leaves them, detached, in `adv` and `nat` (where there are any), both (N, K). `options`
-    become attributes. `model` is what the user keeps: it is attacked, validated and saved. Every parameter that is trained belongs to one
+    Subclasses give `name`, `label` and `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective; and
+    where natural and adversarial images don't just go through the model, `natural_path` and `path`, or all of `losses(x, y)`, which
+    leaves the logits, detached, in `adv` and `nat` (where there are any), both (N, K). `options` become attributes. `model` is what the user keeps: it is attacked, validated and saved. Every parameter that is trained belongs to one
     of `modules()`."""
     name, label, nat, adv, branch, attack_loss = "", "", None, None, None, "ce"
     options = {"steps": 10, "ramp_from": 0.0, "ramp_to": 0.0}  # ten steps of the inner maximisation as published, no ramp
     weight_decay = 1e-4  # of the optimiser, as published
     adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
+    remembers = ()    # attributes, numbers or texts, that steer an epoch: logged with it and kept in the checkpoint
+    fresh_head = True # whether it starts from a head that knows nothing
 
     def __init__(self, model, threat, seed=0, **options):
         self.model, self.threat, self.eps_share = model, threat, 1.0
@@ -62,6 +64,21 @@ class Method:
     def path(self, x):
         "Logits of the adversarial path, the one that is kept."
         return self.model(x)
+
+    def natural_path(self, x):
+        "Logits of the path that natural images take."
+        return self.path(x)
+
+    @property
+    def detached_path(self):
+        "That path, where the natural term doesn't reach the feature extractor through it; else None."
+        return self.branch
+
+    def losses(self, x, y):
+        x_adv = self.attack(x, y)
+        nat, adv = self.natural_path(x), self.path(x_adv)
+        self.nat, self.adv = nat.detach(), adv.detach()
+        return self.loss(nat, adv, y)
 
     def attack(self, x, y):
         "Adversarial training images: PGD-10 on cross-entropy through the adversarial path, from a uniform random start."
@@ -88,6 +105,11 @@ class Method:
         "The published optimiser, one group for everything, the branch's factors included: SGD with momentum 0.9."
         return torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
 
+    def begin(self, task): "Called once before the training on `task` (also when it is resumed), with the weights to start from in place."
+    def finish(self, task):
+        "Called once after the training on `task`, with the best weights in place; returns whether it has changed them."
+        return False
+
     def train(self): self.model.train()
     def before_step(self, progress):
         "Called before each training step with the share of the training that is done, in [0, 1)."
@@ -101,9 +123,12 @@ class Method:
         return 1.0
 
     @property
-    def state(self): return {}
-    def state_dict(self): return {"rng": self.rng.get_state()}
-    def load_state_dict(self, state): self.rng.set_state(state["rng"].cpu())
+    def state(self): return {name: getattr(self, name) for name in self.remembers}
+    def state_dict(self): return {"rng": self.rng.get_state(), **self.state}
+    def load_state_dict(self, state):
+        self.rng.set_state(state["rng"].cpu())
+        vars(self).update({name: state[name] for name in self.remembers})
+
 
 # %% ../nbs/12c_basis.ipynb #01bb2537
 class AT(Method):
@@ -130,13 +155,5 @@ class TRADES(Method):
     "Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv), both through the feature extractor. Source: Zhang et al. 2019; paper Eq. 1."
     name, label = "trades", "naive RFT (TRADES)"
     options = Method.options | {"beta": 6.0, "attack_loss": ("ce", "kl")}
-
-    def natural_path(self, x): return self.path(x)
-
-    def losses(self, x, y):
-        x_adv = self.attack(x, y)
-        nat, adv = self.natural_path(x), self.path(x_adv)
-        self.nat, self.adv = nat.detach(), adv.detach()
-        return self.loss(nat, adv, y)
 
     def loss(self, nat, adv, y): return trades_loss(nat, adv, y, self.beta)

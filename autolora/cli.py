@@ -35,6 +35,8 @@ def finetune(
     lr: str = "auto",  # Initial learning rate: auto, or a number such as 0.01 (as published)
     batch_size: int = None,  # Default: 128, fewer for small data
     rank: int = 8,  # Of the low-rank branch
+    parametrisation: str = "lora",  # Of the branch (see `autolora list`)
+    head: str = "random",  # Or robust_linear: trained alone on adversarial images first
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the method, such as beta=3 steps=5
     limit: int = None,  # Use only this many training images
     autoattack: int = 0,  # Test images for AutoAttack in the final report
@@ -42,7 +44,7 @@ def finetune(
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.evaluation import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, options=named(options), limit=limit, autoattack=autoattack)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
@@ -90,12 +92,15 @@ def pretrain(
 
 # %% ../nbs/18_cli.ipynb #78da30e9
 def list_():
-    "The backbones, data sets and methods known by name."
+    "The backbones, data sets, methods and parametrisations of the branch known by name, and each method's options with their defaults."
     from autolora.backbones import BACKBONES
+    from autolora.basis import chosen_options
     from autolora.data import TASKS
     from autolora.methods import METHODS
+    from autolora.parametrisations import PARAMETRISATIONS
     rows = [("backbones", {k: b.description for k, b in BACKBONES.items()}), ("data", {k: (b.__doc__ or "").split("\n")[0] for k, b in TASKS.items()}),
-            ("methods", {k: m.label for k, m in METHODS.items()})]
+            ("methods", {k: m.label for k, m in METHODS.items()}), ("parametrisations", {k: p.description for k, p in PARAMETRISATIONS.items()}),
+            ("options", {k: " ".join(f"{name}={value}" for name, value in chosen_options(m, {}).items() if name not in ("rank", "parametrisation")) for k, m in METHODS.items()})]
     for title, items in rows:
         print(title)
         for name, text in items.items(): print(f"  {name:18} {text}")

@@ -84,7 +84,7 @@ class RecordAngles(Callback):
         if learner.epoch % math.ceil(45 / learner.steps): return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
-        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.branch, self.batch_size)
+        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.detached_path, self.batch_size)
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
 # %% ../nbs/11_learner.ipynb #95c27fb1
@@ -233,8 +233,12 @@ class Learner:
         self.epoch, self.best, self.done = state["epoch"], state["best"], state["done"]
 
     def keep_best(self):
-        "Load the weights of the best epoch and save them, a safetensors file a module."
+        "Load the weights of the best epoch and save them."
         put_weights(self.method, self.best["weights"])
+        self.save_weights()
+
+    def save_weights(self):
+        "Write the method's weights as they are now, a safetensors file a module."
         from safetensors.torch import save_file
         for name, module in self.method.modules().items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}

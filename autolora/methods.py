@@ -6,44 +6,52 @@
 __all__ = ['METHODS', 'AutoLoRa', 'make_method']
 
 # %% ../nbs/13_methods.ipynb #f62e7298
+from functools import partial
+
 from .basis import AT, TRADES, FastAT, Method
-from .core import unknown
+from .core import AutoLoRaError, unknown
+from .frozen import ALF, SLF, FullLoRA, LoRAAT
 from .losses import autolora_loss
-from .lowrank import LowRankBranch, TwoPath
-from .rivals import AFF, Twins, TwinsAT
-from .schedule import AutoLR, apgd_checkpoints, loss_weights
+from .lowrank import LowRankBranch, OpenBranch, frozen_call
+from .parametrisations import PARAMETRISATIONS
+from .rivals import AFF, ARAT, RAMP, EpsSchedule, RiFT, Twins, TwinsAT
+from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
 # %% ../nbs/13_methods.ipynb #722b3f60
 class AutoLoRa(Method):
     "lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv). Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."
-    name, label, adaptive, options = "autolora", "AutoLoRa", True, Method.options | {"rank": 8}
+    name, label, remembers = "autolora", "AutoLoRa", ("lam1", "lam2")
+    options = Method.options | {"rank": 8, "parametrisation": tuple(PARAMETRISATIONS), "where": "", "route": ("branch", "stop", "open", "shared"),
+                                "kl": ("live", "detached", "none"), "lam": ("auto", float), "decay": ("auto", "step"), "timing": ("paper", "released")}
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
-        self.branch = LowRankBranch(model, self.rank)
-        self.paths = TwoPath(model, self.branch)
-        self.lam1, self.lam2 = loss_weights(self.chance)
+        if self.lam != "auto" and self.lam > 1: raise AutoLoRaError(f"lam must be 'auto' or a share from 0 to 1, not {self.lam:g}.")
+        branch = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
+        self.branch = branch and branch(model, self.rank, self.where, self.parametrisation)
+        self.adaptive = self.decay == "auto"
+        self.end_epoch(self.chance)
 
-    def losses(self, x, y):
-        nat, adv = self.paths(x, self.attack(x, y))
-        self.nat, self.adv = nat.detach(), adv.detach()
-        return self.loss(nat, adv, y)
+    @property
+    def detached_path(self): return {"branch": self.branch, "stop": partial(frozen_call, self.model)}.get(self.route)
+    def natural_path(self, x): return (self.detached_path or self.branch or self.model)(x)
+    def before_step(self, progress):
+        super().before_step(progress)
+        if self.branch is not None: self.branch.observe()
 
-    def loss(self, nat, adv, y): return autolora_loss(nat, adv, y, self.lam1, self.lam2)
+    def loss(self, nat, adv, y):
+        terms = autolora_loss(nat, adv, y, self.lam1, self.lam2, nat.detach() if self.kl == "detached" else nat)
+        return {name: term for name, term in terms.items() if (name, self.kl) != ("kl", "none")}
+
     def schedule(self, lr, epochs, cool_down=0.0):
         "APGD's checkpoints, as far as the last `cool_down` share of the run doesn't take their place."
-        return AutoLR(lr, checkpoints=[mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs])
-    def lr_share(self): return self.branch.gain() ** -0.5
-    def end_epoch(self, train_sa): self.lam1, self.lam2 = loss_weights(train_sa)
-    @property
-    def state(self): return {"lam1": self.lam1, "lam2": self.lam2}
-    def state_dict(self): return super().state_dict() | self.state
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.lam1, self.lam2 = state["lam1"], state["lam2"]
+        if not self.adaptive: return StepDecay(lr, epochs)
+        return AutoLR(lr, checkpoints=[mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs], timing=self.timing)
+    def lr_share(self): return 1.0 if self.branch is None else self.branch.gain() ** -0.5
+    def end_epoch(self, train_sa): self.lam1, self.lam2 = loss_weights(train_sa if self.lam == "auto" else 1 - self.lam)
 
 # %% ../nbs/13_methods.ipynb #8bd95842
-METHODS = {cls.name: cls for cls in (AutoLoRa, TRADES, AT, Twins, TwinsAT, AFF, FastAT)}
+METHODS = {cls.name: cls for cls in (AutoLoRa, TRADES, AT, Twins, TwinsAT, AFF, ARAT, RAMP, EpsSchedule, SLF, ALF, LoRAAT, FullLoRA, RiFT, FastAT)}
 
 def make_method(name, model, threat, seed=0, **options):
     "The method `name` on `model`; `options` are those of its class. Raises `AutoLoRaError` for an unknown name."
