@@ -49,8 +49,7 @@ class Method:
     leaves the logits, detached, in `adv` and `nat` (where there are any), both (N, K). `options` become attributes. `model` is what the user keeps: it is attacked, validated and saved. Every parameter that is trained belongs to one
     of `modules()`."""
     name, label, nat, adv, branch, attack_loss = "", "", None, None, None, "ce"
-    options = {"steps": 10, "ramp_from": 0.0, "ramp_to": 0.0}  # ten steps of the inner maximisation as published, no ramp
-    weight_decay = 1e-4  # of the optimiser, as published
+    options = {"steps": 10, "weight_decay": 1e-4, "ramp_from": 0.0, "ramp_to": 0.0}  # of the attack and of the optimiser as published; no ramp
     adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
     remembers = ()    # attributes, numbers or texts, that steer an epoch: logged with it and kept in the checkpoint
     fresh_head = True # whether it starts from a head that knows nothing
@@ -145,8 +144,7 @@ class AT(Method):
 # %% ../nbs/12c_basis.ipynb #6cf6c089
 class FastAT(AT):
     "Adversarial training with the single noisy step N-FGSM. Source: de Jorge et al. 2022."
-    name, label, weight_decay = "fast_at", "single-step adversarial training", 5e-4
-    options = AT.options | {"steps": 1}
+    name, label, options = "fast_at", "single-step adversarial training", AT.options | {"steps": 1, "weight_decay": 5e-4}
 
     def attack(self, x, y): return n_fgsm(self.model, x, y, self.present_threat, generator=self.rng)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Folded', 'STYLE', 'SCRIPT', 'POLICY', 'REPORT', 'USE', 'LIMITS', 'CITATION', 'CARD', 'Code', 'to_html', 'to_markdown',
            'results', 'setting', 'curves', 'gradients', 'scales', 'learning_rate', 'range_test', 'examples', 'splits',
-           'as_code', 'reproduce', 'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost',
-           'write_card']
+           'as_code', 'reproduce', 'versions', 'write_report', 'html_page', 'data_and_threat', 'method', 'loading',
+           'cost', 'write_card']
 
 # %% ../nbs/14_card.ipynb #4f80efd3
 import html
@@ -19,10 +19,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .core import duration, pct
-from .evaluation import label
 from .history import read_examples, write_atomic
 from .methods import METHODS
 from .plots import PANELS, best_epoch, decisions, plot_examples, plot_range_test, plot_scales
+from .reports import label
 
 # %% ../nbs/14_card.ipynb #91fb95e1
 class Code(str):
@@ -231,16 +231,17 @@ def write_report(run):
 
     `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises `AutoLoRaError` if it can't be written."""
     path = run.path / "report.html"
-    write_atomic(path, lambda temporary: Path(temporary).write_text(_page(run), encoding="utf-8"))
+    text = html_page(f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}", {name: blocks(run) for name, blocks in REPORT.items()})
+    write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     return path
 
 # %% ../nbs/14_card.ipynb #8efd3baf
-def _page(run):
-    "The report as one HTML page."
+def html_page(title, sections):
+    "One HTML page that needs no network: `title` and the dict name -> blocks `sections`."
     from plotly.offline import get_plotlyjs
-    title = html.escape(f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}")
-    links = "".join(f"<li><a href='#s{i}'>{name}</a></li>" for i, name in enumerate(REPORT))
-    body = "\n".join(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks(run)))}</section>" for i, (name, blocks) in enumerate(REPORT.items()))
+    title = html.escape(title)
+    links = "".join(f"<li><a href='#s{i}'>{name}</a></li>" for i, name in enumerate(sections))
+    body = "\n".join(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>" for i, (name, blocks) in enumerate(sections.items()))
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}: autolora report</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head>

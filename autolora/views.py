@@ -13,9 +13,9 @@ from collections import Counter
 import pandas as pd
 
 from .core import duration, pct
-from .evaluation import STAR, Report, compare_rows
 from .history import read_examples
 from .plots import PANELS, best_epoch, image_uri, plot_example, plot_scales, run_label
+from .reports import STAR, Report, compare_rows
 
 # %% ../nbs/16d_views.ipynb #f2e806e4
 def named(runs):

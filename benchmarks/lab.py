@@ -3,9 +3,11 @@
 python benchmarks/lab.py            all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on the path)
 python benchmarks/lab.py --headless  without a page
 
-The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds.
+The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds. A third run
+has no panel, no angles, and its history's writing is not counted: lab, history and angles together against it.
 """
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -14,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _harness import HERE, save
+
 ROOT = Path(__file__).parent.parent
 CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limit=1500, seed=0, lr=0.05, progress=False)
 
@@ -21,32 +25,51 @@ CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limi
 def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def train(lab, folder, epochs):
-    "One run in `lab`'s trainer, or without a lab in a trainer of its own; its median seconds an epoch, without the first."
+@contextlib.contextmanager
+def timed_log():
+    "A list that fills with the seconds of every write to a run's history."
+    from autolora.history import Run
+    seconds, log = [], Run.log
+    def timed(run, event, **fields): start = time.perf_counter(); log(run, event, **fields); seconds.append(time.perf_counter() - start)
+    Run.log = timed
+    try: yield seconds
+    finally: Run.log = log
+
+
+def train(lab, folder, epochs, angles=True):
+    "One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an epoch, without the first, and those of its history's writing."
     from autolora import Run
     from autolora.background import Trainer
     trainer = lab.trainer if lab else Trainer()
-    trainer.start([CALL | {"epochs": epochs, "out": folder}])
-    if lab: lab._follow_soon()
-    trainer.wait()
-    return Run(folder).history.seconds[1:].mean()
+    with timed_log() as writing:
+        trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
+        if lab: lab._follow_soon()
+        trainer.wait()
+    return Run(folder).history.seconds[1:].mean(), sum(writing) / epochs
+
+
+def live(folder, epochs, redraws):
+    "`train` under a lab of its own; `redraws` gets the seconds of every redraw."
+    from autolora.background import Trainer
+    from autolora.lab import Lab
+    lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
+    draw = lab.redraw
+    def timed(): start = time.perf_counter(); draw(); redraws.append(time.perf_counter() - start)
+    lab.redraw = timed
+    try: return train(lab, folder, epochs)
+    finally: lab.close()
 
 
 def slow_down(folder, rounds=5, epochs=8):
-    "Ratios of the seconds an epoch with the live panel over those without, one for each round."
-    from autolora.background import Trainer
-    from autolora.lab import Lab
-    ratios, redraws = [], []
+    "Round by round, seconds an epoch with the live panel over those without, and with panel, history and angles over those with none of them; and each redraw's."
+    panel, together, redraws = [], [], []
     for i in range(rounds):
-        lab = Lab(folder / f"lab{i}", trainer=Trainer())
-        draw = lab.redraw
-        def timed(draw=draw): start = time.perf_counter(); draw(); redraws.append(time.perf_counter() - start)
-        lab.redraw = timed
-        pair = {}
-        for live in ((True, False) if i % 2 else (False, True)): pair[live] = train(lab if live else None, folder / f"{i}-{live}", epochs)
-        lab.close()
-        ratios.append(pair[True] / pair[False])
-    return ratios, redraws
+        runs = {"live": lambda i=i: live(folder / f"{i}-live", epochs, redraws), "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs), "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False)}
+        names = list(runs)[i % 3:] + list(runs)[:i % 3]
+        found = {name: runs[name]() for name in names}
+        panel.append(found["live"][0] / found["plain"][0])
+        together.append(sum(found["live"]) / found["bare"][0])
+    return panel, together, redraws
 
 
 def redraw_cost(folder, rounds=5):
@@ -99,11 +122,17 @@ def page_times(rounds=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--headless", action="store_true", help="leave the page out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON results")
     args, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
-    ratios, redraws = slow_down(folder)
-    print("epoch seconds with the live panel over without:", spread(ratios, "", 3))
+    panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
+    print("epoch seconds with the live panel over without:", spread(panel, "", 3))
+    print("epoch seconds with panel, history and angles over without:", spread(together, "", 3))
     print(f"redraws while training: {spread(redraws, digits=3)}")
+    save(args.results, "lab", f"The lab: an AutoLoRa epoch of {CALL['backbone']} on {CALL['limit']:,} images of {CALL['data']}", ratios={"recording": together, "the live panel alone: seconds an epoch over those without": panel},
+         notes=[f"A redraw took {spread(redraws, digits=3)}. Without: no panel, no angles, and the writing of the history not counted."])
     if args.headless: return
     for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
 

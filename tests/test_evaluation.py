@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.evaluation import Report, evaluate
+from autolora.evaluation import evaluate
+from autolora.reports import Report
 
 NETS = Path(__file__).parents[1].parent / "shared" / "data" / "robust_small_nets.npz"
 
