@@ -183,9 +183,10 @@ def splits(run):
 # %% ../nbs/14_card.ipynb #46394b57
 def as_code(backbone, data, **given):
     "A call of `finetune` as text, in Python and for a shell; settings that are None or at their default are left out."
-    given = {k: v for k, v in given.items() if v is not None and (k, v) not in (("lr", "auto"), ("rank", 8), ("autoattack", 0))}
+    given = {k: v for k, v in given.items() if v not in (None, {}) and (k, v) not in (("lr", "auto"), ("rank", 8), ("parametrisation", "lora"), ("head", "random"), ("autoattack", 0))}
     call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
-    words = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in given.items()]
+    texts = {k: [f"{name}={value}" for name, value in v.items()] if isinstance(v, dict) else [str(v)] for k, v in given.items()}
+    words = [f"--{k.replace('_', '-')} {shlex.join(v)}" for k, v in texts.items()]
     return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words])
 
 # %% ../nbs/14_card.ipynb #3f9d3432
@@ -193,7 +194,7 @@ def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
     found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
+    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank", "parametrisation", "head", "options")} | {"autoattack": found}
     python, shell = as_code(str(c.get("backbone")), str(c.get("data") or c.get("task")), **given)
     return [Code(python), "The same in a shell:", Code(shell),
             "On another machine, or with other versions, the figures may differ in their last digits. Data or a backbone of your own must be handed over again."]

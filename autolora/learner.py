@@ -88,7 +88,7 @@ class RecordAngles(Callback):
         if learner.epoch % math.ceil(45 / learner.steps): return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
-        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.branch, self.batch_size)
+        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.detached_path, self.batch_size)
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
 # %% ../nbs/11_learner.ipynb #5fb017a8
@@ -207,6 +207,7 @@ class Learner:
         start = time.perf_counter()
         self.record = {"epoch": self.epoch + 1, **self.method.state}
         self.train_epoch()
+        self.method.after_train()
         self.call("after_train")
         decision = self.validate()
         self.method.end_epoch(self.train_sa)
@@ -222,6 +223,7 @@ class Learner:
         totals, right, seen = {}, 0, 0
         for step, (x, y) in enumerate(self.batches()):
             self.step = step
+            self.method.before_step(self.progress)
             self.call("before_step")
             self.record["attack_steps"] = self.record.get("attack_steps", 0) + getattr(self.method, "steps", 0)
             if step == 0: self.record["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -250,7 +252,7 @@ class Learner:
         n = len(self.task.val)
         sa, ra = count_correct(self.method.model, self.task.val, self.method.threat, self.device)
         self.record["schedule_lr"] = self.schedule.lr
-        decision = self.schedule.step(ra / n)
+        decision = self.schedule.step(ra / n if self.method.settled else None)
         if decision.new_best: self.best = {"epoch": self.epoch + 1, "weights": take_weights(self.method)}
         self.record |= {"sa": sa / n, "ra": ra / n, "n_val": n, "new_best": decision.new_best, "reason": decision.reason,
                         "next_lr": decision.lr, "restored": self.best["epoch"] if decision.restore else None}
@@ -276,8 +278,12 @@ class Learner:
         self.epoch, self.best, self.done = state["epoch"], state["best"], state["done"]
 
     def keep_best(self):
-        "Load the weights of the best epoch and save them, a safetensors file a module."
+        "Load the weights of the best epoch and save them."
         put_weights(self.method, self.best["weights"])
+        self.save_weights()
+
+    def save_weights(self):
+        "Write the method's weights as they are now, a safetensors file a module."
         from safetensors.torch import save_file
         for name, module in self.method.modules().items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}

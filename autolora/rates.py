@@ -111,7 +111,8 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
 
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):
-    "One training step; returns the cross-entropy on the adversarial images through the feature extractor."
+    "One training step; returns the cross-entropy on the adversarial images through the feature extractor (on the natural ones, where a method makes no others)."
     descend(method, optimizer, x, y)
-    loss, n = total([F.cross_entropy(method.adv, y, reduction="sum").item(), len(y)])
+    logits = method.nat if method.adv is None else method.adv
+    loss, n = total([F.cross_entropy(logits, y, reduction="sum").item(), len(y)])
     return loss / n

@@ -30,7 +30,7 @@ SPACE = {"lr": ("auto", 0.003, 0.01, 0.03, 0.1), "weight_decay": (1e-5, 1e-4, 1e
 def space_for(method):
     "The grid of the method called `method`: those of `SPACE` that it has."
     if method not in METHODS: raise unknown("method", method, METHODS)
-    return {name: values for name, values in SPACE.items() if name == "lr" or hasattr(METHODS[method], name) or name in METHODS[method].options}
+    return {name: values for name, values in SPACE.items() if name == "lr" or isinstance(METHODS[method].options.get(name), float)}
 
 # %% ../nbs/16a_search.ipynb #73265094
 def _optuna():

@@ -49,7 +49,7 @@ def task_of(n, classes, size):
 def one(case, rounds):
     "The child: prints seconds of each epoch, bytes that training added at most, and the number of parameters."
     task = task_of(case["images"], case["classes"], case["resolution"])
-    method = make_method("autolora", net(case["parameters"], case["classes"]).to(memory_format=torch.channels_last), task.threat, num_classes=case["classes"])
+    method = make_method("autolora", net(case["parameters"], case["classes"]).to(memory_format=torch.channels_last), task.threat)
     method.steps = case["steps"]
     made = learner(method, task)
     before = memory("VmRSS")
