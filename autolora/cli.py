@@ -42,13 +42,14 @@ def finetune(
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the method, such as beta=3 steps=5
     limit: int = None,  # Use only this many training images
     autoattack: int = 0,  # Test images for AutoAttack in the final report
+    attack: str = "full",  # full, or growing: fewer attack steps at first
     speed: str = "auto",  # auto, or plain: attacks on the model itself
     sync_bn: bool_arg = None,  # With several processes, BatchNorm over the whole batch (default: where a process has under 16 images of it)
 ):
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack, speed=speed, sync_bn=sync_bn)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack, attack=attack, speed=speed, sync_bn=sync_bn)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 

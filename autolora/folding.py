@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 # %% ../nbs/01b_folding.ipynb #303e7dec
 class Folded(nn.Module):
-    "What the convolution `conv` computes, with a `weight` and a `bias` of its own, frozen; `put` sets them."
+    "What the convolution `conv` computes, with a `weight` (channels last, which kernels prefer) and a `bias` of its own, frozen; `put` sets them."
     def __init__(self, conv):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty_like(self.arranged(conv)), requires_grad=False)
+        weight = self.arranged(conv)
+        self.weight = nn.Parameter(torch.empty_like(weight, memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format), requires_grad=False)
         self.bias = nn.Parameter(self.weight.new_empty(conv.out_channels), requires_grad=False)
         self.convolve = conv._conv_forward
 

@@ -33,7 +33,7 @@ from .evaluation import evaluate
 from .exhibits import RecordExamples, slide_scale, write_examples
 from .folding import explain_speed, plain_attacks
 from .history import Run, create_run, write_atomic
-from .learner import CoolDown, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
+from .learner import CoolDown, GrowingAttack, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
 from .machine import peak_memory, versions
 from .methods import METHODS, make_method
 from .ranks import from_first, synced
@@ -58,6 +58,7 @@ class Settings:
     options: dict | None = None   # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
     test: bool = True             # measure on the test split at the end; False never looks at it
     speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
+    attack: str = "full"          # "growing": the attack's steps grow from 2 to the method's own over the run
     sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
     progress: bool = True         # a bar with an ETA on stderr
     control: Control | None = None  # to pause or stop the run from another thread
@@ -69,7 +70,8 @@ def settings_from(given):
     for name in given:
         if name not in known: raise unknown("setting", name, known)
     settings = Settings(**given)
-    if settings.speed not in ("auto", "plain"): raise unknown("speed", settings.speed, ["auto", "plain"])
+    for name, choices in (("speed", ["auto", "plain"]), ("attack", ["full", "growing"])):
+        if getattr(settings, name) not in choices: raise unknown(name, getattr(settings, name), choices)
     if settings.lr == "auto": return settings
     lr = parse_number(settings.lr, "lr")
     if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
@@ -157,7 +159,7 @@ def prepare(backbone, data, method, epochs, seed, settings):
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "attack": settings.attack, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     prepared = make_method(method, model, threat, seed, **options)
     prepared.begin(task)
@@ -185,11 +187,11 @@ def estimate(backbone, data, method="autolora", epochs=None, seed=0, **settings)
     return config, cost(method, task, config["epochs"], config["batch_size"])
 
 # %% ../nbs/15_rft.ipynb #a36deddd
-def spent(run, steps, attack_steps):
-    "What training cost, with `steps` an epoch of `attack_steps` each: seconds and attack steps (gradient passes over a batch), the range test's and the head's included, and the peak memory (bytes) so far."
+def spent(run):
+    "What training cost: seconds and attack steps (gradient passes over a batch), the range test's and the head's included, and the peak memory (bytes) so far."
     search, head = run.last("range_test"), run.last("head")
     return {"seconds": sum(part.get("seconds", 0.0) for part in (search, head)) + float(run.history.seconds.sum()),
-            "attack_steps": 2 * len(search.get("lr", [])) + head.get("attack_steps", 0) + len(run.history) * steps * attack_steps,
+            "attack_steps": 2 * len(search.get("lr", [])) + head.get("attack_steps", 0) + int(run.history.attack_steps.sum()),
             "peak_memory": peak_memory()}
 
 # %% ../nbs/15_rft.ipynb #3aee724b
@@ -205,29 +207,29 @@ def probe_head(run, method, task, control):
     lr = sub.last("start")["lr"]
     learner = Learner(probe, task, sub, probe.schedule(lr, epochs), epochs, batch_size, [control])
     with isolated_rng(): learner.fit(resume=True)
-    run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub, learner.steps, probe.steps))
+    run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub))
 
 # %% ../nbs/15_rft.ipynb #b19d502a
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
-    if (run.path / "resume.pt").is_file(): lr = run.last("start")["lr"]
+    if (run.path / "resume.pt").is_file(): lr, method.parts = run.last("start")["lr"], run.last("start").get("parts", 1)
     else:
         if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)
-        lr = settings.lr
+        lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
         if lr == "auto":
             found = find_lr(method, task, epochs, batch_size, run.config["seed"])
             run.log("range_test", **found.to_dict())
             lr = found.chosen
-        run.log("start", lr=lr, estimated_seconds=cost(method, task, epochs, batch_size).seconds, device=str(next(method.model.parameters()).device),
-                processes=world(), speed=explain_speed(method.model))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0)
+        run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
+                processes=world(), parts=method.parts, speed=explain_speed(method.model))
+    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + [GrowingAttack()] * (settings.attack == "growing")
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
     learner.fit(resume)
     if method.finish(task): learner.save_weights()
-    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run, learner.steps, method.steps))
+    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run))
     method.model.eval()
     if settings.test: report_on(run, method, task, settings.autoattack)
     run.model, run.branch = method.model, method.branch
