@@ -44,13 +44,13 @@ def pgd(model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=T
     step_size = 2.5 * threat.eps / max(1, steps) if step_size is None else step_size
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), isolated_rng():
         x = x.detach().clone(memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
-        model = fast(model, x)
-        objective = _objective(loss, model, x, y)
         x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0)) if random_start else x
-        for _ in range(steps):
-            x_adv = x_adv.detach().requires_grad_()
-            grad, = torch.autograd.grad(objective(model(x_adv)), x_adv)
-            x_adv = threat.project(threat.step(x_adv.detach(), grad, step_size), x)
+        with fast(model, x) as net:
+            objective = _objective(loss, net, x, y)
+            for _ in range(steps):
+                x_adv = x_adv.detach().requires_grad_()
+                grad, = torch.autograd.grad(objective(net(x_adv)), x_adv)
+                x_adv = threat.project(threat.step(x_adv.detach(), grad, step_size), x)
     return x_adv.detach()
 
 # %% ../nbs/02_attacks.ipynb #7b3bef91

@@ -121,10 +121,10 @@ def _row_by_row(model):
 
 def _autoattack(model, x, y, threat, batch_size):
     "AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], made on the fast copy of `model`, and its warnings."
-    AutoAttack, x, model = _autoattack_class(), x.contiguous(), _row_by_row(fast(model, x))
-    with _listening() as flags, torch.inference_mode(False), torch.enable_grad():
-        attack = AutoAttack(model, norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device)
-        classes = model(x[:1]).shape[1]
+    AutoAttack, x = _autoattack_class(), x.contiguous()
+    with _listening() as flags, torch.inference_mode(False), torch.enable_grad(), fast(model, x) as net:
+        attack = AutoAttack(_row_by_row(net), norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device)
+        classes = net(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         few = [f"With {classes} classes the targeted DLR loss is not defined: AutoAttack ran without APGD-T."] if classes < 4 else []
         if few: attack.attacks_to_run.remove("apgd-t")

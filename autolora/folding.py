@@ -17,30 +17,28 @@ from torch.nn import functional as F
 
 # %% ../nbs/01b_folding.ipynb #303e7dec
 class Folded(nn.Module):
-    "What the convolution `conv` computes, with a `weight` (channels last, which kernels prefer) and a `bias` of its own, frozen; `put` sets them."
+    "What the convolution `conv` computes, with a `weight` (channels last, which kernels prefer) and a `bias` of its own, frozen; `put` sets them, `drop` frees them."
     def __init__(self, conv):
         super().__init__()
-        weight = self.arranged(conv)
-        self.weight = nn.Parameter(torch.empty_like(weight, memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format), requires_grad=False)
-        self.bias = nn.Parameter(self.weight.new_empty(conv.out_channels), requires_grad=False)
+        self.weight, self.bias = (nn.Parameter(conv.weight.new_empty(0), requires_grad=False) for _ in range(2))
         self.convolve = conv._conv_forward
 
-    def arranged(self, conv): return conv.weight.detach()
-    def put(self, weight, bias): self.weight.copy_(weight); self.bias.copy_(bias)
+    def put(self, weight, bias): self.weight.data, self.bias.data = weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format), bias
+    def drop(self): self.weight.data = self.weight.new_empty(0)
     def forward(self, x): return self.convolve(x, self.weight, self.bias)
 
 class SpaceToDepth(Folded):
     "The same for a stem with stride 2 (one for which `unfoldable` holds), as stride 1 on 2x2 blocks; images of even height and width."
-    def arranged(self, conv):
+    def __init__(self, conv):
+        super().__init__(conv)
         kernel, padding = conv.kernel_size[0], conv.padding[0]
         first, last = -((padding + 1) // 2), (kernel - 1 - padding) // 2  # the blocks that the kernel reaches, counted from its own
         self.pad, self.blocks, self.before = (-first, last, -first, last), last - first + 1, -padding - 2 * first
-        return conv.weight.detach().new_empty(conv.out_channels, 4 * conv.in_channels, self.blocks, self.blocks)
 
     def put(self, weight, bias):
         n, (out, channels, kernel, _) = self.blocks, weight.shape
         padded = F.pad(weight, (self.before, 2 * n - kernel - self.before) * 2).reshape(out, channels, n, 2, n, 2)
-        super().put(padded.permute(0, 1, 3, 5, 2, 4).reshape(self.weight.shape), bias)
+        super().put(padded.permute(0, 1, 3, 5, 2, 4).reshape(out, 4 * channels, n, n), bias)
 
     def forward(self, x): return F.conv2d(F.pad(F.pixel_unshuffle(x, 2), self.pad), self.weight, self.bias)
 
@@ -104,6 +102,10 @@ class FastCopy(nn.Module):
         for new, conv, bn in self.pairs: new.put(*folded(conv, bn))
         return self
 
+    def drop(self):
+        "Free the folded weights, until the next `refresh`: between attacks the training needs the memory."
+        for new, _, _ in self.pairs: new.drop()
+
     def forward(self, x): return self.net(x)
 
 # %% ../nbs/01b_folding.ipynb #962d40cd
@@ -122,24 +124,32 @@ def _built(model):
     except Exception as error: return f"attacks run on the model itself: its forward pass can't be traced ({type(error).__name__})"
     return copied if copied.pairs else "attacks run on the model itself: it has no BatchNorm to fold"
 
+@torch.no_grad()
 def _agrees(copied, model, x):
     "Whether both give the same logits for the first two images of `x`, to a thousandth of the largest."
     try: ours, theirs = copied.refresh()(x[:2]), model(x[:2])
     except (RuntimeError, ValueError, TypeError): return False
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max() + 1e-6)
 
-@torch.no_grad()
-def fast(model, x):
-    "A `FastCopy` of `model` (in eval mode) that answers as it does now, checked on two of the images `x` (N, C, H, W); or `model` itself."
-    if _PLAIN.get(): return model
+def _chosen(model, x):
+    "The up-to-date copy of `model` that answers as it does, or `model` itself."
     known = _COPIES.setdefault(model, None)
     if isinstance(known, str): return model
     if known is not None and _agrees(known, model, x): return known
     made = _COPIES[model] = _built(model)
     if isinstance(made, str): return model
     if _agrees(made, model, x): return made
+    made.drop()
     _COPIES[model] = "attacks run on the model itself: a folded copy gave other logits"
     return model
+
+@contextlib.contextmanager
+def fast(model, x):
+    "Inside, a `FastCopy` of `model` (in eval mode) that answers as it does now, checked on two of the images `x` (N, C, H, W); or `model` itself."
+    net = model if _PLAIN.get() else _chosen(model, x)
+    try: yield net
+    finally:
+        if net is not model: net.drop()
 
 def explain_speed(model):
     "How `fast` serves `model`, as a sentence."
