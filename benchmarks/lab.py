@@ -21,14 +21,21 @@ CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limi
 def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def settle(lab):
+    "Wait until `lab` has drawn the end of a training and measured what the next would cost: that isn't what is timed."
+    while lab._follower: time.sleep(0.1)
+    lab._checker.join()
+
+
 def train(lab, folder, epochs):
-    "One run in `lab`'s trainer, or without a lab in a trainer of its own; its median seconds an epoch, without the first."
+    "One run in `lab`'s trainer, or without a lab in a trainer of its own; its mean seconds an epoch, without the first."
     from autolora import Run
     from autolora.background import Trainer
     trainer = lab.trainer if lab else Trainer()
     trainer.start([CALL | {"epochs": epochs, "out": folder}])
     if lab: lab._follow_soon()
     trainer.wait()
+    if lab: settle(lab)
     return Run(folder).history.seconds[1:].mean()
 
 
@@ -36,16 +43,15 @@ def slow_down(folder, rounds=5, epochs=8):
     "Ratios of the seconds an epoch with the live panel over those without, one for each round."
     from autolora.background import Trainer
     from autolora.lab import Lab
-    ratios, redraws = [], []
+    ratios, redraws = [], 0
     for i in range(rounds):
         lab = Lab(folder / f"lab{i}", trainer=Trainer())
-        draw = lab.redraw
-        def timed(draw=draw): start = time.perf_counter(); draw(); redraws.append(time.perf_counter() - start)
-        lab.redraw = timed
-        pair = {}
+        settle(lab)
+        pair, seen = {}, []
+        lab.canvas.observe(seen.append, "panels")
         for live in ((True, False) if i % 2 else (False, True)): pair[live] = train(lab if live else None, folder / f"{i}-{live}", epochs)
         lab.close()
-        ratios.append(pair[True] / pair[False])
+        ratios.append(pair[True] / pair[False]); redraws += len(seen)
     return ratios, redraws
 
 
@@ -63,7 +69,7 @@ def redraw_cost(folder, rounds=5):
     lab, seconds = Lab(folder / "none", runs=paths, trainer=Trainer()), []
     for _ in range(rounds):
         start = time.perf_counter()
-        lab.redraw()
+        lab.draw(anew=True)
         seconds.append(time.perf_counter() - start)
     lab.close()
     return seconds
@@ -103,7 +109,7 @@ def main():
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
     ratios, redraws = slow_down(folder)
     print("epoch seconds with the live panel over without:", spread(ratios, "", 3))
-    print(f"redraws while training: {spread(redraws, digits=3)}")
+    print(f"redraws in those {len(ratios)} trainings: {redraws}")
     if args.headless: return
     for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
 
