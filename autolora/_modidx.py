@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'autolora.lab.Lab._show': ('lab.html#lab._show', 'autolora/lab.py'),
                               'autolora.lab.Lab._start': ('lab.html#lab._start', 'autolora/lab.py'),
                               'autolora.lab.Lab._state_of': ('lab.html#lab._state_of', 'autolora/lab.py'),
+                              'autolora.lab.Lab._static': ('lab.html#lab._static', 'autolora/lab.py'),
                               'autolora.lab.Lab._try': ('lab.html#lab._try', 'autolora/lab.py'),
                               'autolora.lab.Lab._words': ('lab.html#lab._words', 'autolora/lab.py'),
                               'autolora.lab.Lab.calls': ('lab.html#lab.calls', 'autolora/lab.py'),

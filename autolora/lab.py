@@ -25,7 +25,7 @@ from .machine import missing, obstacles
 from .methods import METHODS
 from .painter import Easel, Painter
 from .rft import cost, default_out, prepare, settings_from
-from .views import automatic, named, outcome, pictures, progress, thumbnails
+from .views import automatic, named, outcome, pictures, progress, table_html, thumbnails
 
 # %% ../nbs/17_lab.ipynb #6350e855
 def calls_of(choice, root="runs"):
@@ -297,8 +297,13 @@ class Lab:
     def __repr__(self): return "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
 
     def _repr_mimebundle_(self, **kwargs):
-        bundle = self.panel._repr_mimebundle_(**kwargs) | {"text/plain": repr(self), "text/html": f"<p>{html.escape(repr(self))}</p>{self.tables.value}"}
-        return bundle | ({"application/vnd.plotly.v1+json": pictures(self.shown())["angles"].to_plotly_json()} if self.runs.value else {})
+        return self.panel._repr_mimebundle_(**kwargs) | {"text/plain": repr(self), "text/html": self._static()}
+
+    def _static(self):
+        "HTML for a page without widgets, such as an exported notebook: why there is no panel, the angles, their numbers and the results."
+        if not self.runs.value: return f"<p>{html.escape(repr(self))}</p>"
+        angles = pictures(self.shown())["angles"]
+        return f"<p>{html.escape(repr(self))}</p>{angles.to_html(full_html=False, include_plotlyjs='cdn')}{table_html(angles)}{self.tables.value}"
 
     def show(self):
         "Draw the pictures of the chosen runs one after another with plotly's own renderer, without widgets."
