@@ -83,7 +83,7 @@ export default {
 
 # %% ../nbs/16b_canvas.ipynb #31841de1
 STYLE = """
-.autolora { color: var(--jp-ui-font-color1, inherit); font: 13px/1.45 system-ui, sans-serif; container-type: inline-size; min-width: 0; }
+.autolora { color: var(--jp-ui-font-color1, inherit); font: 13px/1.45 system-ui, sans-serif; container-type: inline-size; min-width: 0; box-sizing: border-box; padding-left: 12px; }
 .autolora-grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 365px), 1fr)); gap: 8px 20px; align-items: start; }
 .autolora-panel { min-width: 0; } .autolora-panel h3 { margin: 6px 0 0; font-size: 15px; } .autolora-panel p { margin: 0; min-height: 1.45em; }
 .autolora-slider { display: flex; gap: 8px; align-items: center; } .autolora-slider input { flex: 1; max-width: 320px; accent-color: #0072B2; } .autolora-plot { width: 100%; } .autolora-panel summary { cursor: pointer; } .autolora-table { overflow: auto; max-height: 260px; }

@@ -72,6 +72,7 @@ class Lab:
         Lab.latest = self
         atexit.register(self.close)
         self.open(*runs)
+        self.draw()  # here, at once, also beside a training
         self._follow_soon()
         self._changed()
 

@@ -55,7 +55,7 @@ def _files(folders):
     return [(f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
 
 # %% ../nbs/16e_painter.ipynb #d95b13e8
-CHILD = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); getattr(os, 'nice', int)(19); from autolora.painter import serve; serve()"
+CHILD = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); getattr(os, 'nice', int)(10); from autolora.painter import serve; serve()"
 
 def serve():
     "The child's whole life: answer each order on stdin with a line on stdout, until stdin ends."
@@ -67,7 +67,7 @@ def serve():
         except BrokenPipeError: return
 
 class Painter:
-    """An `Easel` in a process of its own, of the lowest priority. `ask` it one order, then look for the `answer`.
+    """An `Easel` in a process of its own, of low priority. `ask` it one order, then look for the `answer`.
 
     `patience`: seconds after which a process without an answer counts as hanging."""
     patience = 60
@@ -75,7 +75,7 @@ class Painter:
     def __init__(self):
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        env=env, creationflags=getattr(subprocess, "IDLE_PRIORITY_CLASS", 0))
+                                        env=env, creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0))
         self.asked, self._answers = None, queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True, name="autolora painter").start()
 

@@ -46,7 +46,7 @@ def lab(tmp_path):
     MOOD.clear()
     torch.manual_seed(0)
     lab = Lab(tmp_path / "runs", backbones={"moody": Moody()}, trainer=Trainer())
-    choose(lab, backbone="moody", data="digits", limit="400", epochs="60", autoattack=0)
+    choose(lab, backbone="moody", data="digits", limit="400", epochs="400", autoattack=0)
     for box in lab.controls.fields["methods"].control.children[1:]: box.value = False
     yield lab
     MOOD.clear()
@@ -190,5 +190,5 @@ def test_the_painter_is_of_low_priority_and_deaf_to_interrupts():
     painter.ask(order | {"scale": 1.0})
     until(lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer after an interrupt")
     assert [panel[0] for panel in answers[-1]["panels"]] == ["example", "scales"]
-    assert os.getpriority(os.PRIO_PROCESS, painter.process.pid) == 19
+    assert os.getpriority(os.PRIO_PROCESS, painter.process.pid) == 10
     painter.close()
