@@ -39,7 +39,7 @@ def train(lab, folder, epochs):
     return Run(folder).history.seconds[1:].mean()
 
 
-def slow_down(folder, rounds=5, epochs=8):
+def slow_down(folder, rounds=5, epochs=6):
     "Ratios of the seconds an epoch with the live panel over those without, one for each round."
     from autolora.background import Trainer
     from autolora.lab import Lab

@@ -186,9 +186,10 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         # a reload in mid-training: the same training is found again
         page.reload()
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        until(lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 90, "the panel of the saved notebook, by itself, after a reload")
         until(lambda: idle_kernel(server), 60, "the kernel")
         run_all(page)
-        until(lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 60, "the training after a reload")
+        until(lambda: page.locator(".autolora-lab").count() == 1 and sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 60, "the training in a new panel")
 
         # stop keeps the best weights, for both; resume would go on
         press(page, STOP)
