@@ -30,7 +30,7 @@ readme: .venv/ready
 	@$(BIN)/python tools/readme.py
 
 clean:
-	rm -rf .venv build dist _proc _docs .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist _proc _docs .pytest_cache .ruff_cache *.egg-info benchmarks/.peers
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted set-up goes on the next time.

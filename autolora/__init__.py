@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while they wait make a busy machine crawl
 
-_LAZY = {"finetune": "rft", "pretrain": "rft", "Run": "history"}  # so that autolora.schedule can be used without torch
+_LAZY = {"finetune": "rft", "pretrain": "rft", "Run": "history", "compare": "study", "tune": "search"}  # so that autolora.schedule can be used without torch
 
 
 def __getattr__(name):

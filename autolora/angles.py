@@ -94,8 +94,8 @@ def _add(total, gradients, n):
 def gradient_similarity(model, x, y, threat, loss=trades_loss, branch=None, batch_size=32, steps=10):
     """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1] with labels `y` (N,).
 
-    `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the `LowRankBranch` its natural images take,
-    if any. The images are attacked on the plain model by PGD on cross-entropy within `threat`, `steps` steps. Everything runs in
+    `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the path its natural images take past the
+    feature extractor's weights (a `LowRankBranch`), if any. The images are attacked on the plain model by PGD on cross-entropy within `threat`, `steps` steps. Everything runs in
     eval mode, and modes, statistics, gradients and random generators are left as they were.
     Source: section 3.2 of Xu et al. 2024; the aggregation is ours."""
     found, sums, lengths = {"reaching": [], "natural": []}, {}, []

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .core import AutoLoRaError, isolated_rng, unknown
+from .folding import fast
 
 # %% ../nbs/02_attacks.ipynb #b90fa5de
 @contextlib.contextmanager
@@ -42,7 +43,8 @@ def pgd(model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=T
     if steps < 0: raise AutoLoRaError(f"steps must be 0 or more, not {steps}.")
     step_size = 2.5 * threat.eps / max(1, steps) if step_size is None else step_size
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), isolated_rng():
-        x = x.detach().clone()
+        x = x.detach().clone(memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
+        model = fast(model, x)
         objective = _objective(loss, model, x, y)
         x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0)) if random_start else x
         for _ in range(steps):

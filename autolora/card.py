@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Folded', 'STYLE', 'SCRIPT', 'POLICY', 'REPORT', 'USE', 'LIMITS', 'CITATION', 'CARD', 'Code', 'to_html', 'to_markdown',
            'results', 'setting', 'curves', 'gradients', 'scales', 'learning_rate', 'range_test', 'examples', 'splits',
-           'as_code', 'reproduce', 'versions', 'write_report', 'data_and_threat', 'method', 'loading', 'cost',
-           'write_card']
+           'as_code', 'reproduce', 'versions', 'write_report', 'html_page', 'data_and_threat', 'method', 'loading',
+           'cost', 'write_card']
 
 # %% ../nbs/14_card.ipynb #4f80efd3
 import html
@@ -183,9 +183,10 @@ def splits(run):
 # %% ../nbs/14_card.ipynb #46394b57
 def as_code(backbone, data, **given):
     "A call of `finetune` as text, in Python and for a shell; settings that are None or at their default are left out."
-    given = {k: v for k, v in given.items() if v is not None and (k, v) not in (("lr", "auto"), ("rank", 8), ("autoattack", 0))}
+    given = {k: v for k, v in given.items() if v not in (None, {}) and (k, v) not in (("lr", "auto"), ("rank", 8), ("parametrisation", "lora"), ("head", "random"), ("autoattack", 0))}
     call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
-    words = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in given.items()]
+    texts = {k: [f"{name}={value}" for name, value in v.items()] if isinstance(v, dict) else [str(v)] for k, v in given.items()}
+    words = [f"--{k.replace('_', '-')} {shlex.join(v)}" for k, v in texts.items()]
     return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words])
 
 # %% ../nbs/14_card.ipynb #3f9d3432
@@ -193,7 +194,7 @@ def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
     found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank")} | {"autoattack": found}
+    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank", "parametrisation", "head", "options")} | {"autoattack": found}
     python, shell = as_code(str(c.get("backbone")), str(c.get("data") or c.get("task")), **given)
     return [Code(python), "The same in a shell:", Code(shell),
             "On another machine, or with other versions, the figures may differ in their last digits. Data or a backbone of your own must be handed over again."]
@@ -230,16 +231,17 @@ def write_report(run):
 
     `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises `AutoLoRaError` if it can't be written."""
     path = run.path / "report.html"
-    write_atomic(path, lambda temporary: Path(temporary).write_text(_page(run), encoding="utf-8"))
+    text = html_page(f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}", {name: blocks(run) for name, blocks in REPORT.items()})
+    write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     return path
 
 # %% ../nbs/14_card.ipynb #8efd3baf
-def _page(run):
-    "The report as one HTML page."
+def html_page(title, sections):
+    "One HTML page that needs no network: `title` and the dict name -> blocks `sections`."
     from plotly.offline import get_plotlyjs
-    title = html.escape(f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}")
-    links = "".join(f"<li><a href='#s{i}'>{name}</a></li>" for i, name in enumerate(REPORT))
-    body = "\n".join(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks(run)))}</section>" for i, (name, blocks) in enumerate(REPORT.items()))
+    title = html.escape(title)
+    links = "".join(f"<li><a href='#s{i}'>{name}</a></li>" for i, name in enumerate(sections))
+    body = "\n".join(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>" for i, (name, blocks) in enumerate(sections.items()))
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}: autolora report</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head>

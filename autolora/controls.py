@@ -60,7 +60,7 @@ def _fields(backbones, tasks):
         "autoattack": Field(widgets.BoundedIntText(description="AutoAttack", value=64, min=0, max=10**6, tooltip=HINTS["autoattack"], **WIDE)),
     }
 
-OFFERED = [name for name in METHODS if name != "fast_at"]  # that one is for pre-training
+OFFERED = [name for name in METHODS if name not in ("fast_at", "rift")]  # for pre-training; for a finished run
 
 # %% ../nbs/16c_controls.ipynb #9df18e5d
 def _whole(text, what): return None if not text.strip() else whole_epochs(parse_number(text, what)) if what == "epochs" else _positive(text, what, whole=True)

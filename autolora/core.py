@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AutoLoRaError', 'unknown', 'parse_number', 'format_eps', 'pct', 'duration', 'wilson', 'set_seed', 'isolated_rng',
-           'default_device']
+           'default_device', 'world', 'rank']
 
 # %% ../nbs/00_core.ipynb #4b926d5f
 import contextlib
 import difflib
 import math
+import os
 import random
 from fractions import Fraction
 
@@ -80,6 +81,15 @@ def isolated_rng(seed=None):
 
 # %% ../nbs/00_core.ipynb #076d862d
 def default_device():
-    "`cuda` where there is one, else `cpu` (a `torch.device`). Asked only when work starts."
+    "`cuda` where there is one (this process's own, where several train together), else `cpu` (a `torch.device`). Asked only when work starts."
     import torch
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+# %% ../nbs/00_core.ipynb #17c0feb4
+def world():
+    "How many processes train together; 1 for one that no launcher has started."
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+def rank():
+    "This process's number among its peers, from 0; 0 when alone."
+    return int(os.environ["RANK"]) if world() > 1 else 0

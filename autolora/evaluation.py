@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from .attacks import eval_mode, fgsm, pgd
 from .core import AutoLoRaError, isolated_rng, pct, unknown
+from .folding import fast
+from .ranks import everyones, share
 from .reports import Report, Row
 from .threat import parse_threat
 
@@ -110,12 +112,19 @@ def _listening():
         sys.settrace(tracer)
 
 # %% ../nbs/12_evaluation.ipynb #effa34dd
+def _row_by_row(model):
+    "`model`, with gradients of images laid out as AutoAttack's `view` wants them, not channels last."
+    def logits(x):
+        if x.requires_grad: x.register_hook(lambda grad: grad.contiguous())
+        return model(x)
+    return logits
+
 def _autoattack(model, x, y, threat, batch_size):
-    "AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], and its warnings."
-    AutoAttack = _autoattack_class()
+    "AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], made on the fast copy of `model`, and its warnings."
+    AutoAttack, x, model = _autoattack_class(), x.contiguous(), _row_by_row(fast(model, x))
     with _listening() as flags, torch.inference_mode(False), torch.enable_grad():
-        attack = AutoAttack(model, norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=_device(model))
-        classes = model(x[:1].to(_device(model))).shape[1]
+        attack = AutoAttack(model, norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device)
+        classes = model(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         few = [f"With {classes} classes the targeted DLR loss is not defined: AutoAttack ran without APGD-T."] if classes < 4 else []
         if few: attack.attacks_to_run.remove("apgd-t")
@@ -158,15 +167,16 @@ def _attack(name, model, threat, batch_size):
 
 # %% ../nbs/12_evaluation.ipynb #e87a5217
 def _survivors(attack, model, data, idx, threat, size, tick=lambda done, n: None):
-    "Those of the indices `idx` of `data` still classified correctly after `attack`, `size` images at a time; its warnings; seconds."
-    kept, warnings, done, start = [idx[:0]], [], 0, time.perf_counter()
-    for part in idx.split(size) if len(idx) else ():
+    "Those of the indices `idx` of `data` still classified correctly after `attack`, `size` images at a time; its warnings; seconds. Processes share the work."
+    mine, kept, warnings, done, start = idx[share()], [], [], 0, time.perf_counter()
+    for part in mine.split(size) if len(mine) else ():
         x, y = _selected(data, part)
         x_adv, said = attack(x.to(_device(model)), y.to(_device(model)))
-        kept.append(part[_correct(model, threat.project(x_adv.cpu(), x), y, size)])
+        kept += part[_correct(model, threat.project(x_adv.cpu(), x), y, size)].tolist()
         warnings, done = warnings + said, done + len(part)
-        tick(done, len(idx))
-    return torch.cat(kept), warnings, time.perf_counter() - start
+        tick(done, len(mine))
+    standing = torch.isin(idx, torch.tensor(everyones(kept), dtype=idx.dtype))
+    return idx[standing], everyones(warnings), time.perf_counter() - start
 
 # %% ../nbs/12_evaluation.ipynb #785cc3cb
 def _bits(flags):

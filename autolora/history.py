@@ -81,7 +81,11 @@ def _rebuild(run):
     if not (run.path / "model.safetensors").is_file():
         raise AutoLoRaError(f"The run in {run.path} has no model yet: it is unfinished, continue it with resume=True (--resume).")
     model = load_backbone(name, classes, weights=None) if run._own_model is None else fresh_head(copy.deepcopy(run._own_model), classes)
-    model.load_state_dict(load_file(run.path / "model.safetensors"))
+    tensors = load_file(run.path / "model.safetensors")
+    if any(name.startswith("adapter.") for name in tensors):  # a model that carries its branch
+        from autolora.lowrank import Carrier, LowRankBranch
+        model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
+    model.load_state_dict(tensors)
     return model.eval()
 
 # %% ../nbs/09_history.ipynb #f1739f6a
@@ -92,7 +96,7 @@ def _rebuild_branch(run):
     from safetensors.torch import load_file
 
     from autolora.lowrank import LowRankBranch
-    branch = LowRankBranch(run.model, rank=run.config["rank"])
+    branch = LowRankBranch(run.model, run.config["rank"], (run.config.get("options") or {}).get("where"), run.config.get("parametrisation", "lora"))
     branch.load_state_dict(load_file(path))
     return branch
 

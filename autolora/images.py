@@ -138,12 +138,12 @@ class Split:
         "This split with its images decoded, where they come packed; otherwise itself."
         return Split(self.source[self.index], self.y, self.groups) if isinstance(self.source, PackedImages) else self
 
-    def batches(self, batch_size, generator=None, drop_last=False):
-        "Batches (x, y), x as in `images`: shuffled by `generator` (a CPU `torch.Generator`) where one is given, else in order."
+    def batches(self, batch_size, generator=None, drop_last=False, part=slice(None)):
+        "Batches (x, y), x as in `images`: shuffled by `generator` (a CPU `torch.Generator`) where one is given, else in order; of each only `part`."
         n = len(self)
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         for start in range(0, n - n % batch_size if drop_last else n, batch_size):
-            idx = order[start:start + batch_size]
+            idx = order[start:start + batch_size][part]
             yield self.images(idx), self.y[idx]
 
 # %% ../nbs/02b_images.ipynb #7040f848

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn import functional as F
 
-from .core import isolated_rng
-from .learner import put_weights, steps_per_epoch, take_weights, training_batches
+from .core import AutoLoRaError, isolated_rng
+from .learner import descend, put_weights, steps_per_epoch, take_weights, training_batches
+from .machine import out_of_memory
+from .ranks import total
 
 # %% ../nbs/11b_rates.ipynb #7f15542c
 @contextlib.contextmanager
@@ -39,13 +41,24 @@ def rehearsal_batches(task, batch_size, device, seed):
 
 # %% ../nbs/11b_rates.ipynb #9625504d
 def seconds_per_step(method, task, batch_size):
-    "The measured seconds of one training step (the second of two), leaving no trace: for the estimate before a run."
-    batches = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, 0)
+    """The measured seconds of one training step (the second of two), for the estimate before a run.
+
+    It leaves no trace but `method.parts`, doubled until a step fits in memory. Raises `AutoLoRaError` where not even 8 images do."""
+    while True:
+        try: return _timed_step(method, task, batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error): raise
+            if batch_size < 16 * method.parts:
+                raise AutoLoRaError(f"A training step on {batch_size // method.parts} images doesn't fit in memory: choose a smaller backbone, or load the task with a smaller size=.") from error
+        method.parts *= 2
+
+def _timed_step(method, task, batch_size):
+    batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, 0), method.optimizer(1e-6)
     with rehearsal(method):
         method.train()
         for _ in range(2):
             start = time.perf_counter()
-            sum(method.losses(*next(batches)).values()).backward()
+            descend(method, optimizer, *next(batches))
             seconds = time.perf_counter() - start
     return seconds
 
@@ -98,9 +111,8 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
 
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):
-    "One training step; returns the cross-entropy on the adversarial images through the feature extractor."
-    loss = sum(method.losses(x, y).values())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return F.cross_entropy(method.adv, y).item()
+    "One training step; returns the cross-entropy on the adversarial images through the feature extractor (on the natural ones, where a method makes no others)."
+    descend(method, optimizer, x, y)
+    logits = method.nat if method.adv is None else method.adv
+    loss, n = total([F.cross_entropy(logits, y, reduction="sum").item(), len(y)])
+    return loss / n

@@ -104,12 +104,15 @@ class AutoLR:
         self.found_best, self.was_cut = False, False         # in this window; at the last checkpoint
 
     def step(self, ra):
-        "The `Decision` at the end of an epoch with robust validation accuracy `ra` in [0, 1]; `AutoLoRaError` outside."
-        if not 0 <= ra <= 1: raise AutoLoRaError(f"ra must be a share in [0, 1], not {ra}: divide a percentage by 100.")
+        """The `Decision` at the end of an epoch with robust validation accuracy `ra` in [0, 1]; `AutoLoRaError` outside.
+
+        `ra` None: an epoch that isn't judged counts as an improvement and as the one to keep, and later ones aren't compared with it."""
+        if ra is not None and not 0 <= ra <= 1: raise AutoLoRaError(f"ra must be a share in [0, 1], not {ra}: divide a percentage by 100.")
         self.epoch += 1
-        self.improved += ra > self.previous
-        new_best, self.previous = ra > self.best, ra
-        if new_best: self.best, self.found_best = ra, True
+        self.improved += ra is None or ra > self.previous
+        new_best = ra is None or ra > self.best
+        self.found_best = self.found_best or new_best
+        if ra is not None: self.previous, self.best = ra, max(ra, self.best)
         window = self.window()
         reason = self._close(window) if window and self.epoch == window[1] + TIMINGS[self.timing].delay else None
         if reason:
@@ -169,9 +172,9 @@ class StepDecay:
         self.milestones = tuple(max(1, round(share * whole_epochs(epochs))) for share in milestones)
 
     def step(self, ra):
-        "Count an epoch that reached the robust validation accuracy `ra`: a `Decision` whose `lr` is the next epoch's."
-        self.epoch, new_best = self.epoch + 1, ra > self.best
-        self.best = max(ra, self.best)
+        "Count an epoch that reached the robust validation accuracy `ra` (None: not judged, and kept): a `Decision` whose `lr` is the next epoch's."
+        self.epoch, new_best = self.epoch + 1, ra is None or ra > self.best
+        if ra is not None: self.best = max(ra, self.best)
         self.lr = self.start / self.factor ** sum(self.epoch >= mark for mark in self.milestones)
         return Decision(self.epoch, self.lr, new_best, None, stop=False)
 

@@ -3,9 +3,11 @@
 python benchmarks/lab.py            all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on the path)
 python benchmarks/lab.py --headless  without a page
 
-The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds.
+The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds. A third run
+has no panel, no angles, and its history's writing is not counted: lab, history and angles together against it.
 """
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -14,11 +16,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from _harness import HERE, save
+
 ROOT = Path(__file__).parent.parent
 CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limit=1500, seed=0, lr=0.05, progress=False)
 
 
 def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+@contextlib.contextmanager
+def timed_log():
+    "A list that fills with the seconds of every write to a run's history."
+    from autolora.history import Run
+    seconds, log = [], Run.log
+    def timed(run, event, **fields): start = time.perf_counter(); log(run, event, **fields); seconds.append(time.perf_counter() - start)
+    Run.log = timed
+    try: yield seconds
+    finally: Run.log = log
 
 
 def settle(lab):
@@ -27,32 +42,40 @@ def settle(lab):
     lab._checker.join()
 
 
-def train(lab, folder, epochs):
-    "One run in `lab`'s trainer, or without a lab in a trainer of its own; its mean seconds an epoch, without the first."
+def train(lab, folder, epochs, angles=True):
+    "One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an epoch, without the first, and those of its history's writing."
     from autolora import Run
     from autolora.background import Trainer
     trainer = lab.trainer if lab else Trainer()
-    trainer.start([CALL | {"epochs": epochs, "out": folder}])
-    if lab: lab._follow_soon()
-    trainer.wait()
-    if lab: settle(lab)
-    return Run(folder).history.seconds[1:].mean()
+    with timed_log() as writing:
+        trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
+        if lab: lab._follow_soon()
+        trainer.wait()
+    return Run(folder).history.seconds[1:].mean(), sum(writing) / epochs
 
 
-def slow_down(folder, rounds=5, epochs=6):
-    "Ratios of the seconds an epoch with the live panel over those without, one for each round."
+def live(folder, epochs, redraws):
+    "`train` under a lab of its own; `redraws` gets how many there were."
     from autolora.background import Trainer
     from autolora.lab import Lab
-    ratios, redraws = [], 0
+    lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
+    settle(lab)
+    seen = []
+    lab.canvas.observe(seen.append, "panels")
+    try: return train(lab, folder, epochs)
+    finally: settle(lab); lab.close(); redraws.append(len(seen))
+
+
+def slow_down(folder, rounds=5, epochs=8):
+    "Round by round, seconds an epoch with the live panel over those without, and with panel, history and angles over those with none of them; and how many redraws there were."
+    panel, together, redraws = [], [], []
     for i in range(rounds):
-        lab = Lab(folder / f"lab{i}", trainer=Trainer())
-        settle(lab)
-        pair, seen = {}, []
-        lab.canvas.observe(seen.append, "panels")
-        for live in ((True, False) if i % 2 else (False, True)): pair[live] = train(lab if live else None, folder / f"{i}-{live}", epochs)
-        lab.close()
-        ratios.append(pair[True] / pair[False]); redraws += len(seen)
-    return ratios, redraws
+        runs = {"live": lambda i=i: live(folder / f"{i}-live", epochs, redraws), "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs), "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False)}
+        names = list(runs)[i % 3:] + list(runs)[:i % 3]
+        found = {name: runs[name]() for name in names}
+        panel.append(found["live"][0] / found["plain"][0])
+        together.append(sum(found["live"]) / found["bare"][0])
+    return panel, together, redraws
 
 
 def redraw_cost(folder, rounds=5):
@@ -105,11 +128,17 @@ def page_times(rounds=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--headless", action="store_true", help="leave the page out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON results")
     args, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
-    ratios, redraws = slow_down(folder)
-    print("epoch seconds with the live panel over without:", spread(ratios, "", 3))
-    print(f"redraws in those {len(ratios)} trainings: {redraws}")
+    panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
+    print("epoch seconds with the live panel over without:", spread(panel, "", 3))
+    print("epoch seconds with panel, history and angles over without:", spread(together, "", 3))
+    print(f"redraws in a training: {spread(redraws, '', 0)}")
+    save(args.results, "lab", f"The lab: an AutoLoRa epoch of {CALL['backbone']} on {CALL['limit']:,} images of {CALL['data']}", ratios={"recording": together, "the live panel alone: seconds an epoch over those without": panel},
+         notes=[f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles, and the writing of the history not counted."])
     if args.headless: return
     for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
 

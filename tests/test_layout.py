@@ -19,7 +19,7 @@ from readme import readme  # noqa: E402
 
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 ROOMS = [path for path in NOTEBOOKS if path.parent.name == "nbs" and path.name[0].isdigit()]
-MODULES = sorted(path for path in (ROOT / "autolora").glob("*.py") if path.name != "_modidx.py")
+MODULES = sorted(path for path in (ROOT / "autolora").glob("*.py") if path.name not in ("_modidx.py", "__main__.py"))
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt)/\w+")
 
@@ -63,7 +63,7 @@ def test_export_leaves_no_diff(tmp_path):
     for name in ("pyproject.toml", "settings.ini", "setup.py"): shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (tmp_path / "autolora").mkdir()
-    shutil.copy(ROOT / "autolora" / "__init__.py", tmp_path / "autolora")
+    for name in ("__init__.py", "__main__.py"): shutil.copy(ROOT / "autolora" / name, tmp_path / "autolora")  # the two that come from no notebook
     subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=tmp_path, check=True, capture_output=True)
     read = lambda root: {path.name: path.read_text(encoding="utf-8") for path in (root / "autolora").glob("*.py")}
     fresh, committed = read(tmp_path), read(ROOT)

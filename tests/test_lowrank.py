@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from autolora.backbones import load_backbone, split_parameters
+from autolora.core import AutoLoRaError
 from autolora.losses import autolora_loss
 from autolora.lowrank import LowRankBranch, TwoPath
+from autolora.parametrisations import PARAMETRISATIONS
 from autolora.vision import import_torchvision
 
 
@@ -179,3 +181,107 @@ def test_size_on_imagenet_resnets():
         model = build()
         fe = sum(model.get_parameter(name).numel() for name in split_parameters(model)[0])
         assert round(100 * sum(p.numel() for p in LowRankBranch(model).parameters()) / fe, digits) == published
+
+
+# ---- what every parametrisation of the branch promises
+
+@pytest.fixture(params=[(form, model) for form in PARAMETRISATIONS for model in MODELS if model != "resnet18"], ids="-".join)
+def parametrised(request):
+    "A model, a fresh branch of one parametrisation, and eight images."
+    form, (build, shape) = request.param[0], MODELS[request.param[1]]
+    torch.manual_seed(0)
+    model, x = build(), torch.rand(8, *shape)
+    with torch.no_grad(): model(x)
+    return model, LowRankBranch(model, rank=4, parametrisation=form), x
+
+
+def trained(branch): return {name: p for name, p in branch.named_parameters() if p.requires_grad}
+
+
+def move(branch):
+    "Every factor a little, as after some steps."
+    for p in trained(branch).values(): p.data += 0.05 * torch.randn_like(p)
+
+
+def test_a_fresh_branch_is_the_model_and_can_learn(parametrised):
+    model, branch, x = parametrised
+    branch.eval()
+    torch.testing.assert_close(branch(x), model(x), rtol=0, atol=1e-6)
+    loss = nn.functional.cross_entropy(branch(x), torch.arange(8))
+    grads = torch.autograd.grad(loss, list(trained(branch).values()), allow_unused=True)
+    assert sum(g is not None and bool(g.count_nonzero()) for g in grads) >= len(branch.names) / 2, "a start that lets no gradient through"
+    optimizer = torch.optim.Adam(branch.parameters(), 1e-3)
+    before = loss.item()
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(branch(x), torch.arange(8))
+        loss.backward()
+        optimizer.step()
+    assert nn.functional.cross_entropy(branch(x), torch.arange(8)).item() < before
+
+
+def test_the_routing_table_holds(parametrised):
+    model, branch, x = parametrised
+    move(branch)
+    branch.train()
+    fe, head = split_parameters(model)
+    nat, adv = TwoPath(model, branch)(x, x.flip(0))
+    terms = autolora_loss(nat, adv, torch.arange(8), lam1=0.5, lam2=3.0)
+    groups = {"fe": [model.get_parameter(n) for n in fe], "head": [model.get_parameter(n) for n in head], "branch": list(trained(branch).values())}
+    wanted = {"ce_nat": {"head", "branch"}, "ce_adv": {"fe", "head"}, "kl": {"fe", "head", "branch"}}
+    for term, loss in terms.items():
+        reached = set()
+        for group, params in groups.items():
+            grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+            if any(g is not None for g in grads): reached.add(group)
+        assert reached == wanted[term], term
+
+
+def test_merged_slides_and_survives_a_file(parametrised, tmp_path):
+    from safetensors.torch import load_file, save_file
+    model, branch, x = parametrised
+    move(branch)
+    branch.eval()
+    untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for scale in (0.0, 0.5, 1.0): torch.testing.assert_close(branch.merged(scale)(x), branch(x, scale), rtol=0, atol=1e-4)
+    torch.testing.assert_close(branch(x, 0.0), model(x), rtol=0, atol=1e-5)
+    assert (branch(x) - model(x)).abs().max() > 1e-5
+    save_file({name: tensor.contiguous() for name, tensor in branch.state_dict().items()}, tmp_path / "branch.safetensors")
+    form = next(name for name, form in PARAMETRISATIONS.items() if form in branch.forms.values() and (name != "lora" or set(branch.forms.values()) == {form}))
+    again = LowRankBranch(model, rank=4, parametrisation=form)
+    again.load_state_dict(load_file(tmp_path / "branch.safetensors"))
+    again.eval()
+    torch.testing.assert_close(again(x), branch(x), rtol=0, atol=0)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_efft_shares_its_outer_factors():
+    branch = LowRankBranch(resnet18(), parametrisation="efft")
+    shapes = {tuple(branch.model.get_parameter(name).shape) for name in branch.names}
+    assert len(branch.U) == len(branch.V) == len(shapes) < len(branch.names) == len(branch.C)
+
+
+def test_rosa_finds_its_mask_on_the_way():
+    from autolora.parametrisations import ROSA_BATCHES, ROSA_SHARE
+    torch.manual_seed(0)
+    branch, x = LowRankBranch(mini(), parametrisation="rosa"), torch.rand(8, 1, 16, 16)
+    optimizer = torch.optim.SGD(branch.parameters(), 0.01, momentum=0.9)
+    for done in range(ROSA_BATCHES + 3):
+        branch.observe()
+        assert all(bool(mask.any()) == (done >= ROSA_BATCHES) for mask in branch.M.values())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(branch(x), torch.arange(8)).backward()
+        optimizer.step()
+    for name in branch.names:
+        factors = branch.factors(name)
+        assert factors["M"].sum() == max(1, round(ROSA_SHARE * factors["M"].numel()))
+        assert (factors["M"] * factors["S"]).count_nonzero() > 0
+
+
+def test_a_start_at_zero_everywhere_is_refused(monkeypatch):
+    "The published recipe that asks for A = B = 0, where both gradients vanish."
+    from dataclasses import replace
+    def zeros(weight, rank): return {name: torch.zeros_like(f) for name, f in PARAMETRISATIONS["lokr"].init(weight, rank).items()}
+    monkeypatch.setitem(PARAMETRISATIONS, "dead", replace(PARAMETRISATIONS["lokr"], init=zeros))
+    with pytest.raises(AutoLoRaError, match="never learn"): LowRankBranch(mini(), parametrisation="dead")

@@ -1,0 +1,43 @@
+"""What tests/test_parallel.py starts in one process and in several: a training without any random draw but the common order, in double precision.
+
+python parallel_case.py METHOD FOLDER [hang]"""
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autolora.attacks import pgd
+from autolora.backbones import load_backbone
+from autolora.core import rank, world
+from autolora.data import load_task
+from autolora.evaluation import evaluate
+from autolora.learner import Learner
+from autolora.methods import METHODS
+from autolora.ranks import synced
+from autolora.rft import joined_run
+from autolora.schedule import StepDecay
+from autolora.threat import l2
+
+
+class Double(nn.Module):
+    def forward(self, x): return x.double()
+
+
+def case(name, folder):
+    torch.manual_seed(0)
+    task = dataclasses.replace(load_task("digits", limit=300), augment=None)
+    model = synced(nn.Sequential(Double(), load_backbone("robust_mini_gray", 10).double()))
+    method = METHODS[name](model, l2(0.5))
+    method.attack = lambda x, y: pgd(model, x, y, method.threat, steps=3, random_start=False)
+    run = joined_run(folder, {"seed": 0}, False)
+    learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
+    if sys.argv[3:] == ["hang"] and rank() == 1: time.sleep(600)
+    learner.fit()
+    report = evaluate(model, task.test, "l2:0.5", n=101)
+    run.write_json("counts.json", {"rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows], "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"), "world": world()})
+
+
+if __name__ == "__main__": case(sys.argv[1], Path(sys.argv[2]))
