@@ -21,10 +21,11 @@ from .controls import Controls
 from .core import AutoLoRaError, duration
 from .data import load_task
 from .history import Run
-from .machine import explain, missing, obstacles
+from .machine import missing, obstacles
 from .methods import METHODS
+from .painter import Easel, Painter
 from .rft import cost, default_out, prepare, settings_from
-from .views import automatic, differences, moved, named, outcome, pictures, progress, results, thumbnails
+from .views import automatic, named, outcome, pictures, progress, table_html, thumbnails
 
 # %% ../nbs/17_lab.ipynb #6350e855
 def calls_of(choice, root="runs"):
@@ -64,13 +65,14 @@ class Lab:
     def __init__(self, root="runs", backbones=(), data=(), runs=(), trainer=None):
         self.root, self.trainer, self.controls = Path(root), trainer or TRAINER, Controls(backbones, data)
         self.canvas = Canvas(sliders=SLIDERS, values={"example": 1, "scales": 0.0}, layout=widgets.Layout(width="100%"))
-        self._drawn, self._due, self._wish, self._costs, self._said = None, 0.0, 0, {}, ""
-        self._adopted, self._known, self._follower, self._drawing = set(), {}, None, threading.RLock()
+        self._easel, self._painter, self._stand, self._drawing, self._follower = Easel(), None, None, threading.RLock(), None
+        self._adopted, self._outcomes, self._costs, self._wish, self._said, self._lost, self._undrawn = set(), {}, {}, 0, "", "", ""
         self._build()
         self._listen()
         Lab.latest = self
         atexit.register(self.close)
         self.open(*runs)
+        self.draw()  # here, at once, also beside a training
         self._follow_soon()
         self._changed()
 
@@ -94,10 +96,9 @@ class Lab:
 
     def _listen(self):
         self.controls.observe_all(lambda change: self._changed())
-        self.runs.observe(lambda change: self.redraw(), "value")
-        self.canvas.observe(lambda change: self.redraw(), "opened")
+        self.runs.observe(lambda change: self.draw(), "value")
+        self.canvas.observe(lambda change: self.draw(), ["opened", "values"])
         self.path.observe(lambda change: change["new"].strip() and self._ask(lambda: self.open(change["new"].strip())), "value")
-        self.canvas.observe(lambda change: self._repaint(*(name for name in SLIDERS if change["old"].get(name) != change["new"].get(name))), "values")
 
     # -- what a person does
 
@@ -116,7 +117,7 @@ class Lab:
         calls = self.calls(choice)
         names = [default_out(call["method"], _name(call["backbone"]), _name(call["data"]), call["seed"], self.root) for call in calls]
         self.trainer.start([call | {"out": _unused(name)} for call, name in zip(calls, names, strict=True)])
-        self.runs.value = ()
+        self._lost, self.runs.value = "", ()
 
     def calls(self, choice):
         "The calls of `finetune` for a choice, a time budget made into epochs. Raises `AutoLoRaError` while its cost isn't known."
@@ -146,92 +147,111 @@ class Lab:
         kept = [str(path) for path in self.runs.value]
         with self._drawing:
             found = sorted((str(path.parent) for path in self.root.glob("*/config.json")), reverse=True)
-            self.runs.options = [(_label(path), path) for path in dict.fromkeys([*opened, *kept, *found])]
+            self.runs.options = [(_label(self._easel.run(path)), path) for path in dict.fromkeys([*opened, *kept, *found])]
             self.runs.value = tuple(dict.fromkeys([*kept, *opened]))
 
     # -- what it shows
 
     def shown(self):
         "The runs chosen in the list, as a dict name -> `Run`."
-        return named([self._run(path) for path in self.runs.value])
+        return named([self._easel.run(path) for path in self.runs.value])
 
-    def _run(self, path):
-        "The one `Run` of a folder, which reads its log again only when that has grown."
-        return self._known.setdefault(str(path), Run(path))
-
-    def redraw(self):
-        "Draw everything anew from the run folders."
+    def draw(self, anew=False):
+        "Draw what has changed, or everything `anew`; while the painter's process is at work, that does it a moment later."
         with self._drawing:
-            start, runs = time.perf_counter(), self.shown()
-            self._drawn = self._stamp()
-            self.canvas.draw(pictures(runs, *self._at()))
-            found, note = results(runs)
-            self.tables.value = "".join(_table(title, table, words) for title, table, words in (("Measured on test images", found, note), ("What was set differently", differences(runs), "")) if runs)
-            self._due = time.perf_counter() + max(0.4, 20 * (time.perf_counter() - start))
+            if self._painter is None: self._show(self._easel.paint(self._order(anew)))
+
+    def _order(self, anew=False):
+        job, (image, scale) = self.trainer.job, self._at()
+        work = str(job.out) if job and job.out in self._adopted else None
+        return {"folders": list(self.runs.value), "opened": sorted(self.canvas.opened), "image": image, "scale": scale, "work": work, "anew": anew}
 
     def _at(self):
-        "Where the sliders stand, as arguments of `pictures`."
+        "Where the sliders stand: the number of the image, from 0, and the scale."
         return int(self.canvas.values["example"]) - 1, round(self.canvas.values["scales"], 1)
 
-    def _repaint(self, *names):
-        "Draw those panels anew whose sliders were moved."
-        with self._drawing:
-            drawn = moved(self.shown(), *self._at())
-            for name in names: self.canvas.redraw(name, drawn[name])
-
-    def _stamp(self):
-        "What tells that a shown run folder has changed."
-        files = [Path(path) / name for path in self.runs.value for name in ("events.jsonl", "examples.npz", "report.json")]
-        return self.runs.value, [(f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
+    def _show(self, answer):
+        if answer["panels"]: self.canvas.show(answer["panels"])
+        self.tables.value, self._stand = answer.get("tables", self.tables.value), answer["work"]
 
     def _follow_soon(self):
-        self._report_state()
-        if self._follower is None or not self._follower.is_alive():
+        with self._drawing:
+            self._report_state()
+            if self._follower: return
             self._follower = threading.Thread(target=self._follow, daemon=True, name="autolora follower")
             self._follower.start()
 
     def _follow(self):
-        "While a training is at work: say how it goes, show new runs, redraw what changed. At its end once more."
+        "While a training is at work: say how it goes, show new runs, have drawn what changed. At its end once more, here."
         worked = False
-        while True:
-            busy = self.trainer.busy
-            try: self._look(final=not busy)
-            except Exception as error: self.state.value = _alert(f"The pictures can't be drawn: {explain(error)}")  # the training goes on
-            if Lab.latest is not self:
-                self.state.value = _alert("Another lab in this kernel follows the trainings now: run this cell again to have them here.")
-                return
-            if not busy and not self.trainer.busy: return worked and self._changed()
+        while Lab.latest is self and self.trainer.busy:
             worked = True
+            self._look()
             time.sleep(0.2)
+        self._dismiss()
+        self._look(final=worked)
+        with self._drawing: self._follower = None
+        if Lab.latest is self:
+            if self.trainer.busy: self._follow_soon()  # started since
+            elif worked: self._changed()
+        elif Lab.latest: self.state.value = _alert("Another lab in this kernel follows the trainings now: run this cell again to have them here.")
 
     def _look(self, final=False):
         with self._drawing:
+            try:
+                self._adopt()
+                if self.trainer.busy and not (final or self._lost): self._have_painted()
+                else: self.draw(anew=final)
+                self._undrawn = ""
+            except Exception as error: self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."  # the training goes on
             self._report_state()
-            fresh = [job.out for job in self.trainer.jobs if job.out not in self._adopted and (job.out / "config.json").is_file()]
-            self._adopted.update(fresh)
-            if fresh: self.open(*fresh)
-            if self._stamp() != self._drawn and (final or time.perf_counter() >= self._due): self.redraw()
+
+    def _adopt(self):
+        "Show the runs that have begun since the last look."
+        fresh = [job.out for job in self.trainer.jobs if job.out not in self._adopted and (job.out / "config.json").is_file()]
+        self._adopted.update(fresh)
+        if fresh: self.open(*fresh)
+
+    def _have_painted(self):
+        "Take what the painter's process has drawn, and give it the next order; without it, draw here."
+        try:
+            self._painter = self._painter or Painter()
+            answer = self._painter.answer()
+            if answer: self._show(answer)
+            if not self._painter.asked: self._painter.ask(self._order())
+        except (AutoLoRaError, OSError) as error:
+            self._lost = f"{error} The pictures are drawn in the kernel now, which slows the training a little."
+            self._dismiss()
+            self.draw(anew=True)
+
+    def _dismiss(self):
+        with self._drawing:
+            if self._painter: self._painter.close()
+            self._painter = None
 
     def _report_state(self):
         busy, jobs, paused = self.trainer.busy, self.trainer.jobs, self.trainer.control.paused
         self.start.disabled, self.pause.disabled, self.stop.disabled = busy, not busy or paused, not busy
         self.resume.disabled = not paused if busy else all(job.state == "finished" for job in jobs)
         lines = [f"<b>{html.escape(METHODS[job.call.get('method', 'autolora')].label)}</b>: {html.escape(self._state_of(job))}" for job in jobs]
-        state = "".join(f"<div>{line}</div>" for line in lines) + (_alert(self._said) if self._said else "")
-        if state != self.state.value: self.state.value = f"<div role='status'>{state}</div>"
-        job = self.trainer.job
-        if job and (job.out / "config.json").is_file(): self.bar.value, words = progress(self._run(job.out), self.trainer.control.position)
-        else: words = "preparing" if job else ""
+        state = "".join(f"<div>{line}</div>" for line in lines) + "".join(_alert(words) for words in (self._said, self._lost, self._undrawn) if words)
+        self.state.value = f"<div role='status'>{state}</div>"
+        job, words = self.trainer.job, ""
+        if job:
+            known = self._stand and self._stand["folder"] == str(job.out)
+            self.bar.value, words = progress(self._stand, self.trainer.control.position) if known else (0.0, "preparing")
         self.pace.value = html.escape(words)
 
     def close(self):
         "Follow no longer; a training at work goes on."
         if Lab.latest is self: Lab.latest = None
-        self._follower.join(10)
+        if follower := self._follower: follower.join(10)
         self._checker.cancel(); self._checker.join(10)
 
     def _state_of(self, job):
-        if job.state == "finished": return outcome(self._run(job.out))
+        if job.state == "finished":
+            if job.out not in self._outcomes: self._outcomes[job.out] = outcome(self._easel.run(job.out))
+            return self._outcomes[job.out]
         return "paused" if job.state == "running" and self.trainer.control.paused else job.message or job.state
 
     # -- before Start
@@ -278,8 +298,13 @@ class Lab:
     def __repr__(self): return "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
 
     def _repr_mimebundle_(self, **kwargs):
-        bundle = self.panel._repr_mimebundle_(**kwargs) | {"text/plain": repr(self), "text/html": f"<p>{html.escape(repr(self))}</p>{self.tables.value}"}
-        return bundle | ({"application/vnd.plotly.v1+json": pictures(self.shown())["angles"].to_plotly_json()} if self.runs.value else {})
+        return self.panel._repr_mimebundle_(**kwargs) | {"text/plain": repr(self), "text/html": self._static()}
+
+    def _static(self):
+        "HTML for a page without widgets, such as an exported notebook: why there is no panel, the angles, their numbers and the results."
+        if not self.runs.value: return f"<p>{html.escape(repr(self))}</p>"
+        angles = pictures(self.shown())["angles"]
+        return f"<p>{html.escape(repr(self))}</p>{angles.to_html(full_html=False, include_plotlyjs='cdn')}{table_html(angles)}{self.tables.value}"
 
     def show(self):
         "Draw the pictures of the chosen runs one after another with plotly's own renderer, without widgets."
@@ -289,7 +314,7 @@ class Lab:
 def _refuse(words): raise AutoLoRaError(words)
 def _alert(words): return f"<div role='alert' style='color:#D55E00'>✕ {html.escape(words)}</div>"
 def _name(chosen): return Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
-def _label(path): return " · ".join(str(part) for part in (*map(Run(path).config.get, ("method", "task")), f"seed {Run(path).config.get('seed')}", Path(path).name[:15]))
+def _label(run): return " · ".join(map(str, (run.config.get("method"), run.config.get("task"), f"seed {run.config.get('seed')}", run.path.name[:15])))
 def _key(choice): return repr({k: v for k, v in choice.items() if k not in ("minutes", "autoattack")})
 
 def _unused(path):
@@ -301,8 +326,3 @@ def _measure(choice, task):
     "`(config, Estimate of each method)` for a choice of the panel on its loaded `task`. Raises `AutoLoRaError` for what can't be run."
     found = [prepare(choice["backbone"], task, method, choice["epochs"], choice["seed"], settings_from({"threat": choice["threat"]})) for method in choice["methods"]]
     return found[0][0], [cost(method, task, config["epochs"], config["batch_size"]) for config, task, method in found]
-
-def _table(title, table, note=""):
-    "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
-    body = table.to_html(index=False, border=0) if len(table) else "" if note else "<small>Nothing.</small>"
-    return f"<h3 style='margin:8px 0 0'>{title}</h3>{body}<small>{html.escape(note)}</small>"

@@ -344,7 +344,7 @@ def plot_gradients(history):
         words.append(f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart" + (f", the adversarial one {adv / nat:.2g} times as long." if known and nat else "; their lengths were not recorded." if not known else "."))
     soft = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
     fig.update_polars(sector=[0, 180], angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **soft), radialaxis=dict(nticks=4, angle=0, tickangle=0, **soft), bgcolor="rgba(0,0,0,0)")
-    fig.update_annotations(font_size=12, yshift=14)
+    fig.update_annotations(font_size=12, yshift=22)
     return _finish(fig, "The two gradients", " ".join(words), 130 + 200 * max(1, len(newest))).update_layout(margin_t=100)
 
 # %% ../nbs/10_plots.ipynb #9271c412

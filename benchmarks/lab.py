@@ -36,6 +36,12 @@ def timed_log():
     finally: Run.log = log
 
 
+def settle(lab):
+    "Wait until `lab` has drawn the end of a training and measured what the next would cost: that isn't what is timed."
+    while lab._follower: time.sleep(0.1)
+    lab._checker.join()
+
+
 def train(lab, folder, epochs, angles=True):
     "One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an epoch, without the first, and those of its history's writing."
     from autolora import Run
@@ -49,19 +55,19 @@ def train(lab, folder, epochs, angles=True):
 
 
 def live(folder, epochs, redraws):
-    "`train` under a lab of its own; `redraws` gets the seconds of every redraw."
+    "`train` under a lab of its own; `redraws` gets how many there were."
     from autolora.background import Trainer
     from autolora.lab import Lab
     lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
-    draw = lab.redraw
-    def timed(): start = time.perf_counter(); draw(); redraws.append(time.perf_counter() - start)
-    lab.redraw = timed
+    settle(lab)
+    seen = []
+    lab.canvas.observe(seen.append, "panels")
     try: return train(lab, folder, epochs)
-    finally: lab.close()
+    finally: settle(lab); lab.close(); redraws.append(len(seen))
 
 
 def slow_down(folder, rounds=5, epochs=8):
-    "Round by round, seconds an epoch with the live panel over those without, and with panel, history and angles over those with none of them; and each redraw's."
+    "Round by round, seconds an epoch with the live panel over those without, and with panel, history and angles over those with none of them; and how many redraws there were."
     panel, together, redraws = [], [], []
     for i in range(rounds):
         runs = {"live": lambda i=i: live(folder / f"{i}-live", epochs, redraws), "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs), "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False)}
@@ -86,7 +92,7 @@ def redraw_cost(folder, rounds=5):
     lab, seconds = Lab(folder / "none", runs=paths, trainer=Trainer()), []
     for _ in range(rounds):
         start = time.perf_counter()
-        lab.redraw()
+        lab.draw(anew=True)
         seconds.append(time.perf_counter() - start)
     lab.close()
     return seconds
@@ -130,9 +136,9 @@ def main():
     panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
     print("epoch seconds with the live panel over without:", spread(panel, "", 3))
     print("epoch seconds with panel, history and angles over without:", spread(together, "", 3))
-    print(f"redraws while training: {spread(redraws, digits=3)}")
+    print(f"redraws in a training: {spread(redraws, '', 0)}")
     save(args.results, "lab", f"The lab: an AutoLoRa epoch of {CALL['backbone']} on {CALL['limit']:,} images of {CALL['data']}", ratios={"recording": together, "the live panel alone: seconds an epoch over those without": panel},
-         notes=[f"A redraw took {spread(redraws, digits=3)}. Without: no panel, no angles, and the writing of the history not counted."])
+         notes=[f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles, and the writing of the history not counted."])
     if args.headless: return
     for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
 

@@ -165,6 +165,18 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         press(page, RESUME)
         until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on")
 
+        # a second tab on the same kernel shows the same panel: what is pressed in one is seen in the other
+        page.keyboard.press("Control+s")
+        second = browser.new_page(viewport={"width": 1280, "height": 1400})
+        until(lambda: "autolora Lab" in (tmp_path / "lab.ipynb").read_text(), 20, "the saved notebook")
+        second.goto(address)
+        until(lambda: second.locator(".autolora-lab").count() and sum(points(second)) >= 2, 90, "the same panel in a second tab")
+        press(second, PAUSE)
+        until(lambda: "AutoLoRa: paused" in words(page) and "AutoLoRa: paused" in words(second), 20, "one pause in both tabs")
+        press(page, RESUME)
+        until(lambda: "AutoLoRa: running" in words(second), 20, "one resume in both tabs")
+        second.close()
+
         # an interrupt of the kernel is meant for its cells: the training goes on
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
         page.locator(".lm-Menu-itemLabel").get_by_text("Interrupt Kernel", exact=True).click()
@@ -174,9 +186,10 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         # a reload in mid-training: the same training is found again
         page.reload()
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        until(lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 90, "the panel of the saved notebook, by itself, after a reload")
         until(lambda: idle_kernel(server), 60, "the kernel")
         run_all(page)
-        until(lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 60, "the training after a reload")
+        until(lambda: page.locator(".autolora-lab").count() == 1 and sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 60, "the training in a new panel")
 
         # stop keeps the best weights, for both; resume would go on
         press(page, STOP)
@@ -227,7 +240,7 @@ def check_code(code, folder):
         assert [e["correct"] for e in run.report["evaluations"]] == [e["correct"] for e in panel.report["evaluations"]]
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "JupyterLab Dark"), (800, "JupyterLab Light"), (800, "JupyterLab Dark")])
+@pytest.mark.parametrize(("width", "theme"), [(1280, "JupyterLab Light"), (1280, "JupyterLab Dark"), (800, "JupyterLab Light"), (800, "JupyterLab Dark")])
 def test_lab_fits_the_page(tmp_path, browser, width, theme):
     from autolora import finetune
     from autolora.lab import Lab  # noqa: F401  imported here too, so that its first import isn't measured by the browser's deadline
@@ -256,6 +269,23 @@ def test_lab_fits_the_page(tmp_path, browser, width, theme):
             shoot(page, f"{width}-{theme.split()[1]}-{part}")
             page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop += 1250 }")
             page.wait_for_timeout(300)
+
+
+def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+
+    from autolora import finetune
+    run = finetune("robust_mini_gray", "digits", epochs=2, limit=400, lr=0.05, out=tmp_path / "runs" / "saved", progress=False)
+    nb = nbformat.read(ROOT / "nbs" / "lab.ipynb", as_version=4)
+    cell = next(cell for cell in nb.cells if cell.source.endswith("Lab()"))
+    cell.source = cell.source.replace("Lab()", f"Lab(runs=[{str(run.path)!r}])")
+    NotebookClient(nb, store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    page, _ = HTMLExporter().from_notebook_node(nb)
+    assert "its panel needs a notebook whose front end draws Jupyter widgets" in page
+    assert "Plotly.newPlot" in page and "Do the two gradients work against each other?" in page and "Measured on test images" in page
+    assert len(nbformat.writes(nb)) < 200_000
 
 
 def test_lab_as_a_page_of_voila(tmp_path, browser):
