@@ -152,7 +152,7 @@ def disagreement(method, published, x, x_adv, y):
 
     Both on the same images, with the same weights; a gradient's difference is its largest entry over the largest entry of ours."""
     method.train(); published.model.train()
-    ours, theirs = method.loss(*method.paths(x, x_adv), y), published.terms(x, x_adv, y)
+    ours, theirs = method.loss(method.natural_path(x), method.path(x_adv), y), published.terms(x, x_adv, y)
     terms = max((abs(ours[k] - theirs[k]) / abs(ours[k]).clamp_min(1e-12)).item() for k in ours)
     for p in [*method.parameters(), *published.model.parameters()]: p.grad = None
     (sum(ours.values()) + sum(theirs.values())).backward()

@@ -82,7 +82,7 @@ def vary(args, what):
 def launch(count, args):
     "Images a second of `count` processes, from the epochs after the first; raises with the command's last words."
     out = Path(tempfile.mkdtemp()) / "run"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "autolora", "finetune", "robust_mini_gray", args.data,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "autolora", "finetune", "robust_mini_gray", args.data,
                "--epochs", str(args.epochs), "--lr", "0.05", "--batch-size", "128", "--out", str(out)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
