@@ -294,7 +294,10 @@ def cost(run):
     trained = run.history["seconds"].sum() if "seconds" in run.history else 0
     measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
     searched = event.get("range_test", {}).get("seconds") or 0
-    return [[f"Seed: {run.config.get('seed', 'not recorded')}; one run", f"Device: {event.get('start', {}).get('device', 'not recorded')}",
+    start, end = event.get("start", {}), event.get("end", {})
+    spent = [f"{end[name] / unit:{form}} {what}" for name, unit, form, what in (("attack_steps", 1, ",.0f", "attack steps"), ("peak_memory", 1e9, ".2f", "GB of memory at most")) if end.get(name)]
+    return [[f"Seed: {run.config.get('seed', 'not recorded')}; one run", f"Device: {start.get('device', 'not recorded')}, {start.get('processes', 1)} process{'es' * (start.get('processes', 1) > 1)}",
+             *([f"Speed: {start['speed']}"] if "speed" in start else []), *([f"Training took {', '.join(spent)}"] if spent else []),
              f"Finding the learning rate: {duration(searched)}; {len(run.history)} epochs: {duration(trained)}; final evaluation: {duration(measured)}"]]
 
 # %% ../nbs/14_card.ipynb #92656164
