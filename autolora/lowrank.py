@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADAPTABLE', 'tensor_of', 'detached', 'frozen_call', 'adaptable', 'select', 'owner', 'hookable', 'LowRankBranch',
-           'OpenBranch', 'Carrier', 'TwoPath']
+           'OpenBranch', 'Carrier']
 
 # %% ../nbs/05_lowrank.ipynb #fde09ebf
 import contextlib
@@ -80,7 +80,7 @@ class LowRankBranch(nn.Module):
 
     `rank` >= 1: r of the published r = 8. `where`: which weights, as in `select`; None means all but the stem and the head.
     `parametrisation`: one of `PARAMETRISATIONS`. The model must not be replaced afterwards, but may be trained, moved (move the branch
-    too) and loaded. Deep-copy the two together, as `TwoPath` does: `copy.deepcopy(branch)` alone brings its own copy of the model.
+    too) and loaded. Deep-copy the two together, `copy.deepcopy([model, branch])`: `copy.deepcopy(branch)` alone brings its own copy of the model.
     Raises `AutoLoRaError` for a rank below 1, an unknown parametrisation or if `where` picks nothing. Source: eq. 5 of Xu et al. 2024."""
     def __init__(self, model, rank=8, where=None, parametrisation="lora"):
         super().__init__()
@@ -178,18 +178,3 @@ class Carrier(nn.Module):
         self.net, self.adapter, self.scale = net, adapter, scale
 
     def forward(self, x): return self.adapter(x, self.scale)
-
-# %% ../nbs/05_lowrank.ipynb #563a0db6
-class TwoPath(nn.Module):
-    """`model` and its `branch` as one module; its parameters are both's, each once.
-
-    Raises `AutoLoRaError` if the branch belongs to another model."""
-    def __init__(self, model, branch):
-        super().__init__()
-        if branch.model is not model: raise AutoLoRaError("The branch belongs to another model: build it with LowRankBranch(model), or copy both together.")
-        self.model, self.branch = model, branch
-
-    def forward(self, x_nat, x_adv):
-        "`(nat, adv)`: the logits of the natural images through the branch and of the adversarial images through the model."
-        nat = self.branch(x_nat)
-        return nat, self.model(x_adv)

@@ -8,7 +8,7 @@ from torch import nn
 from autolora.backbones import load_backbone, split_parameters
 from autolora.core import AutoLoRaError
 from autolora.losses import autolora_loss
-from autolora.lowrank import LowRankBranch, TwoPath
+from autolora.lowrank import LowRankBranch
 from autolora.parametrisations import PARAMETRISATIONS
 from autolora.vision import import_torchvision
 
@@ -87,7 +87,7 @@ def routes(model, branch, x):
     fe, _ = split_parameters(model)
     params = {(FE if name in fe else HEAD, name): p for name, p in model.named_parameters()}
     params |= {(name[0], name): p for name, p in branch.named_parameters()}
-    nat, adv = TwoPath(model, branch)(x, x.flip(0))
+    nat, adv = branch(x), model(x.flip(0))
     terms = autolora_loss(nat, adv, torch.arange(len(x)) % 10, lam1=0.5, lam2=3.0)
     grads = {term: torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True) for term, loss in terms.items()}
     return {term: {key: None if g is None else bool(g.count_nonzero()) for key, g in zip(params, values, strict=True)}
@@ -148,8 +148,8 @@ def test_the_factors_survive_a_file(case, tmp_path):
 def test_a_step_of_the_optimiser_moves_each_parameter_once(case):
     model, branch, x = case
     params = [*model.parameters(), *branch.parameters()]
-    assert len({id(p) for p in params}) == len(params) == len(list(TwoPath(model, branch).parameters()))
-    terms = autolora_loss(*TwoPath(model, branch)(x, x), torch.arange(8), lam1=0.5, lam2=3.0)
+    assert len({id(p) for p in params}) == len(params)
+    terms = autolora_loss(branch(x), model(x), torch.arange(8), lam1=0.5, lam2=3.0)
     sum(terms.values()).backward()
     torch.optim.SGD(params, 0.1, momentum=0.9).step()
     assert all(factor.count_nonzero() for factor in branch.B.values())
@@ -225,7 +225,7 @@ def test_the_routing_table_holds(parametrised):
     move(branch)
     branch.train()
     fe, head = split_parameters(model)
-    nat, adv = TwoPath(model, branch)(x, x.flip(0))
+    nat, adv = branch(x), model(x.flip(0))
     terms = autolora_loss(nat, adv, torch.arange(8), lam1=0.5, lam2=3.0)
     groups = {"fe": [model.get_parameter(n) for n in fe], "head": [model.get_parameter(n) for n in head], "branch": list(trained(branch).values())}
     wanted = {"ce_nat": {"head", "branch"}, "ce_adv": {"fe", "head"}, "kl": {"fe", "head", "branch"}}
