@@ -323,7 +323,7 @@ def test_without_an_adversary_it_is_natural_training():
 
 def test_epochs_below_the_whole_eps_never_steer(tmp_path):
     "AutoLoRa with a ramp: no cut and no way back before the full eps, and the epoch that is kept ended there."
-    run = finetune("robust_mini_gray", "digits", epochs=6, limit=220, lr=0.05, progress=False, angles=False, out=tmp_path / "run",
+    run = finetune("robust_mini_gray", "digits", epochs=6, limit=220, lr=0.05, progress=False, test=False, angles=False, out=tmp_path / "run",
                    options={"ramp_from": 0.3, "ramp_to": 0.7, "steps": 1})
     ramped = run.history[run.history.epoch <= 4]
     assert ramped.new_best.all() and ramped.reason.isna().all() and (ramped.lr == 0.05).all()
@@ -333,9 +333,9 @@ def test_epochs_below_the_whole_eps_never_steer(tmp_path):
 # ---- RiFT
 
 def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
-    first = finetune("robust_mini_gray", "digits", "at", epochs=2, limit=220, lr=0.02, progress=False, angles=False, out=tmp_path / "first", options={"steps": 1})
+    first = finetune("robust_mini_gray", "digits", "at", epochs=2, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "first", options={"steps": 1})
     robust = first.model.state_dict()
-    second = finetune("robust_mini_gray", "digits", "rift", epochs=2, limit=220, lr=0.02, progress=False, angles=False, out=tmp_path / "second", options={"run": first.path})
+    second = finetune("robust_mini_gray", "digits", "rift", epochs=2, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "second", options={"run": first.path})
     moved = {name for name, tensor in second.model.state_dict().items() if not torch.equal(tensor, robust[name])}
     chosen = second.history.weight.iloc[-1]
     assert moved <= {chosen}, "one weight and no statistics"
@@ -399,7 +399,7 @@ def test_where_covers_the_released_codes_layers():
 
 
 def test_rosa_learns_its_mask_in_a_run(tmp_path):
-    run = finetune("robust_mini_gray", "digits", epochs=3, limit=220, lr=0.02, progress=False, angles=False, out=tmp_path / "run", parametrisation="rosa", options={"steps": 1})
+    run = finetune("robust_mini_gray", "digits", epochs=3, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "run", parametrisation="rosa", options={"steps": 1})
     assert all(mask.any() for mask in run.branch.M.values())
     x = load_task("digits").test.images(slice(0, 4))
     with torch.no_grad(): close(Run.open(run.path).branch(x), run.branch(x), 1e-4)
