@@ -28,7 +28,7 @@ class Double(nn.Module):
 
 def case(name, folder):
     torch.manual_seed(0)
-    task = dataclasses.replace(load_task("digits", limit=300), augment=None)
+    task = dataclasses.replace(load_task("digits", limit=220), augment=None)
     model = synced(nn.Sequential(Double(), load_backbone("robust_mini_gray", 10).double()))
     method = METHODS[name](model, l2(0.5))
     method.attack = lambda x, y: pgd(model, x, y, method.threat, steps=3, random_start=False)
