@@ -6,6 +6,7 @@
 __all__ = ['share', 'LostPeer', 'total', 'everyones', 'from_first', 'add_gradients', 'average_statistics', 'synced']
 
 # %% ../nbs/00e_ranks.ipynb #67b928fb
+import atexit
 import contextlib
 import functools
 import os
@@ -44,7 +45,9 @@ def _state():
     with _patient():
         store, number, count = next(rendezvous("env://", timeout=patience))
         attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # else a restart finds the addresses of the dead
-        return PartialState(cpu=not torch.cuda.is_available(), timeout=patience, store=attempt, rank=number, world_size=count)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience, store=attempt, rank=number, world_size=count)
+    atexit.register(state.destroy_process_group)  # else the interpreter's end can meet threads that still wait
+    return state
 
 # %% ../nbs/00e_ranks.ipynb #8096702d
 def total(values):
