@@ -285,8 +285,8 @@ def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=Fa
     method = make_method("fast_at", model, threat, seed)
     config = {"method": "fast_at", "backbone": backbone, "task": task.name, "threat": str(threat), "epochs": epochs, "batch_size": 128, "lr": 0.2,
               "seed": seed, "num_classes": task.num_classes}
-    run = create_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
-    callbacks = [OneCycle(0.2)] + [Progress()] * progress
+    run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
+    callbacks = [OneCycle(0.2)] + [Progress()] * (progress and rank() == 0)
     learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, 128, callbacks)
     learner.fit(resume)
     run.log("end", best_epoch=learner.best["epoch"], seconds=float(run.history.seconds.sum()))
