@@ -27,6 +27,7 @@ def eval_mode(model):
 # %% ../nbs/02_attacks.ipynb #fe364e4f
 def _objective(loss, model, x, y):
     "The function of adversarial logits that the attack maximises, summed over the batch."
+    if callable(loss): return loss
     if loss == "ce": return lambda logits: F.cross_entropy(logits, y, reduction="sum")
     if loss != "kl": raise unknown("attack loss", loss, ["ce", "kl"])
     with torch.no_grad(): p_nat = model(x).softmax(1)
@@ -37,7 +38,7 @@ def pgd(model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=T
     """Projected gradient descent: adversarial images of the shape of `x`, detached, within `threat` and within [0, 1].
 
     `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was. `y`: labels (N,).
-    `steps`: any number from 0. `step_size`: in pixel space; None means 2.5 eps / steps. `loss`: "ce" or "kl".
+    `steps`: any number from 0. `step_size`: in pixel space; None means 2.5 eps / steps. `loss`: "ce", "kl", or a function of the outputs.
     `generator`: where the random start comes from; without one it is seeded with 0, so equal calls give equal images.
     Raises `AutoLoRaError` for a negative number of steps or an unknown loss. Source: Madry et al. 2018; KL: Zhang et al. 2019."""
     if steps < 0: raise AutoLoRaError(f"steps must be 0 or more, not {steps}.")

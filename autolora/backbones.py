@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'IMAGENET', 'WEIGHTS', 'BACKBONES', 'Normalise', 'BasicBlock', 'MiniResNet', 'head_name',
-           'split_parameters', 'fresh_head', 'load_weights', 'Backbone', 'backbone_card', 'load_backbone']
+           'split_parameters', 'entering_head', 'fresh_head', 'load_weights', 'Backbone', 'backbone_card',
+           'load_backbone']
 
 # %% ../nbs/04_backbones.ipynb #2f4ab436
+import contextlib
 import importlib.util
 import json
 from collections import OrderedDict
@@ -69,6 +71,15 @@ def split_parameters(model):
     "The dotted names of `model`'s parameters in two lists: feature extractor, head."
     prefix, names = head_name(model) + ".", [name for name, _ in model.named_parameters()]
     return [n for n in names if not n.startswith(prefix)], [n for n in names if n.startswith(prefix)]
+
+# %% ../nbs/04_backbones.ipynb #cc6b278d
+@contextlib.contextmanager
+def entering_head(model):
+    "Inside, a list to which every call of `model`, also by `functional_call`, adds what its head gets: (N, d)."
+    found = []
+    handle = model.get_submodule(head_name(model)).register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    try: yield found
+    finally: handle.remove()
 
 # %% ../nbs/04_backbones.ipynb #31b4f299
 def fresh_head(model, num_classes):

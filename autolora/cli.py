@@ -42,14 +42,15 @@ def finetune(
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the method, such as beta=3 steps=5
     limit: int = None,  # Use only this many training images
     autoattack: int = 0,  # Test images for AutoAttack in the final report
-    attack: str = "full",  # full, or growing: fewer attack steps at first
+    attack: str = "full",  # full, growing (fewer attack steps at first) or single_first (one step in the first half)
+    coreset: float = None,  # Share of the training images that epochs take after the first few, chosen for robustness (default: all)
     speed: str = "auto",  # auto, or plain: attacks on the model itself
     sync_bn: bool_arg = None,  # With several processes, BatchNorm over the whole batch (default: where a process has under 16 images of it)
 ):
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack, attack=attack, speed=speed, sync_bn=sync_bn)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack, attack=attack, coreset=coreset, speed=speed, sync_bn=sync_bn)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
@@ -78,7 +79,9 @@ def evaluate(
 def pretrain(
     backbone: str,  # robust_mini_gray, robust_mini_rgb or another name; starts from random weights
     data: str,  # Source data set: a name or a path
-    epochs: int = 30,  # Of single-step adversarial training
+    epochs: int = 30,  # Of adversarial training
+    objective: str = "fast_at",  # fast_at (single-step, with labels), acl or air (contrastive, without)
+    options: Annotated[str, {"nargs": "*"}] = (),  # Of the objective, such as steps=5
     size: int = None,  # Resize the images to size x size
     threat: str = None,  # Default: the data set's
     seed: int = 0,  # Of everything random
@@ -88,10 +91,10 @@ def pretrain(
 ):
     "Adversarially pre-train a backbone from random weights."
     from autolora.data import load_task
+    from autolora.pretraining import pretrain as run_pretrain
+    from autolora.pretraining import save_backbone
     from autolora.reports import Report
-    from autolora.rft import pretrain as run_pretrain
-    from autolora.rft import save_backbone
-    run = run_pretrain(backbone, load_task(data, size=size), epochs, seed, out, threat, resume)
+    run = run_pretrain(backbone, load_task(data, size=size), epochs, seed, out, threat, resume, objective=objective, options=named(options))
     if save: save_backbone(run, save)
     print(Report.from_dict(run.report))
 
@@ -174,8 +177,9 @@ def list_():
     from autolora.data import TASKS
     from autolora.methods import METHODS
     from autolora.parametrisations import PARAMETRISATIONS
+    from autolora.pretraining import OBJECTIVES
     rows = [("backbones", {k: b.description for k, b in BACKBONES.items()}), ("data", {k: (b.__doc__ or "").split("\n")[0] for k, b in TASKS.items()}),
-            ("methods", {k: m.label for k, m in METHODS.items()}), ("parametrisations", {k: p.description for k, p in PARAMETRISATIONS.items()}),
+            ("methods", {k: m.label for k, m in METHODS.items()}), ("parametrisations", {k: p.description for k, p in PARAMETRISATIONS.items()}), ("objectives of pretrain", {k: m.label for k, m in OBJECTIVES.items()}),
             ("options", {k: " ".join(f"{name}={value}" for name, value in chosen_options(m, {}).items() if name not in ("rank", "parametrisation")) for k, m in METHODS.items()})]
     for title, items in rows:
         print(title)
@@ -219,6 +223,7 @@ def lab_(
 ):
     "Serve the lab as a page of its own, without code."
     import json
+    import signal
     import subprocess
     import tempfile
     from pathlib import Path
@@ -228,7 +233,9 @@ def lab_(
         page = Path(folder) / "autolora lab.ipynb"
         page.write_text(json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}}, "nbformat": 4, "nbformat_minor": 4}))
         command = [sys.executable, "-m", "voila", str(page), f"--port={port}", "--Voila.ip=127.0.0.1", *["--no-browser"] * (not browser)]
-        if subprocess.run(command).returncode: raise AutoLoRaError(f"voila could not serve the page: see its words above; if port {port} is taken, choose another --port.")
+        with subprocess.Popen(command) as server:
+            signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # or ended from outside we'd leave it behind
+            if server.wait() not in (0, -signal.SIGTERM): raise AutoLoRaError(f"voila could not serve the page: see its words above; if port {port} is taken, choose another --port.")
 
 # %% ../nbs/18_cli.ipynb #ae7e5d6b
 VERBS = {"finetune": finetune, "compare": compare, "tune": tune, "lab": lab_, "evaluate": evaluate, "pretrain": pretrain, "list": list_, "doctor": doctor, "demo": demo}

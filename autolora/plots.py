@@ -169,7 +169,7 @@ def _mark_decisions(fig, history, colour, words):
     for d in table.itertuples() if words else ():
         early = d.epoch < middle
         fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
-                           xanchor="left" if early else "right", xshift=9 if early else -9, yshift=9 if early else -12)
+                           xanchor="left" if early else "right", xshift=9 if early else -9, yshift=14 if early else -14)
 
 # %% ../nbs/10_plots.ipynb #84e1a6f1
 def plot_lr(history):
@@ -366,13 +366,15 @@ def plot_scales(slides, scale=None):
 
 # %% ../nbs/10_plots.ipynb #c66968a9
 def figure_table(fig):
-    "The curves, cells and arrows of a plotly figure as a DataFrame of numbers and words; empty where there are none."
+    "The curves, cells, arrows or points of a plotly figure as a DataFrame of numbers and words; empty where there are none."
     curves = {t.name: pd.Series(t.y, index=t.x).groupby(level=0).last() for t in fig.data if t.type == "scatter" and t.hoverinfo != "skip" and "lines" in (t.mode or "")}
     if curves: return pd.DataFrame(curves).rename_axis("x").reset_index()
     heats = [pd.DataFrame(t.z, index=t.y, columns=[f"{x:g}" for x in t.x]).iloc[:, -6:] for t in fig.data if t.type == "heatmap"]
     if heats: return pd.concat(heats).rename_axis("layer, by epoch").reset_index()
     arrows = [(t.name, t.r[1], t.theta[1]) for t in fig.data if t.type == "scatterpolar"]
-    return pd.DataFrame(arrows, columns=["gradient", "length", "degrees"]) if arrows else pd.DataFrame()
+    if arrows: return pd.DataFrame(arrows, columns=["gradient", "length", "degrees"])
+    points = [(t.name, x, y) for t in fig.data if t.type == "scatter" and t.hoverinfo != "skip" for x, y in zip(t.x, t.y, strict=True)]
+    return pd.DataFrame(points, columns=["what", "x", "y"]) if points else pd.DataFrame()
 
 # %% ../nbs/10_plots.ipynb #d1bb0747
 PANELS = {"angles": plot_angles, "layers": plot_layers, "lr": plot_lr, "accuracy": plot_accuracy, "losses": plot_losses, "gradients": plot_gradients}

@@ -300,4 +300,5 @@ def test_lab_as_a_page_of_voila(tmp_path, browser):
         press(page, START)
         until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
         shoot(page, "voila")
+    until(lambda: get(address) is None, 20, "the end of the page's server with its command")
     assert [run.finished for run in runs(tmp_path)] == [True, True]
