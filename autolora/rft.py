@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['HEADS', 'Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'report_on',
            'default_out', 'method_options', 'check_head', 'prepare', 'Estimate', 'cost', 'estimate', 'spent',
-           'probe_head', 'train', 'restarted', 'joined_run', 'finetune', 'pretrain', 'save_backbone']
+           'probe_head', 'train', 'restarted', 'joined_run', 'finetune']
 
 # %% ../nbs/15_rft.ipynb #7e04078b
 import atexit
 import contextlib
 import copy
-import json
 import os
 import shutil
 import tempfile
@@ -32,13 +31,14 @@ from .data import load_task
 from .evaluation import evaluate
 from .exhibits import RecordExamples, slide_scale, write_examples
 from .folding import explain_speed, plain_attacks
-from .history import Run, create_run, write_atomic
-from .learner import CoolDown, GrowingAttack, Learner, OneCycle, Progress, RecordAngles, steps_per_epoch
+from .history import Run, create_run
+from .learner import CoolDown, Learner, Progress, RecordAngles, steps_per_epoch
 from .machine import peak_memory, versions
 from .methods import METHODS, make_method
 from .ranks import from_first, synced
 from .rates import find_lr, seconds_per_step
-from .schedule import StepDecay, whole_epochs
+from .savings import ATTACKS, savings
+from .schedule import whole_epochs
 from .threat import parse_threat
 
 # %% ../nbs/15_rft.ipynb #44fe222d
@@ -58,7 +58,8 @@ class Settings:
     options: dict | None = None   # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
     test: bool = True             # measure on the test split at the end; False never looks at it
     speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
-    attack: str = "full"          # "growing": the attack's steps grow from 2 to the method's own over the run
+    attack: str = "full"          # "growing": the attack's steps grow from 2 to the method's own over the run; "single_first": one step in its first half
+    coreset: float | None = None  # share of the training images that epochs take after the first few, chosen for robustness (RCS); None: all
     sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
     progress: bool = True         # a bar with an ETA on stderr
     control: Control | None = None  # to pause or stop the run from another thread
@@ -70,8 +71,9 @@ def settings_from(given):
     for name in given:
         if name not in known: raise unknown("setting", name, known)
     settings = Settings(**given)
-    for name, choices in (("speed", ["auto", "plain"]), ("attack", ["full", "growing"])):
+    for name, choices in (("speed", ["auto", "plain"]), ("attack", ATTACKS)):
         if getattr(settings, name) not in choices: raise unknown(name, getattr(settings, name), choices)
+    if settings.coreset is not None and not 0 < parse_number(settings.coreset, "coreset") < 1: raise AutoLoRaError(f"coreset must be a share of the training images between 0 and 1, not {settings.coreset}: leave it out to take all.")
     if settings.lr == "auto": return settings
     lr = parse_number(settings.lr, "lr")
     if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
@@ -159,7 +161,7 @@ def prepare(backbone, data, method, epochs, seed, settings):
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "attack": settings.attack, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "attack": settings.attack, "coreset": settings.coreset, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     prepared = make_method(method, model, threat, seed, **options)
     prepared.begin(task)
@@ -223,7 +225,7 @@ def train(run, method, task, settings, resume):
             lr = found.chosen
         run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
                 processes=world(), parts=method.parts, speed=explain_speed(method.model))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + [GrowingAttack()] * (settings.attack == "growing")
+    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + savings(settings.attack, settings.coreset)
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
@@ -271,38 +273,3 @@ def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, r
             run.log("stopped", epoch=len(run.history))
             write_report(run)
     return run
-
-# %% ../nbs/15_rft.ipynb #49f71343
-def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=False, progress=True):
-    """Adversarially pre-train `backbone` (a name) from random weights on `data`; returns the `Run`.
-
-    Single-step training (N-FGSM), SGD with a one-cycle learning rate to 0.2, weight decay 5e-4, batch 128; the weights of the best
-    validation PGD-10 accuracy are kept and measured once on the test split. `data`, `threat`, `out`, `resume`: as in `finetune`."""
-    set_seed(seed)
-    task = load_task(data)
-    threat = parse_threat(threat) if threat else task.threat
-    model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None).to(default_device(), memory_format=torch.channels_last)
-    method = make_method("fast_at", model, threat, seed)
-    config = {"method": "fast_at", "backbone": backbone, "task": task.name, "threat": str(threat), "epochs": epochs, "batch_size": 128, "lr": 0.2,
-              "seed": seed, "num_classes": task.num_classes}
-    run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
-    callbacks = [OneCycle(0.2)] + [Progress()] * (progress and rank() == 0)
-    learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, 128, callbacks)
-    learner.fit(resume)
-    run.log("end", best_epoch=learner.best["epoch"], seconds=float(run.history.seconds.sum()))
-    model.eval()
-    report_on(run, method, task)
-    return run
-
-# %% ../nbs/15_rft.ipynb #f7ba6f7b
-def save_backbone(run, folder):
-    "Write a pre-training `run`'s weights and card into `folder`: BACKBONE.safetensors and BACKBONE.json, as the package ships them."
-    folder, name = Path(folder), run.config["backbone"]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{name}.safetensors", lambda path: shutil.copyfile(run.path / "model.safetensors", path))
-    card = {"backbone": name, "source": run.config["task"], "threat": run.config["threat"], "seed": run.config["seed"],
-            "recipe": "single-step adversarial training (N-FGSM, noise 2 eps, step eps), SGD, momentum 0.9, weight decay 5e-4, batch 128, one-cycle learning rate to 0.2",
-            "epochs": run.config["epochs"], "best_epoch": run.last("end")["best_epoch"], "seconds": round(run.last("end")["seconds"]), "evaluations": run.report["evaluations"]}
-    text = json.dumps(card, indent=1)
-    write_atomic(folder / f"{name}.json", lambda path: Path(path).write_text(text + "\n"))
-    return card
