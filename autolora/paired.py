@@ -88,19 +88,20 @@ def holm(p):
 # %% ../nbs/00d_paired.ipynb #2f15cc0c
 CIRCUMSTANCES = ["task", "backbone", "condition"]
 
-def pairs(table, measure="ra"):
-    """A DataFrame of all pairs of arms in `table` (columns arm, seed, `CIRCUMSTANCES` and the shares `measure`), seed by seed.
+def pairs(table, measure="ra", against=None):
+    """A DataFrame of the pairs of arms in `table` (columns arm, seed, `CIRCUMSTANCES` and the shares `measure`), seed by seed.
 
-    Columns: those circumstances, `measure`, `a`, `b`, the fields of `Difference` for a - b (mean, low and high in percentage points), `holm_t`, `holm_w` (the p values
+    `against`: only the pairs with this arm, where not all are asked about. Columns: those circumstances, `measure`, `a`, `b`, the fields of `Difference` for a - b (mean, low and high in percentage points), `holm_t`, `holm_w` (the p values
     corrected over all rows), `family` (how many there are) and `note`."""
-    rows = [pair for found in ([*group_pairs(where, group, measure)] for where, group in table.groupby(CIRCUMSTANCES, sort=False)) for pair in found]
+    rows = [pair for found in ([*group_pairs(where, group, measure, against)] for where, group in table.groupby(CIRCUMSTANCES, sort=False)) for pair in found]
     frame = pd.DataFrame(rows, columns=[*CIRCUMSTANCES, "measure", "a", "b", "n", "mean", "low", "high", "d", "d_low", "d_high", "p_t", "p_w", "note"])
     return frame.assign(holm_t=holm(frame.p_t), holm_w=holm(frame.p_w), family=int(frame.p_t.notna().sum()))
 
-def group_pairs(where, group, measure):
+def group_pairs(where, group, measure, against=None):
     "The rows of `pairs` for the runs `group` under the circumstances `where`."
     by_seed = group.pivot_table(index="seed", columns="arm", values=measure, aggfunc="first", sort=False, dropna=False)
     for a, b in combinations(dict.fromkeys(group.arm), 2):
+        if against not in (None, a, b): continue
         found = difference(100 * by_seed[a], 100 * by_seed[b])
         lost = f"{len(by_seed) - found.n} of {len(by_seed)} seeds have no pair" if found.n < len(by_seed) else ""
         yield dict(zip(CIRCUMSTANCES, where, strict=True)) | {"measure": measure, "a": a, "b": b, **vars(found), "note": "; ".join(filter(None, (found.note, lost)))}

@@ -177,9 +177,9 @@ def measured(table):
     "Those of `ACCURACIES` that some run in `table` has."
     return [short for short in ACCURACIES if short in table and table[short].notna().any()]
 
-def differences(table):
+def differences(table, against=None):
     "The `paired.pairs` of every accuracy in `table`, one below the other; each accuracy is a family of its own."
-    return pd.concat([pairs(_ordered(table), short) for short in measured(table) or ["ra"]], ignore_index=True)
+    return pd.concat([pairs(_ordered(table), short, against) for short in measured(table) or ["ra"]], ignore_index=True)
 
 def _spread(values):
     "The mean of shares in percent with its t interval, in words."
@@ -197,9 +197,9 @@ def summary(table):
     frame = pd.DataFrame(rows, columns=None if rows else ["method", *CIRCUMSTANCES, "seeds", "lr", "time", "attack steps"])
     return frame.drop(columns=[c for c in CIRCUMSTANCES if frame[c].nunique() < 2])
 
-def tests(table):
+def tests(table, against=None):
     "`differences` as a DataFrame of strings: n, the interval, the effect size, p values (corrected), and what they can't tell."
-    found = differences(table)
+    found = differences(table, against)
     p = lambda value: "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
     interval = lambda mean, low, high, digits: "–" if math.isnan(mean) else f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if low == low else "")
     rows = [{"measure": {"sa": "SA", "ra": "RA, PGD-10", "aa": "RA, AutoAttack"}[d.measure], "difference": f"{run_label(d.a)} − {run_label(d.b)}", "where": where, "n": d.n, "points [95 %]": interval(d.mean, d.low, d.high, 1),

@@ -1,6 +1,7 @@
 """What tests/test_parallel.py starts in one process and in several: a training without any random draw but the common order, in double precision.
 
-python parallel_case.py METHOD FOLDER [hang]"""
+python parallel_case.py METHOD FOLDER [FAULT]     FAULT, in the second process: hang, or in the second epoch nan or memory; or resume: none, go on
+"""
 import dataclasses
 import sys
 import time
@@ -22,6 +23,17 @@ from autolora.schedule import StepDecay
 from autolora.threat import l2
 
 
+def spoil(method, fault):
+    "Have `method` meet `fault` from its seventh step on, in the second epoch."
+    losses, steps = method.losses, []
+    def spoiled(x, y):
+        steps.append(len(x))
+        if len(steps) < 7: return losses(x, y)
+        if fault == "memory": raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return {name: term * float("nan") for name, term in losses(x, y).items()}
+    method.losses = spoiled
+
+
 class Double(nn.Module):
     def forward(self, x): return x.double()
 
@@ -32,10 +44,12 @@ def case(name, folder):
     model = synced(nn.Sequential(Double(), load_backbone("robust_mini_gray", 10).double()))
     method = METHODS[name](model, l2(0.5))
     method.attack = lambda x, y: pgd(model, x, y, method.threat, steps=3, random_start=False)
-    run = joined_run(folder, {"seed": 0}, False)
+    fault = "".join(sys.argv[3:])
+    run = joined_run(folder, {"seed": 0}, fault == "resume")
     learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
-    if sys.argv[3:] == ["hang"] and rank() == 1: time.sleep(600)
-    learner.fit()
+    if fault == "hang" and rank() == 1: time.sleep(600)
+    if fault in ("nan", "memory") and rank() == 1: spoil(method, fault)
+    learner.fit(fault == "resume")
     report = evaluate(model, task.test, "l2:0.5", n=101)
     run.write_json("counts.json", {"rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows], "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"), "world": world()})
 

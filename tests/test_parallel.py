@@ -89,6 +89,16 @@ def test_a_process_that_hangs_is_said(tmp_path):
     assert done.returncode != 0 and "lost the others" in done.stderr and "--resume" in done.stderr
 
 
+@pytest.mark.parametrize(("fault", "words"), [("nan", "The loss is no longer a finite number in epoch 2"), ("memory", "CUDA out of memory")])
+def test_a_fault_in_one_process_leaves_the_last_epoch(tmp_path, fault, words):
+    done = run([*LAUNCH, CASE, "trades", tmp_path / "run", fault], AUTOLORA_PATIENCE="20")
+    assert done.returncode != 0 and words in done.stderr
+    assert epochs_done(tmp_path / "run") == [1]
+    done = run([*LAUNCH, CASE, "trades", tmp_path / "run", "resume"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert epochs_done(tmp_path / "run") == [1, 2]
+
+
 @pytest.mark.parametrize(("args", "words"), [(["--batch-size", "3"], "2 processes can't share batches of 3 images"), (["--lr", "fast"], "lr must be")])
 def test_bad_input_is_said_once(tmp_path, args, words):
     done = run([*LAUNCH, *FINETUNE, *args, "--out", tmp_path / "run"])
