@@ -1,19 +1,22 @@
 """The evidence: AutoLoRa and its rivals over seeds under one protocol, and AutoLoRa's ablations; tables in nbs/results.
 
-python benchmarks/evidence.py digits                     five methods, with a random head and with one trained first, 5 seeds
-python benchmarks/evidence.py digits --what ablations    what each part of AutoLoRa is worth
-python benchmarks/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
+python tools/evidence.py digits                     five methods, with a random head and with one trained first, 5 seeds
+python tools/evidence.py digits --what ablations    what each part of AutoLoRa is worth
+python tools/evidence.py digits --what tuned        the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
+python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
 
 Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the protocol (NAME.json).
 """
 import argparse
 import json
+from pathlib import Path
 
-from _harness import HERE
-
+from autolora.data import load_task
+from autolora.search import tune
 from autolora.study import compare, summary, tests
 
-RESULTS = HERE.parent / "nbs" / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "nbs" / "results"
 METHODS = ["autolora", "trades", "at", "twins", "ar_at"]
 ABLATIONS = [
     "autolora",
@@ -31,10 +34,21 @@ KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_corre
         "best_epoch", "epochs_done", "lr", "lr_setting", "angle", "angle_natural", "seconds", "attack_steps", "message"]
 
 
+def tuned(task, settings):
+    "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
+    backbone = "robust_mini_gray" if load_task(task, limit=settings.get("limit")).shape[0] == 1 else "robust_mini_rgb"
+    found = {method: tune(backbone, task, method, 10, seed=1000, out=ROOT / "runs" / "-".join(["tune", stem(task), method, *map(str, settings.values())]), **settings) for method in METHODS[1:]}
+    for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
+    return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
+
+
+def stem(task): return task.rpartition("/")[2].removesuffix(".npz")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", help="a name or a path")
-    parser.add_argument("--what", choices=["methods", "ablations"], default="methods")
+    parser.add_argument("--what", choices=["methods", "ablations", "tuned"], default="methods")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", nargs="+", default=["random", "robust_linear"], help="of the methods")
     parser.add_argument("--limit", type=int, help="training images")
@@ -43,9 +57,10 @@ def main():
     parser.add_argument("--jobs", type=int, help="runs at once")
     args = parser.parse_args()
     settings = {name: value for name in ("limit", "epochs") if (value := getattr(args, name))}
-    ablations = args.what == "ablations"
-    out = HERE.parent / "runs" / "-".join(["evidence", args.what, args.task.rpartition("/")[2].removesuffix(".npz"), *map(str, settings.values())])
-    study = compare(ABLATIONS if ablations else METHODS, [args.task], None, args.seeds, None if ablations else {"head": args.heads}, out, args.jobs, autoattack=args.autoattack, **settings)
+    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(args.task, settings)
+    vary = {"head": args.heads} if args.what == "methods" else None
+    out = ROOT / "runs" / "-".join(["evidence", args.what, stem(args.task), *map(str, settings.values())])
+    study = compare(arms, [args.task], None, args.seeds, vary, out, args.jobs, autoattack=args.autoattack, **settings)
     table, name = study.table, f"{args.what}_{next(iter(study.protocol['tasks']))}"
     RESULTS.mkdir(exist_ok=True)
     table[[column for column in KEPT if column in table]].to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
