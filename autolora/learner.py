@@ -32,7 +32,8 @@ def count_correct(model, split, threat, device, batch_size=256):
         for x, y in split.take(share()).batches(batch_size):
             x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
             right = model(x).argmax(1) == y
-            sa, ra = sa + right.sum().item(), ra + (right & (model(pgd(model, x, y, threat, random_start=False)).argmax(1) == y)).sum().item()
+            x, y, sa = x[right], y[right], sa + right.sum().item()  # the others are lost, whatever the attack would do
+            if len(y): ra += (model(pgd(model, x, y, threat, random_start=False)).argmax(1) == y).sum().item()
     return tuple(int(count) for count in total([sa, ra]))
 
 # %% ../nbs/11_learner.ipynb #37a4560c

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,20 +93,27 @@ def launch(count, args):
     return run.config["n_train"] / run.history.seconds[1:].median()
 
 
+def apart(count, args):
+    "Images a second of `count` runs of one process each that know nothing of one another, together: what the machine allows."
+    with ThreadPoolExecutor(count) as pool: return sum(pool.map(lambda _: launch(1, args), range(count)))
+
+
 def processes(args):
-    "The column of processes, or why there is none."
-    rates, missing = {count: [] for count in args.processes}, {}
+    "The column of processes, with as many runs apart beside the most of them, or why there is none."
+    calls = {count: (lambda count=count: launch(count, args)) for count in args.processes}
+    calls[f"{max(args.processes)} runs apart"] = lambda: apart(max(args.processes), args)
+    rates, missing = {name: [] for name in calls}, {}
     if importlib.util.find_spec("accelerate") is None: missing["all"] = "accelerate is not installed"
     for i in range(args.rounds if not missing else 0):
-        order = args.processes[i % len(args.processes):] + args.processes[:i % len(args.processes)]
-        try: found = {count: launch(count, args) for count in order}
+        names = list(calls)
+        try: found = {name: calls[name]() for name in names[i % len(names):] + names[:i % len(names)]}
         except RuntimeError as error: missing["all"] = str(error); break
-        for count, rate in found.items(): rates[count].append(rate)
-    measured = [count for count in args.processes if rates[count]]
+        for name, rate in found.items(): rates[name].append(rate)
+    measured = [name for name in calls if rates[name]]
     rows = [[count, f"{statistics.median(rates[count]):.0f} ({min(rates[count]):.0f} to {max(rates[count]):.0f}, n={len(rates[count])})"] for count in measured]
     first = measured[0] if measured else None
     save(args.results, "growth", f"Growth: processes, robust_mini_gray on {args.data}", table=[["processes of 1 thread", "images/s"], *rows] if rows else [], missing=missing,
-         ratios={f"processes_{count}": [b / a for a, b in zip(rates[first], rates[count], strict=True)] for count in measured[1:]} if first == 1 else {})
+         ratios={f"processes_{name}" if isinstance(name, int) else f"{name} over 1": [b / a for a, b in zip(rates[first], rates[name], strict=True)] for name in measured[1:]} if first == 1 else {})
 
 
 def main():
