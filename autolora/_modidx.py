@@ -418,6 +418,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'autolora.lab.Lab._report_state': ('lab.html#lab._report_state', 'autolora/lab.py'),
                               'autolora.lab.Lab._repr_mimebundle_': ('lab.html#lab._repr_mimebundle_', 'autolora/lab.py'),
                               'autolora.lab.Lab._show': ('lab.html#lab._show', 'autolora/lab.py'),
+                              'autolora.lab.Lab._show_study': ('lab.html#lab._show_study', 'autolora/lab.py'),
                               'autolora.lab.Lab._start': ('lab.html#lab._start', 'autolora/lab.py'),
                               'autolora.lab.Lab._state_of': ('lab.html#lab._state_of', 'autolora/lab.py'),
                               'autolora.lab.Lab._static': ('lab.html#lab._static', 'autolora/lab.py'),

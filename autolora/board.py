@@ -40,7 +40,7 @@ class Board(widgets.VBox):
     def __init__(self, path=None):
         self.words, self.canvas, self.study, self._seen, self._watcher = widgets.HTML(), Canvas(layout=widgets.Layout(width="100%")), None, None, None
         super().__init__([self.words, self.canvas], layout=widgets.Layout(width="100%"))
-        self.add_class("autolora-lab")
+        self.add_class("autolora-board")
         self.canvas.observe(lambda change: self.draw(), "opened")
         if path: self.follow(path)
 

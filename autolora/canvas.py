@@ -88,8 +88,8 @@ STYLE = """
 .autolora-panel { min-width: 0; } .autolora-panel h3 { margin: 6px 0 0; font-size: 15px; } .autolora-panel p { margin: 0; min-height: 1.45em; }
 .autolora-slider { display: flex; gap: 8px; align-items: center; } .autolora-slider input { flex: 1; max-width: 320px; accent-color: #0072B2; } .autolora-plot { width: 100%; } .autolora-panel summary { cursor: pointer; } .autolora-table { overflow: auto; max-height: 260px; }
 .autolora-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.35); }
-.autolora-lab .widget-html-content { line-height: 1.35; } .autolora-lab .widget-html-content table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.autolora-lab .widget-html-content :is(td, th) { padding: 2px 14px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid rgba(128,128,128,.35); }
+:is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; } :is(.autolora-lab, .autolora-board) .widget-html-content table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+:is(.autolora-lab, .autolora-board) .widget-html-content :is(td, th) { padding: 2px 14px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid rgba(128,128,128,.35); }
 .autolora-files a { color: var(--jp-content-link-color, #0072B2); text-decoration: underline; }
 """
 

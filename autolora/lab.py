@@ -87,19 +87,19 @@ class Lab:
         self.bar = widgets.FloatProgress(min=0, max=1, layout=widgets.Layout(width="98%"), tooltip="How much of the run at work is done")
         self.code = widgets.Textarea(rows=7, disabled=False, layout=widgets.Layout(width="98%", display="none"), tooltip="This choice as code")
         self.runs = widgets.SelectMultiple(description="Runs", rows=6, tooltip="The runs to show together", layout=widgets.Layout(width="98%"))
-        self.studies, self.board = widgets.Dropdown(description="Study", options=[("none", "")], tooltip="A study to show below the runs, as `autolora compare` makes them", layout=widgets.Layout(width="98%")), Board()
+        self.studies, self.board = widgets.Dropdown(description="Study", options=[("none", "")], tooltip="A study to show below the runs, as `autolora compare` makes them", layout=widgets.Layout(width="98%")), None
         self.path = widgets.Text(description="Open run", placeholder="path of a run or a study", tooltip="The folder of a run or of a study, from anywhere", continuous_update=False, layout=widgets.Layout(width="98%"))
         self.controls.fields["data"].children += (self.about,)
         row = lambda *parts: widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap", width="98%"))
         left = widgets.VBox([self.controls, row(self.start, self.pause, self.resume, self.stop), self.state, self.bar, self.pace, self.facts, row(self.copy, self.report), self.code,
                              self.runs, self.studies, self.path], layout=widgets.Layout(flex="1 1 300px", min_width="270px"))
-        right = widgets.VBox([self.canvas, self.tables, self.board], layout=widgets.Layout(flex="100 1 480px", min_width="300px"))
-        self.panel = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")).add_class("autolora-lab")
+        self.right = widgets.VBox([self.canvas, self.tables], layout=widgets.Layout(flex="100 1 480px", min_width="300px"))
+        self.panel = widgets.HBox([left, self.right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")).add_class("autolora-lab")
 
     def _listen(self):
         self.controls.observe_all(lambda change: self._changed())
         self.runs.observe(lambda change: self.draw(), "value")
-        self.studies.observe(lambda change: self.board.follow(change["new"]) if change["new"] else self.board.clear(), "value")
+        self.studies.observe(lambda change: self._show_study(change["new"]), "value")
         self.canvas.observe(lambda change: self.draw(), ["opened", "values"])
         self.path.observe(lambda change: change["new"].strip() and self._ask(lambda: self.open(change["new"].strip())), "value")
 
@@ -154,6 +154,12 @@ class Lab:
             self.runs.options = [(_label(self._easel.run(path)), path) for path in dict.fromkeys([*opened, *kept, *found])]
             self.runs.value = tuple(dict.fromkeys([*kept, *opened]))
         self._list_studies(studies)
+
+    def _show_study(self, path):
+        if self.board is None:  # made when it is asked for: its canvas brings all of plotly to the page a second time
+            self.board = Board()
+            self.right.children += (self.board,)
+        self.board.follow(path) if path else self.board.clear()
 
     def _list_studies(self, opened):
         at_hand = dict.fromkeys([*opened, *filter(None, [self.studies.value]), *sorted(str(path.parent) for path in self.root.glob("*/study.json"))])
