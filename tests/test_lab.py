@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from autolora import Run
+from autolora.study import create_study, design
 
 ROOT = Path(__file__).parent.parent
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
@@ -218,6 +220,14 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         popup.value.wait_for_load_state()
         assert "AutoLoRa on digits" in popup.value.title()
         shoot(page, "finished")
+
+        # both as a study, below the runs
+        study = create_study(tmp_path / "study", design(["autolora", "trades"], "digits", None, 1, None, {"limit": 400, "epochs": 2}))
+        for cell in study.cells: shutil.copytree(next(run.path for run in runs(tmp_path) if run.finished and run.config["method"] == cell["arm"]), study.run(cell).path)
+        field(page, "Open run", study.path)
+        page.wait_for_selector("[data-panel=forest_ra] .main-svg", timeout=30_000)
+        assert "2 of 2 runs are finished" in page.locator(".autolora-board").inner_text()
+        shoot(page, "study")
         assert complaints == []
     check_code(code, tmp_path)
 
