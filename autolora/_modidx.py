@@ -775,7 +775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'autolora.savings.greedy': ('savings.html#greedy', 'autolora/savings.py'),
                                   'autolora.savings.head_inputs': ('savings.html#head_inputs', 'autolora/savings.py'),
                                   'autolora.savings.head_weights': ('savings.html#head_weights', 'autolora/savings.py'),
-                                  'autolora.savings.savings': ('savings.html#savings', 'autolora/savings.py')},
+                                  'autolora.savings.saving_callbacks': ('savings.html#saving_callbacks', 'autolora/savings.py')},
             'autolora.schedule': { 'autolora.schedule.AutoLR': ('schedule.html#autolr', 'autolora/schedule.py'),
                                    'autolora.schedule.AutoLR.__init__': ('schedule.html#autolr.__init__', 'autolora/schedule.py'),
                                    'autolora.schedule.AutoLR.__repr__': ('schedule.html#autolr.__repr__', 'autolora/schedule.py'),

@@ -66,6 +66,7 @@ class Board(widgets.VBox):
         while self.study is study and not study.table.state.isin(["finished", "failed"]).all():
             time.sleep(self.pace)
             if self.study is study and self._changed(study): self.draw()
+        if self.study is study: self.draw()  # the last one may have ended since
 
     def _changed(self, study):
         "Whether a run has begun or ended since the last look."

@@ -38,7 +38,7 @@ class SLF(FrozenFE, Method):
 # %% ../nbs/12e_frozen.ipynb #76431c07
 class ALF(FrozenFE, AT):
     "CE(adv), for the head alone. Source: RobustSSL, adversarial linear fine-tuning; RoLI's first stage."
-    name, label = "alf", "ALF (frozen, adversarial head)"
+    name, label = "alf", "ALF (frozen, robust head)"
 
 # %% ../nbs/12e_frozen.ipynb #9932013a
 class LoRAAT(FrozenFE, AT):

@@ -206,6 +206,7 @@ class Lab:
             self._look()
             time.sleep(0.2)
         self._dismiss()
+        self._report_state()  # before the last pictures, which take half a second
         self._look(final=worked)
         with self._drawing: self._follower = None
         if Lab.latest is self:
@@ -276,9 +277,10 @@ class Lab:
     def _changed(self):
         "A choice was changed: check it, and measure what it will cost, a moment later and in another thread."
         self._wish += 1
-        self._checker = threading.Timer(0.3, self._check, [self._wish])
-        self._checker.daemon = True  # `close` waits for it
-        self._checker.start()
+        checker = threading.Timer(0.3, self._check, [self._wish])
+        checker.daemon = True
+        checker.start()
+        self._checker = checker  # `close` waits for it, so it must have been started
 
     def _check(self, wish):
         choice = self.controls.read()

@@ -37,7 +37,7 @@ from .machine import peak_memory, versions
 from .methods import METHODS, make_method
 from .ranks import from_first, synced
 from .rates import find_lr, seconds_per_step
-from .savings import ATTACKS, savings
+from .savings import ATTACKS, saving_callbacks
 from .schedule import whole_epochs
 from .threat import parse_threat
 
@@ -225,7 +225,7 @@ def train(run, method, task, settings, resume):
             lr = found.chosen
         run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
                 processes=world(), parts=method.parts, speed=explain_speed(method.model))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + savings(settings.attack, settings.coreset)
+    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + saving_callbacks(settings.attack, settings.coreset)
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())
     learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'GrowingAttack', 'SingleStepFirst', 'head_inputs', 'head_weights', 'ce_gradient', 'divergence_gradient',
-           'greedy', 'Coreset', 'savings']
+           'greedy', 'Coreset', 'saving_callbacks']
 
 # %% ../nbs/13b_savings.ipynb #65486e59
 import torch
@@ -104,6 +104,6 @@ class Coreset(Callback):
 # %% ../nbs/13b_savings.ipynb #c5003282
 ATTACKS = {"full": (), "growing": (GrowingAttack,), "single_first": (SingleStepFirst,)}
 
-def savings(attack="full", coreset=None):
+def saving_callbacks(attack="full", coreset=None):
     "The callbacks of the settings `attack`, one of `ATTACKS`, and `coreset`, a share in (0, 1) or None."
     return [make() for make in ATTACKS[attack]] + ([Coreset(coreset)] if coreset else [])

@@ -4,9 +4,6 @@ from pathlib import Path
 
 import pytest
 
-# Several tests run at once: torch shares the cores out among them, as two processes that each take all of them stand in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))))
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -104,9 +104,13 @@ def open_notebook(page, address, server):
 
 
 def run_all(page):
-    page.get_by_role("menuitem", name="Run", exact=True).click()
+    item = page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True)
+    def opened():  # a page that is still being built closes its menus
+        if not item.is_visible(): page.get_by_role("menuitem", name="Run", exact=True).click(); page.wait_for_timeout(300)
+        return item.is_visible()
+    until(opened, 30, "the menu")
     start = time.time()
-    page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
+    item.click()
     page.wait_for_selector("[data-panel=angles] .main-svg", timeout=60_000)
     return time.time() - start
 
@@ -250,47 +254,63 @@ def check_code(code, folder):
         assert [e["correct"] for e in run.report["evaluations"]] == [e["correct"] for e in panel.report["evaluations"]]
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "JupyterLab Light"), (1280, "JupyterLab Dark"), (800, "JupyterLab Light"), (800, "JupyterLab Dark")])
-def test_lab_fits_the_page(tmp_path, browser, width, theme):
+@pytest.fixture(scope="module")
+def saved_runs(tmp_path_factory):
+    "A folder with a finished run of each method."
     from autolora import finetune
-    from autolora.lab import Lab  # noqa: F401  imported here too, so that its first import isn't measured by the browser's deadline
-    folder = tmp_path / "runs"
+    folder = tmp_path_factory.mktemp("saved") / "runs"
     for method in ("autolora", "trades"): finetune("robust_mini_gray", "digits", method, epochs=3, limit=400, lr=0.05, out=folder / method, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
+    from autolora.lab import Lab  # noqa: F401  imported here too, so that its first import isn't measured by the browser's deadline
+    shutil.copytree(saved_runs, tmp_path / "runs")
     with jupyterlab(tmp_path, theme) as (address, server):
-        page = browser.new_page(viewport={"width": width, "height": 1400})
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
         open_notebook(page, address, server)
         chosen = page.get_by_label("Runs")
         until(lambda: chosen.locator("option").count() == 2, 30, "saved runs in the list")
         chosen.select_option(index=[0, 1])
         until(lambda: sum(points(page)) >= 2, 30, "the replay of saved runs")
         until(lambda: page.locator("[data-panel=scales] .main-svg").count(), 30, "the last panel")
-        box = page.locator(".autolora-lab")
-        assert box.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
-        clipped = page.evaluate("""() => [...document.querySelectorAll('.autolora-plot')].flatMap(plot => {
-            const page = plot.getBoundingClientRect();
-            return [...plot.querySelectorAll('text')].filter(t => t.textContent.trim()).map(t => [t.textContent, t.getBoundingClientRect()])
-                .filter(([, r]) => r.width && (r.left < page.left - 1 || r.right > page.right + 1 || r.top < page.top - 1 || r.bottom > page.bottom + 1)).map(([text]) => text); })""")
-        assert clipped == []
-        colours = page.evaluate("[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => getComputedStyle(t).fill)")
-        bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 382 for colour in colours]
-        assert colours and all(b == ("Dark" in theme) for b in bright)
-        if SHOTS: page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop = 0 }")
-        for part in range(4 if SHOTS else 0):
-            shoot(page, f"{width}-{theme.split()[1]}-{part}")
-            page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop += 1250 }")
-            page.wait_for_timeout(300)
+        for width in (1280, 800):
+            page.set_viewport_size({"width": width, "height": 1400})
+            until(lambda: clipped(page) == [], 10, f"labels that fit at {width} pixels")
+            check_look(page, f"{width}-{theme.split()[1]}", dark="Dark" in theme)
 
 
-def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path):
+def clipped(page):
+    "The words that don't fit: of pictures, beyond their edge; of controls, cut off."
+    return page.evaluate("""() => [...document.querySelectorAll('.autolora-plot')].flatMap(plot => {
+        const page = plot.getBoundingClientRect();
+        return [...plot.querySelectorAll('text')].filter(t => t.textContent.trim()).map(t => [t.textContent, t.getBoundingClientRect()])
+            .filter(([, r]) => r.width && (r.left < page.left - 1 || r.right > page.right + 1 || r.top < page.top - 1 || r.bottom > page.bottom + 1)).map(([text]) => text); })
+        .concat([...document.querySelectorAll('.autolora-lab .widget-checkbox label')].filter(l => l.scrollWidth > l.clientWidth + 1).map(l => l.textContent))""")
+
+
+def check_look(page, name, dark):
+    "No scrolling sideways, and colours of the theme; leaves screenshots."
+    assert page.locator(".autolora-lab").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    colours = page.evaluate("[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => getComputedStyle(t).fill)")
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 382 for colour in colours]
+    assert colours and all(b == dark for b in bright)
+    if SHOTS: page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop = 0 }")
+    for part in range(4 if SHOTS else 0):
+        shoot(page, f"{name}-{part}")
+        page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop += 1250 }")
+        page.wait_for_timeout(300)
+
+
+def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path, saved_runs):
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
-    from autolora import finetune
-    run = finetune("robust_mini_gray", "digits", epochs=2, limit=400, lr=0.05, out=tmp_path / "runs" / "saved", progress=False)
     nb = nbformat.read(ROOT / "nbs" / "lab.ipynb", as_version=4)
     cell = next(cell for cell in nb.cells if cell.source.endswith("Lab()"))
-    cell.source = cell.source.replace("Lab()", f"Lab(runs=[{str(run.path)!r}])")
+    cell.source = cell.source.replace("Lab()", f"Lab(runs=[{str(saved_runs / 'autolora')!r}])")
     NotebookClient(nb, store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}).execute()
     page, _ = HTMLExporter().from_notebook_node(nb)
     assert "its panel needs a notebook whose front end draws Jupyter widgets" in page

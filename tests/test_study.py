@@ -25,8 +25,6 @@ from autolora.rft import finetune
 from autolora.search import Search, Tuning, tune
 from autolora.study import Study, compare
 
-pytestmark = pytest.mark.xdist_group("study")  # in one process, as they share a study
-
 TINY = {"limit": 220, "epochs": 2, "lr": 0.02, "angles": False, "progress": False}
 FAST = {"method": "at", "lr": 1e12, "arm": "too fast"}  # its loss is infinite after a few steps
 
