@@ -42,6 +42,7 @@ function draw(panel, json, colour) {
   delete layout.title;
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)"; layout.font.color = colour; layout.autosize = true;
   layout.margin.t = (layout.annotations || []).some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
+  panel.plot.style.height = `${layout.height}px`;  // a resize takes the height from here
   Plotly.react(panel.plot, data, layout, { displayModeBar: false, responsive: true });
 }
 

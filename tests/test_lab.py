@@ -291,7 +291,9 @@ def clipped(page):
 
 
 def check_look(page, name, dark):
-    "No scrolling sideways, and colours of the theme; leaves screenshots."
+    "No scrolling sideways, every picture as high as it was made, and colours of the theme; leaves screenshots."
+    heights = page.evaluate("[...document.querySelectorAll('.autolora-plot')].map(p => [p.getBoundingClientRect().height, p.querySelector('.main-svg').getBoundingClientRect().height])")
+    assert heights and all(abs(box - picture) < 2 and picture > 200 for box, picture in heights)
     assert page.locator(".autolora-lab").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     colours = page.evaluate("[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => getComputedStyle(t).fill)")
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 382 for colour in colours]
