@@ -859,6 +859,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'autolora.study.design': ('study.html#design', 'autolora/study.py'),
                                 'autolora.study.differences': ('study.html#differences', 'autolora/study.py'),
                                 'autolora.study.disagreements': ('study.html#disagreements', 'autolora/study.py'),
+                                'autolora.study.embedded': ('study.html#embedded', 'autolora/study.py'),
                                 'autolora.study.figures': ('study.html#figures', 'autolora/study.py'),
                                 'autolora.study.measured': ('study.html#measured', 'autolora/study.py'),
                                 'autolora.study.merged': ('study.html#merged', 'autolora/study.py'),

@@ -47,7 +47,8 @@ class Board(widgets.VBox):
     def follow(self, path):
         "Show the study in the folder `path` from now on."
         self.study, self._seen = Study.open(path), None
-        self.draw()
+        self._changed(self.study)  # what stands there now is drawn here
+        if self.draw(): return
         self._watcher = threading.Thread(target=self._watch, args=[self.study], daemon=True, name="autolora board")
         self._watcher.start()
 
@@ -56,19 +57,21 @@ class Board(widgets.VBox):
         self.study, self.words.value, self.canvas.panels = None, "", []
 
     def draw(self):
-        "Draw the study as it is now."
-        if self.study is None: return
+        "Draw the study as it is now; returns whether all its runs have ended."
+        if self.study is None: return True
         table = self.study.table
         self.words.value = page(table)
         self.canvas.panels = as_panels(figures(table), self.canvas.opened)
+        return table.state.isin(["finished", "failed"]).all()
 
     def _watch(self, study):
-        while self.study is study and not study.table.state.isin(["finished", "failed"]).all():
-            time.sleep(self.pace)
-            if self.study is study and self._changed(study): self.draw()
-        if self.study is study: self.draw()  # the last one may have ended since
+        ended = False
+        while self.study is study and not ended:
+            if self._changed(study): ended = self.draw()
+            time.sleep(0 if ended else self.pace)
 
     def _changed(self, study):
-        "Whether a run has begun or ended since the last look."
-        found, self._seen = self._seen, sorted(str(file) for name in ("config.json", "report.json") for file in study.path.glob(f"runs/*/{name}"))
+        "Whether a run has begun, ended or failed since the last look."
+        log = study.path / "events.jsonl"  # of the study: what failed
+        found, self._seen = self._seen, (log.stat().st_size if log.is_file() else 0, sorted(str(file) for name in ("config.json", "report.json") for file in study.path.glob(f"runs/*/{name}")))
         return found != self._seen

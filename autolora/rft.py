@@ -73,7 +73,8 @@ def settings_from(given):
     settings = Settings(**given)
     for name, choices in (("speed", ["auto", "plain"]), ("attack", ATTACKS)):
         if getattr(settings, name) not in choices: raise unknown(name, getattr(settings, name), choices)
-    if settings.coreset is not None and not 0 < parse_number(settings.coreset, "coreset") < 1: raise AutoLoRaError(f"coreset must be a share of the training images between 0 and 1, not {settings.coreset}: leave it out to take all.")
+    if settings.coreset is not None: settings = replace(settings, coreset=parse_number(settings.coreset, "coreset"))
+    if settings.coreset is not None and not 0 < settings.coreset < 1: raise AutoLoRaError(f"coreset must be a share of the training images between 0 and 1, not {settings.coreset}: leave it out to take all.")
     if settings.lr == "auto": return settings
     lr = parse_number(settings.lr, "lr")
     if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autolora.data import load_task
 from autolora.search import tune
-from autolora.study import compare, summary, tests
+from autolora.study import compare, embedded, summary, tests
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
@@ -36,7 +36,7 @@ KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_corre
 
 def tuned(task, settings):
     "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
-    backbone = "robust_mini_gray" if load_task(task, limit=settings.get("limit")).shape[0] == 1 else "robust_mini_rgb"
+    backbone = embedded(load_task(task, limit=settings.get("limit")))
     found = {method: tune(backbone, task, method, 10, seed=1000, out=ROOT / "runs" / "-".join(["tune", stem(task), method, *map(str, settings.values())]), **settings) for method in METHODS[1:]}
     for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
     return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
