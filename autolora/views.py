@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['APART', 'named', 'thinned', 'moved', 'pictures', 'table_html', 'as_panels', 'standing', 'progress', 'outcome',
-           'differences', 'results', 'tables', 'automatic', 'thumbnails']
+           'differences', 'results', 'tables', 'titled', 'automatic', 'thumbnails']
 
 # %% ../nbs/16d_views.ipynb #e3e8b4a7
 import html
@@ -100,9 +100,9 @@ def results(runs):
 def tables(runs):
     "HTML: what the dict name -> `Run` reached, and what was set differently; nothing where there is no run."
     found, note = results(runs)
-    return "".join(_table(*part) for part in (("Measured on test images", found, note), ("What was set differently", differences(runs), "")) if runs)
+    return "".join(titled(*part) for part in (("Measured on test images", found, note), ("What was set differently", differences(runs), "")) if runs)
 
-def _table(title, table, note):
+def titled(title, table, note):
     "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
     body = table.to_html(index=False, border=0) if len(table) else "" if note else "<small>Nothing.</small>"
     return f"<h3 style='margin:8px 0 0'>{title}</h3>{body}<small>{html.escape(note)}</small>"
