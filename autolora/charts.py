@@ -62,7 +62,7 @@ def plot_forest(pairs, alpha=0.05):
                                  error_x=dict(array=part.high - part["mean"], arrayminus=part["mean"] - part.low, thickness=2, width=5), hovertemplate="%{x:.2f} points"))
     if fig.data: fig.add_vline(x=0, line=dict(color=GREY, width=2, dash="longdash"))
     measure = {"sa": "SA", "ra": "RA (PGD-10)", "aa": "RA (AutoAttack)"}.get(known.measure[0], known.measure[0]) if len(known) else "accuracy"
-    fig.update_xaxes(title_text=f"difference in {measure} (percentage points)").update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
+    fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
     sure = int((known.holm_t < alpha).sum())
     words = f"Right of 0: the first one is better. {sure} of {len(known)} differences stand after Holm's correction for {int(known.family[0])} tests." if len(known) else ""
     return _finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known)).update_layout(title=dict(x=0.02, xref="container"))
