@@ -32,8 +32,12 @@ function add(name, el, model) {
     const open = new Set(model.get("opened")); fold.open ? open.add(name) : open.delete(name);
     model.set("opened", [...open]); model.save_changes();
   });
-  return { box, title, said, plot, fold, table, json: null };
+  return { box, title, said, plot, fold, table, json: null, drawn: Promise.resolve() };
 }
+
+// plotly goes on drawing after its calls return, and fails on a plot that was purged meanwhile
+const after = (panel, work) => { panel.drawn = Promise.allSettled([panel.drawn, work]).then(() => {}); };
+const purge = panel => panel.drawn.then(() => Plotly.purge(panel.plot));
 
 function draw(panel, json, colour) {
   const { data, layout } = JSON.parse(json), { title } = layout;
@@ -43,7 +47,7 @@ function draw(panel, json, colour) {
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)"; layout.font.color = colour; layout.autosize = true;
   layout.margin.t = (layout.annotations || []).some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
   panel.plot.style.height = `${layout.height}px`;  // a resize takes the height from here
-  Plotly.react(panel.plot, data, layout, { displayModeBar: false, responsive: true });
+  after(panel, Plotly.react(panel.plot, data, layout, { displayModeBar: false }));
 }
 
 function deliver(files, { name, content, copy }) {
@@ -62,7 +66,7 @@ export default {
     const paint = () => {
       const now = getComputedStyle(el).color, again = now !== colour, wanted = model.get("panels");
       colour = now;
-      for (const [name, panel] of panels) if (!wanted.some(p => p[0] === name)) { Plotly.purge(panel.plot); panel.box.remove(); panels.delete(name); }
+      for (const [name, panel] of panels) if (!wanted.some(p => p[0] === name)) { purge(panel); panel.box.remove(); panels.delete(name); }
       for (const [name, json, table] of wanted) {
         if (!panels.has(name)) panels.set(name, add(name, grid, model));
         const panel = panels.get(name);
@@ -72,12 +76,12 @@ export default {
     };
     const themes = new MutationObserver(() => setTimeout(() => getComputedStyle(el).color !== colour && paint(), 100));
     themes.observe(document.body, { attributes: true });
-    const sizes = new ResizeObserver(() => panels.forEach(p => p.plot.data && p.plot.offsetWidth && Plotly.Plots.resize(p.plot)));
+    const sizes = new ResizeObserver(() => panels.forEach(p => p.plot.data && p.plot.offsetWidth && after(p, Plotly.Plots.resize(p.plot))));
     sizes.observe(el);
     const told = message => deliver(files, message);
     model.on("change:panels", paint); model.on("msg:custom", told);
     paint();
-    return () => { themes.disconnect(); sizes.disconnect(); model.off("change:panels", paint); model.off("msg:custom", told); panels.forEach(p => Plotly.purge(p.plot)); };
+    return () => { themes.disconnect(); sizes.disconnect(); model.off("change:panels", paint); model.off("msg:custom", told); panels.forEach(purge); };
   }
 };
 """

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 TIMEOUT = 600  # seconds; a notebook should need less than 30 of them on two idle cores
 
-# The fork server imports torch once and hands each notebook a fresh copy of itself; macOS can't fork safely after such imports.
+# The fork server imports what most of them need once, and hands each notebook a fresh copy of itself; macOS can't fork safely after such imports.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-if sys.platform == "linux": PROCESSES.set_forkserver_preload(["torch", "nbdev.test"])
+if sys.platform == "linux": PROCESSES.set_forkserver_preload(["torch", "nbdev.test", "nbdev.showdoc", "autolora.lab", "autolora.search", "autolora.cli"])
 
 
 def run(path, log):

@@ -25,12 +25,11 @@ def epochs_done(folder):
     return sum('"event": "epoch"' in line for line in log.read_text().splitlines()) if log.exists() else 0
 
 
-@pytest.mark.parametrize("method", ["autolora", "trades"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, method):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = autolora(*FINETUNE, "--method", method, "--out", whole)
+    done = autolora(*FINETUNE, "--out", whole)
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen([sys.executable, "-m", "autolora.cli", *FINETUNE, "--method", method, "--out", str(broken)], env=ENV, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "autolora.cli", *FINETUNE, "--out", str(broken)], env=ENV, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (broken / "resume.pt").exists() and time.monotonic() < deadline: time.sleep(0.005)
     time.sleep(0.2)  # well into the second epoch
@@ -38,11 +37,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, method):
     process.wait()
     assert 1 <= epochs_done(broken) < 3, "the kill must come between the first checkpoint and the end"
     assert not (broken / "model.safetensors").exists()
-    refused = autolora(*FINETUNE, "--method", method, "--out", broken)
+    refused = autolora(*FINETUNE, "--out", broken)
     assert refused.returncode == 2 and "--resume" in refused.stderr
-    resumed = autolora(*FINETUNE, "--method", method, "--out", broken, "--resume")
+    resumed = autolora(*FINETUNE, "--out", broken, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    for name in ("model", "branch")[: 2 if method == "autolora" else 1]:
+    for name in ("model", "branch"):
         a, b = load_file(whole / f"{name}.safetensors"), load_file(broken / f"{name}.safetensors")
         assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
     def accuracies(folder): return [(r["attack"], r["correct"], r["n"]) for r in json.loads((folder / "report.json").read_text())["evaluations"]]
