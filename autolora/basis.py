@@ -50,7 +50,7 @@ class Method:
     of `modules()`."""
     name, label, nat, adv, branch, attack_loss = "", "", None, None, None, "ce"
     options = {"steps": 10, "weight_decay": 1e-4, "ramp_from": 0.0, "ramp_to": 0.0}  # of the attack and of the optimiser as published; no ramp
-    parts = 1  # in which a batch is trained, where it doesn't fit in memory whole
+    recompute, parts = False, 1  # whether activations are computed again in the backward pass, and in how many parts a batch is trained, where it doesn't fit in memory
     adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
     remembers = ()    # attributes, numbers or texts, that steer an epoch: logged with it and kept in the checkpoint
     fresh_head = True # whether it starts from a head that knows nothing

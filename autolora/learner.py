@@ -7,6 +7,7 @@ __all__ = ['count_correct', 'Callback', 'OneCycle', 'CoolDown', 'Progress', 'Rec
            'fork', 'training_batches', 'ahead', 'descend', 'take_weights', 'put_weights', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #cb5965de
+import contextlib
 import copy
 import math
 import queue
@@ -22,6 +23,7 @@ from .core import AutoLoRaError, duration, pct, rank
 from .history import write_atomic
 from .images import LazyImages
 from .ranks import add_gradients, average_statistics, share, total
+from .recomputation import recomputed
 
 # %% ../nbs/11_learner.ipynb #ac37c6ae
 @torch.no_grad()
@@ -146,11 +148,12 @@ def descend(method, optimizer, x, y):
     "One step of `optimizer` down `method.losses(x, y)` over all processes' shares of the batch, in `method.parts` parts; the terms, as a dict of scalar tensors."
     n, nats, advs, sums = total([len(y)])[0], [], [], 0
     optimizer.zero_grad(set_to_none=True)
-    for images, labels in zip(x.chunk(method.parts), y.chunk(method.parts), strict=True):
-        terms = method.losses(images, labels)
-        (len(labels) / n * sum(terms.values())).backward()
-        nats, advs = [*nats, method.nat], [*advs, method.adv]
-        sums = sums + len(labels) / n * torch.stack([term.detach() for term in terms.values()])
+    with recomputed(method.model) if method.recompute else contextlib.nullcontext():
+        for images, labels in zip(x.chunk(method.parts), y.chunk(method.parts), strict=True):
+            terms = method.losses(images, labels)
+            (len(labels) / n * sum(terms.values())).backward()
+            nats, advs = [*nats, method.nat], [*advs, method.adv]
+            sums = sums + len(labels) / n * torch.stack([term.detach() for term in terms.values()])
     method.nat, method.adv = (None if outs[0] is None else torch.cat(outs) for outs in (nats, advs))
     add_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()

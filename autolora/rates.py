@@ -43,14 +43,14 @@ def rehearsal_batches(task, batch_size, device, seed):
 def seconds_per_step(method, task, batch_size):
     """The measured seconds of one training step (the second of two), for the estimate before a run.
 
-    It leaves no trace but `method.parts`, doubled until a step fits in memory. Raises `AutoLoRaError` where not even 8 images do."""
+    It leaves no trace but `method.recompute`, turned on where a step doesn't fit in memory, and `method.parts`, doubled until one does. Raises `AutoLoRaError` where not even 8 images do."""
     while True:
         try: return _timed_step(method, task, batch_size)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error): raise
-            if batch_size < 16 * method.parts:
+            if method.recompute and batch_size < 16 * method.parts:
                 raise AutoLoRaError(f"A training step on {batch_size // method.parts} images doesn't fit in memory: choose a smaller backbone, or load the task with a smaller size=.") from error
-        method.parts *= 2
+        method.recompute, method.parts = True, method.parts * (2 if method.recompute else 1)
 
 def _timed_step(method, task, batch_size):
     batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, 0), method.optimizer(1e-6)

@@ -216,7 +216,7 @@ def probe_head(run, method, task, control):
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
-    if (run.path / "resume.pt").is_file(): lr, method.parts = run.last("start")["lr"], run.last("start").get("parts", 1)
+    if (run.path / "resume.pt").is_file(): lr, method.recompute, method.parts = (run.last("start").get(name, default) for name, default in (("lr", None), ("recompute", False), ("parts", 1)))
     else:
         if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)
         lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
@@ -225,7 +225,7 @@ def train(run, method, task, settings, resume):
             run.log("range_test", **found.to_dict())
             lr = found.chosen
         run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
-                processes=world(), parts=method.parts, speed=explain_speed(method.model))
+                processes=world(), recompute=method.recompute, parts=method.parts, speed=explain_speed(method.model))
     callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + saving_callbacks(settings.attack, settings.coreset)
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
     if cool_down: callbacks.append(CoolDown())

@@ -22,6 +22,7 @@ from torch import nn
 from autolora.backbones import load_backbone
 from autolora.data import load_task
 from autolora.images import Split
+from autolora.learner import descend
 from autolora.methods import make_method
 from autolora.threat import linf
 
@@ -46,16 +47,14 @@ def case(args, what, net):
 
 class Ours:
     "One AutoLoRa step of ours on a fixed batch, laid out as `finetune` lays it out."
-    def __init__(self, model, x, y, name="autolora"):
+    def __init__(self, model, x, y, name="autolora", recompute=False):
         self.method = make_method(name, copy.deepcopy(model).to(memory_format=torch.channels_last), linf(EPS))
+        self.method.recompute = recompute
         self.optimizer, self.x, self.y = self.method.optimizer(1e-3), x.contiguous(memory_format=torch.channels_last), y
 
     def __call__(self):
         self.method.train()
-        loss = sum(self.method.losses(self.x, self.y).values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        descend(self.method, self.optimizer, self.x, self.y)
 
 
 class Plain:
@@ -90,7 +89,7 @@ def step(args, net):
 
 def peak_memory(args, net):
     "Peak memory that a step adds, each in a fresh process: after building everything, two steps."
-    (size, batch, key), found = case(args, "memory", net), {"ours": [], "plain": []}
+    (size, batch, key), found = case(args, "memory", net), {"ours": [], "ours, recomputed": [], "plain": []}
     for _ in range(args.rounds if args.device == "cpu" else 1):
         for who in found:
             command = [sys.executable, HERE / "steps.py", "--one", who, "--nets", net, "--batch", str(batch), "--size", str(size), "--device", args.device]
@@ -103,7 +102,7 @@ def peak_memory(args, net):
 def one(args):
     "The child of `peak_memory`: prints the bytes that two steps add to what was held before them."
     model, x, y = model_and_batch(args.nets[0], args.batch, args.size, args.device)
-    call = Ours(model, x, y) if args.one == "ours" else Plain(model, x, y)
+    call = Plain(model, x, y) if args.one == "plain" else Ours(model, x, y, recompute="recomputed" in args.one)
     del model
     if args.device == "cuda":
         before = torch.cuda.memory_allocated()
