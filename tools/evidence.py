@@ -63,7 +63,7 @@ def main():
     study = compare(arms, [args.task], None, args.seeds, vary, out, args.jobs, autoattack=args.autoattack, **settings)
     table, name = study.table, f"{args.what}_{next(iter(study.protocol['tasks']))}"
     RESULTS.mkdir(exist_ok=True)
-    table[[column for column in KEPT if column in table]].to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.6g")
+    table[[column for column in KEPT if column in table]].to_csv(RESULTS / f"{name}.csv", index=False)
     protocol = study.protocol
     protocol["tasks"] = {task: about | {"source": task} for task, about in protocol["tasks"].items()}  # the place of a file is nobody's business
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
