@@ -113,7 +113,7 @@ def processes(args):
     rows = [[count, f"{statistics.median(rates[count]):.0f} ({min(rates[count]):.0f} to {max(rates[count]):.0f}, n={len(rates[count])})"] for count in measured]
     first = measured[0] if measured else None
     save(args.results, "growth", f"Growth: processes, robust_mini_gray on {args.data}", table=[["processes of 1 thread", "images/s"], *rows] if rows else [], missing=missing,
-         ratios={f"processes_{name}" if isinstance(name, int) else f"{name} over 1": [b / a for a, b in zip(rates[first], rates[name], strict=True)] for name in measured[1:]} if first == 1 else {})
+         ratios={f"processes_{name}_{args.data}" if isinstance(name, int) else f"{name} over 1": [b / a for a, b in zip(rates[first], rates[name], strict=True)] for name in measured[1:]} if first == 1 else {})
 
 
 def main():
