@@ -94,7 +94,8 @@ class RecordAngles(Callback):
         if learner.epoch % math.ceil(45 / learner.steps): return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
         x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
-        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.detached_path, self.batch_size)
+        size = max(4, self.batch_size // (method.parts * (1 + method.recompute)))  # a step that needed less memory leaves no room for more here
+        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.detached_path, size)
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
 # %% ../nbs/11_learner.ipynb #95c27fb1
