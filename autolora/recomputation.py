@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/05c_recomputation.ipynb #6b65747e
 def blocks(model):
     "The modules of `model` whose inputs are kept: those in an `nn.Sequential` or `nn.ModuleList` that have parts and parameters, the innermost."
-    found = [child for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) for child in module.children()
-             if any(True for _ in child.children()) and any(True for _ in child.parameters())]
+    found = dict.fromkeys(child for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) for child in module.children()
+                          if any(True for _ in child.children()) and any(True for _ in child.parameters()))
     return [block for block in found if not any(inner is not block and inner in found for inner in block.modules())]
 
 # %% ../nbs/05c_recomputation.ipynb #7850e752

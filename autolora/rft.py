@@ -216,7 +216,9 @@ def probe_head(run, method, task, control):
 def train(run, method, task, settings, resume):
     "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
-    if (run.path / "resume.pt").is_file(): lr, method.recompute, method.parts = (run.last("start").get(name, default) for name, default in (("lr", None), ("recompute", False), ("parts", 1)))
+    if (run.path / "resume.pt").is_file():
+        start = run.last("start")
+        lr, method.recompute, method.parts = start["lr"], start.get("recompute", False), start.get("parts", 1)
     else:
         if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)
         lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
