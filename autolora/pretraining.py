@@ -26,10 +26,10 @@ from .threat import parse_threat
 # %% ../nbs/15a_pretraining.ipynb #41791480
 OBJECTIVES = {cls.name: cls for cls in (FastAT, ACL, AIR)}
 
-def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=False, progress=True, objective="fast_at", options=None):
+def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=False, progress=True, objective="fast_at", options=None, batch_size=128):
     """Adversarially pre-train `backbone` (a name) from random weights on `data`; returns the `Run`.
 
-    `objective`: one of `OBJECTIVES`; `options`: its own, as a dict. SGD with a one-cycle learning rate to 0.2, weight decay 5e-4, batch 128; the
+    `objective`: one of `OBJECTIVES`; `options`: its own, as a dict. SGD with a one-cycle learning rate to 0.2, weight decay 5e-4; the
     weights of the best validation PGD-10 accuracy (without labels: of a linear probe) are kept and measured once on the test split. `data`, `threat`,
     `out`, `resume`: as in `finetune`. Raises `AutoLoRaError` for what can't work."""
     if objective not in OBJECTIVES: raise unknown("objective", objective, OBJECTIVES)
@@ -40,11 +40,11 @@ def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=Fa
     model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None).to(default_device(), memory_format=torch.channels_last)
     method = OBJECTIVES[objective](model, threat, seed, **options)
     method.begin(task)
-    config = {"method": objective, "backbone": backbone, "task": task.name, "threat": str(threat), "epochs": epochs, "batch_size": 128, "lr": 0.2,
+    config = {"method": objective, "backbone": backbone, "task": task.name, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": 0.2,
               "seed": seed, "num_classes": task.num_classes, "options": options}
     run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
     callbacks = [OneCycle(0.2)] + [Progress()] * (progress and rank() == 0)
-    learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, 128, callbacks)
+    learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, batch_size, callbacks)
     learner.fit(resume)
     run.log("end", best_epoch=learner.best["epoch"], seconds=float(run.history.seconds.sum()))
     model.eval()
@@ -58,7 +58,7 @@ def save_backbone(run, folder):
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{name}.safetensors", lambda path: shutil.copyfile(run.path / "model.safetensors", path))
     card = {"backbone": name, "source": run.config["task"], "threat": run.config["threat"], "seed": run.config["seed"],
-            "recipe": f"{OBJECTIVES[run.config['method']].__doc__.split(' Source')[0]} SGD, momentum 0.9, weight decay {run.config['options']['weight_decay']:g}, batch 128, one-cycle learning rate to 0.2", "options": run.config["options"],
+            "recipe": f"{OBJECTIVES[run.config['method']].__doc__.split(' Source')[0]} SGD, momentum 0.9, weight decay {run.config['options']['weight_decay']:g}, batch {run.config['batch_size']}, one-cycle learning rate to 0.2", "options": run.config["options"],
             "epochs": run.config["epochs"], "best_epoch": run.last("end")["best_epoch"], "seconds": round(run.last("end")["seconds"]), "evaluations": run.report["evaluations"]}
     text = json.dumps(card, indent=1)
     write_atomic(folder / f"{name}.json", lambda path: Path(path).write_text(text + "\n"))
