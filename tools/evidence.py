@@ -4,6 +4,7 @@ python tools/evidence.py digits                     five methods, with a random 
 python tools/evidence.py digits --what ablations    what each part of AutoLoRa is worth
 python tools/evidence.py digits --what tuned        the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
 python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
+python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
 
 Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the protocol (NAME.json).
 """
@@ -34,15 +35,17 @@ KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_corre
         "best_epoch", "epochs_done", "lr", "lr_setting", "angle", "angle_natural", "seconds", "attack_steps", "message"]
 
 
-def tuned(task, settings):
+def tuned(task, backbone, settings):
     "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
-    backbone = embedded(load_task(task, limit=settings.get("limit")))
-    found = {method: tune(backbone, task, method, 10, seed=1000, out=ROOT / "runs" / "-".join(["tune", stem(task), method, *map(str, settings.values())]), **settings) for method in METHODS[1:]}
+    net = backbone or embedded(load_task(task, limit=settings.get("limit")))
+    found = {method: tune(net, task, method, 10, seed=1000, out=folder("tune", task, backbone, method, settings), **settings) for method in METHODS[1:]}
     for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
     return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
 
 
-def stem(task): return task.rpartition("/")[2].removesuffix(".npz")
+def folder(what, task, backbone, part, settings):
+    "Where the runs lie: a folder for everything that makes them differ."
+    return ROOT / "runs" / "-".join(filter(None, [what, part, Path(task).stem, backbone, *(Path(str(value)).stem for value in settings.values())]))
 
 
 def main():
@@ -52,20 +55,22 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", nargs="+", default=["random", "robust_linear"], help="of the methods")
     parser.add_argument("--limit", type=int, help="training images")
+    parser.add_argument("--backbone", help="default: the embedded one")
+    parser.add_argument("--weights", help="its checkpoint")
     parser.add_argument("--epochs", type=int, help="default: fits the size of the data")
     parser.add_argument("--autoattack", type=int, default=128, help="test images for AutoAttack")
     parser.add_argument("--jobs", type=int, help="runs at once")
     args = parser.parse_args()
-    settings = {name: value for name in ("limit", "epochs") if (value := getattr(args, name))}
-    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(args.task, settings)
+    settings = {name: value for name in ("limit", "epochs", "weights") if (value := getattr(args, name))}
+    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(args.task, args.backbone, settings)
     vary = {"head": args.heads} if args.what == "methods" else None
-    out = ROOT / "runs" / "-".join(["evidence", args.what, stem(args.task), *map(str, settings.values())])
-    study = compare(arms, [args.task], None, args.seeds, vary, out, args.jobs, autoattack=args.autoattack, **settings)
-    table, name = study.table, f"{args.what}_{next(iter(study.protocol['tasks']))}"
+    study = compare(arms, [args.task], [args.backbone] if args.backbone else None, args.seeds, vary, folder("evidence", args.task, args.backbone, args.what, settings), args.jobs, autoattack=args.autoattack, **settings)
+    table, name = study.table, "_".join(filter(None, [args.what, args.backbone, *study.protocol["tasks"]]))
     RESULTS.mkdir(exist_ok=True)
     table[[column for column in KEPT if column in table]].to_csv(RESULTS / f"{name}.csv", index=False)
     protocol = study.protocol
     protocol["tasks"] = {task: about | {"source": task} for task, about in protocol["tasks"].items()}  # the place of a file is nobody's business
+    if args.weights: protocol["settings"]["weights"] = Path(args.weights).name
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
     print(f"{summary(table).to_string(index=False)}\n\n{tests(table, against='autolora').to_string(index=False)}\n\nWritten: {RESULTS / name}.csv")
 
