@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_correct', 'Callback', 'OneCycle', 'CoolDown', 'Progress', 'RecordAngles', 'FullPassSA', 'steps_per_epoch',
-           'fork', 'training_batches', 'ahead', 'descend', 'take_weights', 'put_weights', 'Learner']
+           'fork', 'training_batches', 'ahead', 'descend', 'take_weights', 'put_weights', 'set_rate', 'Learner']
 
 # %% ../nbs/11_learner.ipynb #cb5965de
 import contextlib
@@ -169,6 +169,12 @@ def put_weights(method, weights):
     "Load what `take_weights` gave."
     for name, module in method.modules().items(): module.load_state_dict(weights[name])
 
+# %% ../nbs/11_learner.ipynb #0db569f3
+def set_rate(optimizer, lr):
+    "Set the learning rate of `optimizer` to `lr`, and to its part of that in a parameter group that has a `share`."
+    for group in optimizer.param_groups: group["lr"] = lr * group.get("share", 1.0)
+
+
 # %% ../nbs/11_learner.ipynb #225c34f5
 class Learner:
     """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose config gives the `seed` of the data order.
@@ -190,8 +196,7 @@ class Learner:
     @property
     def progress(self): return (self.epoch + self.step / self.steps) / self.epochs
 
-    def set_lr(self, lr):
-        for group in self.optimizer.param_groups: group["lr"] = lr
+    def set_lr(self, lr): set_rate(self.optimizer, lr)
 
     def call(self, moment):
         for callback in self.callbacks: getattr(callback, moment)(self)

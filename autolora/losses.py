@@ -39,15 +39,16 @@ def twins_loss(nat, adv, y, beta=6.0, lam=1.0):
     return {"ce_nat": halves(F.cross_entropy(nat, y, reduction="none"), lam), "kl": beta * (lam * kl[:h].sum() + kl[h:].sum()) / len(y)}
 
 # %% ../nbs/06_losses.ipynb #7a889f24
-def autolora_loss(nat, adv, y, lam1, lam2, teacher=None):
+def autolora_loss(nat, adv, y, lam1, lam2, teacher=None, lam_adv=None):
     """AutoLoRa's terms `{"ce_nat", "ce_adv", "kl"}`, weighted scalars that sum to the objective.
 
     `nat`: logits (N, K) of the branch for the natural images. `adv`: logits (N, K) of the plain model for the adversarial images.
     `y`: labels (N,). `lam1` in [0, 1] and `lam2` >= 0: from `schedule.loss_weights`. `teacher`: the logits (N, K) that the KL term
-    compares with, None for `nat` itself, as published; detached, they keep it from the branch. Source: eq. 5 of Xu et al. 2024."""
+    compares with, None for `nat` itself, as published; detached, they keep it from the branch. `lam_adv`: the weight of the adversarial
+    cross-entropy, None for 1 - lam1, as published. Source: eq. 5 of Xu et al. 2024."""
     return {
         "ce_nat": lam1 * F.cross_entropy(nat, y),
-        "ce_adv": (1 - lam1) * F.cross_entropy(adv, y),
+        "ce_adv": (1 - lam1 if lam_adv is None else lam_adv) * F.cross_entropy(adv, y),
         "kl": lam2 * kl_divergence(nat if teacher is None else teacher, adv),
     }
 

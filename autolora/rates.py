@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from .core import AutoLoRaError, isolated_rng
-from .learner import descend, put_weights, steps_per_epoch, take_weights, training_batches
+from .learner import descend, put_weights, set_rate, steps_per_epoch, take_weights, training_batches
 from .machine import out_of_memory
 from .ranks import total
 
@@ -53,12 +53,14 @@ def seconds_per_step(method, task, batch_size):
         method.recompute, method.parts = True, method.parts * (2 if method.recompute else 1)
 
 def _timed_step(method, task, batch_size):
-    batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, 0), method.optimizer(1e-6)
+    device, optimizer = next(method.model.parameters()).device, method.optimizer(1e-6)
+    batches = rehearsal_batches(task, batch_size, device, 0)
     with rehearsal(method):
         method.train()
         for _ in range(2):
             start = time.perf_counter()
             descend(method, optimizer, *next(batches))
+            if device.type == "cuda": torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
     return seconds
 
@@ -103,7 +105,7 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
         method.train(); method.end_epoch(0.5); method.steps = 2
         for i in range(steps):
             rates.append(low * (high / low) ** (i / (steps - 1)))
-            for group in optimizer.param_groups: group["lr"] = rates[-1]
+            set_rate(optimizer, rates[-1])
             losses.append(_train_once(method, optimizer, *next(batches)))
             if not smoothed(losses)[-1] <= 1.3 * min(smoothed(losses)): break
     kept = [loss for loss in smoothed(losses) if math.isfinite(loss)]

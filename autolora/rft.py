@@ -220,12 +220,12 @@ def train(run, method, task, settings, resume):
         start = run.last("start")
         lr, method.recompute, method.parts = start["lr"], start.get("recompute", False), start.get("parts", 1)
     else:
-        if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)
         lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
         if lr == "auto":
             found = find_lr(method, task, epochs, batch_size, run.config["seed"])
             run.log("range_test", **found.to_dict())
             lr = found.chosen
+        if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)  # after the range test, which a trained head misleads
         run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
                 processes=world(), recompute=method.recompute, parts=method.parts, speed=explain_speed(method.model))
     callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + saving_callbacks(settings.attack, settings.coreset)

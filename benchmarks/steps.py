@@ -66,7 +66,7 @@ class Plain:
 def check_equal(model, x, y):
     "The relative differences of loss terms and gradients in float64, on a few images; ends the benchmark where the two are not the same step."
     x, y, model = x[:8].double().cpu(), y[:8].cpu(), copy.deepcopy(model).double().cpu()
-    method = make_method("autolora", model, linf(EPS))
+    method = make_method("autolora_paper", model, linf(EPS))
     method.lam1, method.lam2 = 0.4, 3.6
     for B in method.branch.B.values(): nn.init.normal_(B, std=0.01)
     published = Published(model, method.threat)

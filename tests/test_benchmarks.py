@@ -29,7 +29,7 @@ def pair():
     torch.manual_seed(0)
     x, y = images(8, size=16)
     model = load_backbone("robust_mini_rgb", 10).double()
-    method = make_method("autolora", model, linf("8/255"))
+    method = make_method("autolora_paper", model, linf("8/255"))
     for B in method.branch.B.values(): nn.init.normal_(B, std=0.01)
     published = Published(model, method.threat)
     published.model.double()

@@ -12,7 +12,7 @@ from autolora.control import Control
 from autolora.core import AutoLoRaError
 from autolora.data import load_task
 from autolora.history import Run
-from autolora.learner import count_correct, descend
+from autolora.learner import count_correct, descend, set_rate
 from autolora.losses import autolora_loss, kl_divergence, trades_loss
 from autolora.methods import METHODS, make_method
 from autolora.rft import finetune
@@ -233,7 +233,7 @@ def test_full_lora_on_a_vit_through_finetune(tmp_path):
     x, y = torch.rand(330, 3, 16, 16), torch.arange(330) % 4
     call = dict(method="full_lora", epochs=1, lr=0.05, threat="linf:0.03", progress=False, options={"steps": 1}, out=tmp_path / "run")
     run = finetune(vit(), (x, y), **call)
-    with torch.no_grad(): close(Run.open(run.path, vit()).model(x[:4]), run.model(x[:4]), 1e-4)
+    with torch.no_grad(): close(Run.open(run.path, vit()).model(x[:4]), run.model.cpu()(x[:4]), 1e-4)
     assert any(name.startswith("adapter.B") for name in run.model.state_dict())
 
 
@@ -340,7 +340,7 @@ def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
     chosen = second.history.weight.iloc[-1]
     assert moved <= {chosen}, "one weight and no statistics"
     task = load_task("digits", limit=220)
-    def found(run): return count_correct(run.model, task.val, THREAT if str(THREAT) == run.config["threat"] else linf(run.config["threat"].split(":")[1]), torch.device("cpu"))
+    def found(run): return count_correct(run.model, task.val, THREAT if str(THREAT) == run.config["threat"] else linf(run.config["threat"].split(":")[1]), next(run.model.parameters()).device)
     assert found(second)[1] >= found(first)[1] and found(second)[0] >= found(first)[0]
     with pytest.raises(AutoLoRaError, match="doesn't fit"): finetune("robust_mini_rgb", "digits", "rift", limit=220, out=tmp_path / "none", options={"run": first.path})
 
@@ -356,7 +356,7 @@ def test_criticality_finds_the_weight_that_does_nothing():
 # ---- AutoLoRa and its ablations
 
 def test_shared_route_is_trades_under_autoloras_weights():
-    method, model = make("autolora", route="shared", lam=1.0), fresh().train()
+    method, model = make("autolora_paper", route="shared", lam=1.0), fresh().train()
     method.lam1, method.lam2 = 1.0, 6.0
     trades = make("trades")
     a, b = total(method.losses(images(), Y)), total(trades.losses(images(), Y))
@@ -367,30 +367,56 @@ def test_shared_route_is_trades_under_autoloras_weights():
 
 @pytest.mark.parametrize("route", ["branch", "stop", "open", "shared"])
 def test_before_the_branch_moves_all_routes_have_one_loss(route):
-    method, model = make("autolora", route=route), fresh().train()
-    x_adv = make("autolora").attack(images(), Y)
+    method, model = make("autolora_paper", route=route), fresh().train()
+    x_adv = make("autolora_paper").attack(images(), Y)
     close(total(method.losses(images(), Y)), total(autolora_loss(model(images()), model(x_adv), Y, method.lam1, method.lam2)))
 
 
 def test_stop_and_branch_send_the_same_to_the_feature_extractor():
-    a, b = make("autolora"), make("autolora", route="stop")
+    a, b = make("autolora_paper"), make("autolora_paper", route="stop")
     same_gradients(gradients(total(a.losses(images(), Y)), a.model), gradients(total(b.losses(images(), Y)), b.model))
 
 
 def test_open_route_adds_what_the_branch_keeps_away():
     "Before the branch moves, the open route's gradient on the weights is the shared route's; the branch's own is not zero."
-    a, b = make("autolora", route="open"), make("autolora", route="shared")
+    a, b = make("autolora_paper", route="open"), make("autolora_paper", route="shared")
     loss = total(a.losses(images(), Y))
     same_gradients(gradients(loss, a.model), gradients(total(b.losses(images(), Y)), b.model))
     assert all(g.count_nonzero() for name, g in gradients(loss, a.branch).items() if name.startswith("B"))
 
 
 def test_the_kl_switch():
-    live, detached, none = (make("autolora", kl=kl) for kl in ("live", "detached", "none"))
+    live, detached, none = (make("autolora_paper", kl=kl) for kl in ("live", "detached", "none"))
     losses = [m.losses(images(), Y) for m in (live, detached, none)]
     close(losses[0]["kl"], losses[1]["kl"])
     assert "kl" not in losses[2] and gradients(losses[0]["kl"], live.branch)["B.net/blocks/0/conv1/weight"] is not None
     assert all(g is None for g in gradients(losses[1]["kl"], detached.branch).values())
+
+
+def test_ours_is_the_published_objective_on_the_feature_extractor_without_its_factor():
+    "What reaches the feature extractor is the published gradient divided by SA, and the terms are as the docstring says."
+    ours, published, model = make("autolora"), make("autolora_paper"), fresh().train()
+    for method in (ours, published): method.end_epoch(0.3)
+    x_adv = make("autolora").attack(images(), Y)
+    nat, adv = model(images()), model(x_adv)
+    terms = ours.losses(images(), Y)
+    close(total(terms), 0.7 * F.cross_entropy(nat, Y) + F.cross_entropy(adv, Y) + 6 * kl_divergence(nat, adv))
+    a, b = gradients(total(terms), ours.model), gradients(total(published.losses(images(), Y)), published.model)
+    extractor = [name for name in a if "head" not in name]
+    same_gradients({name: a[name] for name in extractor}, {name: b[name] / 0.3 for name in extractor})
+
+
+def test_the_branch_has_a_rate_of_its_own():
+    "One step from the same weights moves the branch's B by 1 / gain of what one common rate does, and the model alike."
+    ours, common = make("autolora"), make("autolora", branch_rate="paper")
+    for method in (ours, common):
+        optimizer = method.optimizer(0.1)
+        set_rate(optimizer, 0.1)
+        descend(method, optimizer, images(), Y)
+    gain = make("autolora").branch.gain()
+    assert gain > 2
+    for name, B in ours.branch.B.items(): close(B, common.branch.B[name] / gain, 1e-6)
+    for key, tensor in ours.model.state_dict().items(): close(tensor.float(), common.model.state_dict()[key].float(), 1e-6)
 
 
 def test_where_covers_the_released_codes_layers():
@@ -402,7 +428,7 @@ def test_rosa_learns_its_mask_in_a_run(tmp_path):
     run = finetune("robust_mini_gray", "digits", epochs=3, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "run", parametrisation="rosa", options={"steps": 1})
     assert all(mask.any() for mask in run.branch.M.values())
     x = load_task("digits").test.images(slice(0, 4))
-    with torch.no_grad(): close(Run.open(run.path).branch(x), run.branch(x), 1e-4)
+    with torch.no_grad(): close(Run.open(run.path).branch(x), run.branch.cpu()(x), 1e-4)
 
 
 # ---- head first
@@ -418,6 +444,12 @@ def test_a_robust_head_first(tmp_path):
     probed, pretrained = load_file(whole.path / "head" / "model.safetensors"), load_backbone("robust_mini_gray", 10).state_dict()
     assert all(torch.equal(tensor, pretrained[key]) for key, tensor in probed.items() if "head" not in key)
     assert whole.last("end")["seconds"] > whole.history.seconds.sum() + 0.9 * whole.last("head")["seconds"] - 0.1
+
+
+def test_the_rate_is_found_before_the_head(tmp_path):
+    call = dict(backbone="robust_mini_gray", data="digits", method="at", epochs=1, limit=220, progress=False, angles=False, test=False, options={"steps": 1})
+    fresh, trained = (finetune(**call, head=head, out=tmp_path / head) for head in ("random", "robust_linear"))
+    assert trained.last("range_test")["loss"] == fresh.last("range_test")["loss"] and trained.last("start")["lr"] == fresh.last("start")["lr"]
 
 
 # ---- what can't work says so before training
@@ -471,6 +503,6 @@ def test_finetune_interrupted_resumed_and_opened_again(tmp_path, name):
     assert len(resumed.history) == 2 and {"angle", "ra", "sa", "loss"} <= set(resumed.history)
     for key, tensor in whole.model.state_dict().items(): assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     x = load_task("digits").test.images(slice(0, 8))
-    with torch.no_grad(): close(Run.open(resumed.path).model(x), whole.model(x), 1e-4)
+    with torch.no_grad(): close(Run.open(resumed.path).model(x), whole.model.cpu()(x), 1e-4)
     assert [e["correct"] for e in whole.report["evaluations"]] == [e["correct"] for e in resumed.report["evaluations"]]
     assert (resumed.path / "report.html").is_file() and METHODS[name].label in (resumed.path / "card.md").read_text()

@@ -1,7 +1,7 @@
 """The evidence: AutoLoRa and its rivals over seeds under one protocol, and AutoLoRa's ablations; tables in nbs/results.
 
-python tools/evidence.py digits                     five methods, with a random head and with one trained first, 5 seeds
-python tools/evidence.py digits --what ablations    what each part of AutoLoRa is worth
+python tools/evidence.py digits                     AutoLoRa, as published too, and four rivals, with a random head and with one trained first, 5 seeds
+python tools/evidence.py digits --what ablations    what each part of the published method is worth, and our two changes to it
 python tools/evidence.py digits --what tuned        the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
 python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
 python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
@@ -18,18 +18,22 @@ from autolora.study import compare, embedded, summary, tests
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"
-METHODS = ["autolora", "trades", "at", "twins", "ar_at"]
+RIVALS = ["trades", "at", "twins", "ar_at"]
+METHODS = ["autolora", "autolora_paper", *RIVALS]
 ABLATIONS = [
+    "autolora_paper",
+    {"arm": "branch, no schedule", "method": "autolora_paper", "decay": "step", "lam": 0.5},
+    {"arm": "schedule, no branch", "method": "autolora_paper", "route": "shared"},
+    {"arm": "stop-gradient, no branch", "method": "autolora_paper", "route": "stop"},
+    {"arm": "branch, no stop-gradient", "method": "autolora_paper", "route": "open"},
+    {"arm": "KL teacher detached", "method": "autolora_paper", "kl": "detached"},
+    {"arm": "no KL", "method": "autolora_paper", "kl": "none"},
+    {"arm": "lam fixed at 0.5", "method": "autolora_paper", "lam": 0.5},
+    {"arm": "branch in the last block only, as released", "method": "autolora_paper", "where": "*blocks.1*"},
+    {"arm": "one-epoch delay, as released", "method": "autolora_paper", "timing": "released"},
+    {"arm": "adversarial terms whole", "method": "autolora_paper", "adv_weight": "full"},
+    {"arm": "a rate of its own for the branch", "method": "autolora_paper", "branch_rate": "own"},
     "autolora",
-    {"arm": "branch, no schedule", "method": "autolora", "decay": "step", "lam": 0.5},
-    {"arm": "schedule, no branch", "method": "autolora", "route": "shared"},
-    {"arm": "stop-gradient, no branch", "method": "autolora", "route": "stop"},
-    {"arm": "branch, no stop-gradient", "method": "autolora", "route": "open"},
-    {"arm": "KL teacher detached", "method": "autolora", "kl": "detached"},
-    {"arm": "no KL", "method": "autolora", "kl": "none"},
-    {"arm": "lam fixed at 0.5", "method": "autolora", "lam": 0.5},
-    {"arm": "branch in the last block only, as released", "method": "autolora", "where": "*blocks.1*"},
-    {"arm": "one-epoch delay, as released", "method": "autolora", "timing": "released"},
 ]
 KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_correct", "sa_n", "ra", "ra_correct", "ra_n", "aa", "aa_correct", "aa_n",
         "best_epoch", "epochs_done", "lr", "lr_setting", "angle", "angle_natural", "seconds", "attack_steps", "message"]
@@ -38,7 +42,7 @@ KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_corre
 def tuned(task, backbone, settings):
     "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
     net = backbone or embedded(load_task(task, limit=settings.get("limit")))
-    found = {method: tune(net, task, method, 10, seed=1000, out=folder("tune", task, backbone, method, settings), **settings) for method in METHODS[1:]}
+    found = {method: tune(net, task, method, 10, seed=1000, out=folder("tune", task, backbone, method, settings), **settings) for method in RIVALS}
     for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
     return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
 
