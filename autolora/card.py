@@ -174,7 +174,7 @@ def splits(run):
     train, val, test = (f"{word} ({c[key]} images)" if c.get(key) else word for word, key in (("training", "n_train"), ("validation", "n_val"), ("test", "n_test")))
     rows = [("the weights of the model", train)]
     if any(e.get("event") == "range_test" for e in run.events): rows.append(("the initial learning rate", f"{train}, by the loss"))
-    if _measured(run, "lam1"): rows.append(("the loss weights lam1 and lam2", f"{train}, by standard accuracy"))
+    if _measured(run, "lam1"): rows.append(("the loss weights", f"{train}, by standard accuracy"))
     if _measured(run, "reason"): rows.append(("when to halve the learning rate, and where to go back to", f"{val}, by robust accuracy"))
     rows.append(("which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})"), f"{val}, by robust accuracy"))
     rows.append(("nothing: only the final figures come from them", f"{test}, {'touched once, after training' if run.report else 'not touched yet'}"))

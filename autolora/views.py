@@ -112,7 +112,7 @@ def automatic(config, chosen):
     "A DataFrame of the settings of a coming run that were not chosen: value and source. `config`: as `rft.estimate` gives it; `chosen`: the names that were."
     rows = [("threat", config["threat"], "recommended for the data"), ("epochs", config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
             ("batch_size", config["batch_size"], "128 as published, smaller for small data"), ("lr", "found first", "range test on training images"),
-            ("lam1, lam2", "each epoch", "from training accuracy (AutoLoRa)"), ("halving lr", "at checkpoints", "from validation accuracy"), ("rank", config["rank"], "as published"),
+            ("loss weights", "each epoch", "from training accuracy (AutoLoRa)"), ("halving lr", "at checkpoints", "from validation accuracy"), ("rank", config["rank"], "as published"),
             ("validation", f"{config['n_val']} images", "drawn from the training images"), ("test", f"{config['n_test']} images", "used once, at the end")]
     return pd.DataFrame([row for row in rows if row[0] not in chosen], columns=["setting", "value", "where from"])
 
