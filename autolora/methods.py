@@ -21,7 +21,7 @@ from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
 # %% ../nbs/13_methods.ipynb #722b3f60
 class AutoLoRa(Method):
-    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA. Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
+    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA; the weights after the first are ours. Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
 
     Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a learning rate of its own (`branch_rate`)."""
     name, label, remembers = "autolora", "AutoLoRa", ("lam1", "lam2")
