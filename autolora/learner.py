@@ -281,8 +281,9 @@ class Learner:
         if not path.is_file(): return
         try: state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error: raise AutoLoRaError(f"{path} can't be read ({type(error).__name__}): delete it to start this run anew.") from error
+        try: self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error: raise AutoLoRaError(f"{path} was written by another version of autolora, with another optimiser: delete it to start this run anew.") from error
         put_weights(self.method, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.method.load_state_dict(state["method"])
         self.data_rng.set_state(state["data_rng"].cpu())

@@ -419,6 +419,16 @@ def test_the_branch_has_a_rate_of_its_own():
     for key, tensor in ours.model.state_dict().items(): close(tensor.float(), common.model.state_dict()[key].float(), 1e-6)
 
 
+def test_a_checkpoint_with_another_optimiser_is_said(tmp_path):
+    call = dict(backbone="robust_mini_gray", data="digits", epochs=2, limit=220, lr=0.02, progress=False, angles=False, test=False, options={"steps": 1}, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt): finetune(**call, control=Interrupt())
+    path = tmp_path / "run" / "resume.pt"
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"].pop()
+    torch.save(state, path)
+    with pytest.raises(AutoLoRaError, match="another version"): finetune(**call, resume=True)
+
+
 def test_where_covers_the_released_codes_layers():
     net = import_torchvision("models").resnet18(num_classes=10)
     assert len(make("autolora", net, where="layer?.1.conv?.weight").branch.names) == 8
