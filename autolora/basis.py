@@ -101,9 +101,13 @@ class Method:
     def modules(self): return {"model": self.model} | ({"branch": self.branch} if self.branch is not None else {})
     def parameters(self): return [p for module in self.modules().values() for p in module.parameters()]
 
+    def groups(self):
+        "The optimiser's parameter groups: one for everything, the branch's factors included. A `share` in a group is its part of the learning rate."
+        return [{"params": self.parameters()}]
+
     def optimizer(self, lr):
-        "The published optimiser, one group for everything, the branch's factors included: SGD with momentum 0.9."
-        return torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
+        "The published optimiser: SGD with momentum 0.9."
+        return torch.optim.SGD(self.groups(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
 
     def begin(self, task): "Called once before the training on `task` (also when it is resumed), with the weights to start from in place."
     def finish(self, task):

@@ -8,8 +8,6 @@ __all__ = ['METHODS', 'AutoLoRa', 'PublishedAutoLoRa', 'make_method']
 # %% ../nbs/13_methods.ipynb #f62e7298
 from functools import partial
 
-import torch
-
 from .basis import AT, TRADES, FastAT, Method
 from .core import AutoLoRaError, unknown
 from .frozen import ALF, SLF, FullLoRA, LoRAAT
@@ -52,10 +50,9 @@ class AutoLoRa(Method):
         "APGD's checkpoints, as far as the last `cool_down` share of the run doesn't take their place."
         if not self.adaptive: return StepDecay(lr, epochs)
         return AutoLR(lr, checkpoints=[mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs], timing=self.timing)
-    def optimizer(self, lr):
-        if self.branch is None or self.branch_rate == "paper": return super().optimizer(lr)
-        groups = [{"params": self.model.parameters()}, {"params": self.branch.parameters(), "share": 1 / self.branch.gain()}]
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=self.weight_decay)
+    def groups(self):
+        if self.branch is None or self.branch_rate == "paper": return super().groups()
+        return [{"params": self.model.parameters()}, {"params": self.branch.parameters(), "share": 1 / self.branch.gain()}]
     def lr_share(self): return 1.0 if self.branch is None or self.branch_rate == "own" else self.branch.gain() ** -0.5
     def end_epoch(self, train_sa):
         sa = train_sa if self.lam == "auto" else 1 - self.lam

@@ -76,7 +76,7 @@ def main():
     protocol["tasks"] = {task: about | {"source": task} for task, about in protocol["tasks"].items()}  # the place of a file is nobody's business
     if args.weights: protocol["settings"]["weights"] = Path(args.weights).name
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
-    print(f"{summary(table).to_string(index=False)}\n\n{tests(table, against='autolora').to_string(index=False)}\n\nWritten: {RESULTS / name}.csv")
+    print(f"{summary(table).to_string(index=False)}\n\n{tests(table, against=arms[0]).to_string(index=False)}\n\nWritten: {RESULTS / name}.csv")
 
 
 if __name__ == "__main__": main()
