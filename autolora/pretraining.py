@@ -19,7 +19,7 @@ from .core import default_device, rank, set_seed, unknown
 from .data import load_task
 from .history import write_atomic
 from .learner import Learner, OneCycle, Progress
-from .rft import default_out, joined_run, report_on
+from .rft import budget, default_out, joined_run, report_on
 from .schedule import StepDecay
 from .threat import parse_threat
 
@@ -36,6 +36,7 @@ def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=Fa
     options = chosen_options(OBJECTIVES[objective], options or {})
     set_seed(seed)
     task = load_task(data)
+    epochs, batch_size = budget(len(task.train), epochs, batch_size)
     threat = parse_threat(threat) if threat else task.threat
     model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None).to(default_device(), memory_format=torch.channels_last)
     method = OBJECTIVES[objective](model, threat, seed, **options)
