@@ -194,7 +194,7 @@ def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
     found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "rank", "parametrisation", "head", "options")} | {"autoattack": found}
+    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "size", "rank", "parametrisation", "head", "options")} | {"autoattack": found}
     python, shell = as_code(str(c.get("backbone")), str(c.get("data") or c.get("task")), **given)
     return [Code(python), "The same in a shell:", Code(shell),
             "On another machine, or with other versions, the figures may differ in their last digits. Data or a backbone of your own must be handed over again."]

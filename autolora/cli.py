@@ -41,6 +41,7 @@ def finetune(
     head: str = "random",  # Or robust_linear: trained alone on adversarial images first
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the method, such as beta=3 steps=5
     limit: int = None,  # Use only this many training images
+    size: int = None,  # Cut the images to their central square and resize to size x size
     autoattack: int = 0,  # Test images for AutoAttack in the final report
     attack: str = "full",  # full, growing (fewer attack steps at first) or single_first (one step in the first half)
     coreset: float = None,  # Share of the training images that epochs take after the first few, chosen for robustness (default: all)
@@ -50,7 +51,7 @@ def finetune(
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, autoattack=autoattack, attack=attack, coreset=coreset, speed=speed, sync_bn=sync_bn)
+    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, size=size, autoattack=autoattack, attack=attack, coreset=coreset, speed=speed, sync_bn=sync_bn)
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
@@ -71,7 +72,7 @@ def evaluate(
     run = Run.open(run)
     data = data or run.config.get("data")
     if data is None: raise AutoLoRaError("This run doesn't say by name which data it was made on: give --data a name or a path.")
-    task = load_task(data)
+    task = load_task(data, size=run.config.get("size"))
     attacks = ("none", f"pgd-{steps}") + (("autoattack",) if autoattack else ())
     print(measure(run.model, task.test, parse_threat(threat or run.config["threat"]), attacks, n=n, n_autoattack=autoattack or None))
 
@@ -82,7 +83,7 @@ def pretrain(
     epochs: int = 30,  # Of adversarial training
     objective: str = "fast_at",  # fast_at (single-step, with labels), acl or air (contrastive, without)
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the objective, such as steps=5
-    size: int = None,  # Resize the images to size x size
+    size: int = None,  # Cut the images to their central square and resize to size x size
     threat: str = None,  # Default: the data set's
     seed: int = 0,  # Of everything random
     out: str = None,  # Run folder
@@ -126,6 +127,7 @@ def compare(
     vary: Annotated[str, {"nargs": "+"}] = (),  # Conditions that all methods meet, such as lr=auto,0.01,0.1
     epochs: int = None,  # Of each run (default: fits the size of the data)
     limit: int = None,  # Use only this many training images
+    size: int = None,  # Cut the images to their central square and resize to size x size
     autoattack: int = 0,  # Test images for AutoAttack in each final report
     jobs: int = None,  # Runs at once (default: as many as the machine holds)
     out: str = None,  # Folder of the study (default: one under runs/ named by what is compared); the same call goes on with it
@@ -133,7 +135,7 @@ def compare(
     "Run several methods over several seeds under one protocol, with statistics."
     from autolora.study import compare as run_compare
     from autolora.study import summary, tests
-    settings = {k: v for k, v in {"epochs": epochs, "limit": limit, "autoattack": autoattack}.items() if v}
+    settings = {k: v for k, v in {"epochs": epochs, "limit": limit, "size": size, "autoattack": autoattack}.items() if v}
     study = run_compare([as_arm(word) for word in methods], tasks, backbones, seeds, as_values(vary), out, jobs, **settings)
     table = study.table
     print(f"Accuracy in % on test images, means over the seeds [95 % t interval]\n{summary(table).to_string(index=False)}")
@@ -152,6 +154,7 @@ def tune(
     seed: int = 0,  # Of everything random
     epochs: int = None,  # Of a default run (default: fits the size of the data)
     limit: int = None,  # Use only this many training images
+    size: int = None,  # Cut the images to their central square and resize to size x size
     jobs: int = None,  # Runs at once (default: as many as the machine holds)
     out: str = None,  # Folder of the search (default: a new one under runs/)
 ):
@@ -163,7 +166,7 @@ def tune(
     from autolora.search import GRID, HALVING, Search
     from autolora.search import tune as run_tune
     search = Search(as_values(space) or None, GRID if grid else HALVING)
-    settings = {k: v for k, v in {"epochs": epochs, "limit": limit}.items() if v}
+    settings = {k: v for k, v in {"epochs": epochs, "limit": limit, "size": size}.items() if v}
     tuning = run_tune(backbone, data, method, budget, search, seed, out, partial(launch, jobs=jobs), **settings)
     print(f"Trials, by validation accuracy\n{tuning.table.drop(columns=['message']).to_string(index=False, na_rep='')}\n\nChosen: {tuning.chosen}")
     print(f"Cost: {tuning.plan['cost']:.2f} default runs as planned, {tuning.spent['default_runs']:.2f} by attack steps, {duration(tuning.spent['seconds'])}")

@@ -39,6 +39,7 @@ HINTS = {
     "epochs": "Passes over the training images",
     "minutes": "A time budget for all runs together, in the place of a number of epochs; what fits into it is estimated from a measured step",
     "limit": "How many training images to use",
+    "size": "Pixels a side: the images are cut to their central square and resized",
     "seed": "Of everything random: the same seed gives the same run",
     "autoattack": "How many test images AutoAttack gets at the end; 0 leaves it out",
 }
@@ -56,6 +57,7 @@ def _fields(backbones, tasks):
         "epochs": _text("epochs", "Epochs", "found"),
         "minutes": _text("minutes", "or minutes", "no limit"),
         "limit": _text("limit", "Images", "all"),
+        "size": _text("size", "Pixels a side", "as they are"),
         "seed": Field(widgets.BoundedIntText(description="Seed", value=0, min=0, max=2**31, tooltip=HINTS["seed"], **WIDE)),
         "autoattack": Field(widgets.BoundedIntText(description="AutoAttack", value=64, min=0, max=10**6, tooltip=HINTS["autoattack"], **WIDE)),
     }
@@ -93,7 +95,7 @@ class Controls(widgets.VBox):
             "data": lambda: self.own_data.get(self.text("data"), self.text("data").strip()),
             "methods": self._methods, "eps": self._threat,
             "epochs": lambda: _whole(self.text("epochs"), "epochs"), "minutes": self._minutes,
-            "limit": lambda: _whole(self.text("limit"), "images"),
+            "limit": lambda: _whole(self.text("limit"), "images"), "size": lambda: _whole(self.text("size"), "pixels a side"),
             "seed": lambda: self.text("seed"), "autoattack": lambda: self.text("autoattack"),
         }
 

@@ -64,7 +64,7 @@ def _check_classes(task):
             problem = f"label {split.y.max().item()}, but labels run from 0 to {task.num_classes - 1}" if len(split) else "no images"
             raise AutoLoRaError(f"The {kind} split of '{task.name}' has {problem}: correct that split.")
         if split is not None and split.shape != task.shape:
-            raise AutoLoRaError(f"The {kind} images are {split.shape} and the training images {task.shape}: pass size=... to bring both to one size.")
+            raise AutoLoRaError(f"The {kind} images are {split.shape} and the training images {task.shape}: give a size, such as size=224 (--size 224), to bring both to one.")
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
         raise AutoLoRaError(f"Class '{task.classes[int(counts.argmin())]}' has no training images: add some, raise limit=..., or drop the class.")

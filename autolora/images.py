@@ -84,7 +84,7 @@ class LazyImages:
             image = self._decode(i)
             if image.shape != self.shape or image.dtype != self.dtype:
                 raise AutoLoRaError(f"Image {i} is {image.dtype} {tuple(image.shape)} and the first {self.dtype} {tuple(self.shape)}: "
-                                    "pass size=..., such as size=224, to bring all to one size.")
+                                    "give a size, such as size=224 (--size 224), to bring all to one.")
             array[place] = image
         return images
 

@@ -31,7 +31,7 @@ from .views import automatic, named, outcome, pictures, progress, table_html, th
 # %% ../nbs/17_lab.ipynb #6350e855
 def calls_of(choice, root="runs"):
     "The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments for each method, without their folders."
-    shared = {k: choice[k] for k in ("backbone", "data", "epochs", "seed", "threat", "limit", "autoattack")}
+    shared = {k: choice[k] for k in ("backbone", "data", "epochs", "seed", "threat", "limit", "size", "autoattack")}
     return [shared | {"method": method} for method in choice["methods"]]
 
 def code_of(calls):
@@ -293,7 +293,7 @@ class Lab:
 
     def _try(self, choice, wish):
         "Load the data, train two steps and forget them, and say what was found, at the field it belongs to."
-        try: task = load_task(choice["data"], limit=choice["limit"])
+        try: task = load_task(choice["data"], limit=choice["limit"], size=choice["size"])
         except AutoLoRaError as error: return self.controls.fields["data"].refuse(str(error))
         self.about.value, self.facts.value = thumbnails(task), "<small>Measuring a training step ...</small>"
         try: config, costs = _measure(choice, task)

@@ -53,6 +53,7 @@ class Settings:
     parametrisation: str = "lora"  # of the branch, one of `PARAMETRISATIONS`
     head: str = "random"          # or "robust_linear": trained alone on adversarial images first
     limit: int | None = None      # training images to use, None = all
+    size: int | None = None       # cut the images to their central square and resize to size x size, None = as they are
     autoattack: int = 0           # test images for AutoAttack in the final report; 0 leaves it out
     angles: bool = True           # record the gradient angles every epoch
     options: dict | None = None   # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
@@ -155,14 +156,14 @@ def prepare(backbone, data, method, epochs, seed, settings):
     check_head(METHODS[method], settings.head)
     options, changed = method_options(METHODS[method], settings)
     threat = parse_threat(settings.threat) if settings.threat else None
-    task = load_task(data, limit=settings.limit)
+    task = load_task(data, limit=settings.limit, size=settings.size)
     threat = threat or task.threat
     set_seed(seed)
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
     if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
     config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "speed": settings.speed, "attack": settings.attack, "coreset": settings.coreset, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
+              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "size": settings.size, "speed": settings.speed, "attack": settings.attack, "coreset": settings.coreset, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
               "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
     prepared = make_method(method, model, threat, seed, **options)
     prepared.begin(task)

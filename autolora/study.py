@@ -75,7 +75,7 @@ def design(methods, tasks, backbones, seeds, vary, settings):
     found = {"arms": arms(methods), "tasks": {}, "conditions": conditions(vary), "seeds": seeds, "settings": as_call(settings), "device": default_device().type, "versions": versions(), "rules": RULES}
     for source in [tasks] if isinstance(tasks, (str, Path)) else tasks:
         if not isinstance(source, (str, Path)): raise AutoLoRaError("The runs of a study are processes of their own, so its tasks are given by name or path: save your data as an .npz pack.")
-        task = load_task(source, limit=settings.get("limit"))
+        task = load_task(source, limit=settings.get("limit"), size=settings.get("size"))
         nets = list(backbones or [embedded(task)])
         found["tasks"][task.name] = {"source": str(source), "backbones": nets, "images": [len(task.train), len(task.val), len(task.test)]}
     return found | {"threads": max(1, cores() // len(cells(found)))}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # one thread: sums in one order, so that runs can be compared bit for bit
@@ -105,3 +106,19 @@ def test_a_run_that_names_no_data_says_how_to_measure_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"backbone": "robust_mini_gray", "num_classes": 10, "threat": "linf:0.1"}))
     done = autolora("evaluate", tmp_path)
     assert done.returncode == 2 and "--data" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_photographs_of_different_shapes_need_a_size(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(260):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + i % 3, 24, 3), dtype=np.uint8)).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    words = ["finetune", "robust_mini_rgb", tmp_path / "photos", "--epochs", "1", "--lr", "0.02", "--out", tmp_path / "run"]
+    refused = autolora(*words)
+    assert refused.returncode == 2 and "--size 224" in refused.stderr and "Traceback" not in refused.stderr and not (tmp_path / "run").exists()
+    done = autolora(*words, "--size", "16")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["shape"] == [3, 16, 16]
+    assert "--size 16" in (tmp_path / "run" / "report.html").read_text(), "the command that makes the run again"
+    measured = autolora("evaluate", tmp_path / "run", "--steps", "1")
+    assert measured.returncode == 0 and "PGD-1" in measured.stdout, measured.stderr
