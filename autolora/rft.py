@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'Settings', 'settings_from', 'default_epochs', 'default_batch_size', 'budget', 'prepare_model', 'report_on',
            'default_out', 'method_options', 'check_head', 'prepare', 'Estimate', 'cost', 'estimate', 'spent',
-           'probe_head', 'train', 'restarted', 'joined_run', 'finetune']
+           'tested_lr', 'probe_head', 'train', 'restarted', 'joined_run', 'finetune']
 
 # %% ../nbs/15_rft.ipynb #7e04078b
 import atexit
@@ -199,16 +199,19 @@ def spent(run):
             "peak_memory": peak_memory()}
 
 # %% ../nbs/15_rft.ipynb #3aee724b
+def tested_lr(run, method, task):
+    "The initial learning rate by `run`'s range test, which is made now unless it was before an interruption."
+    if not run.last("range_test"):
+        run.log("range_test", **find_lr(method, task, run.config["epochs"], run.config["batch_size"], run.config["seed"]).to_dict())
+    return run.last("range_test")["chosen"]
+
 def probe_head(run, method, task, control):
     "Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s epochs, in `run`'s sub-folder head; goes on where it stopped."
     config = run.config | {"method": "alf", "head": "random", "epochs": max(1, round(run.config["epochs"] / 4)), "options": None}
     epochs, batch_size, seed = config["epochs"], config["batch_size"], config["seed"]
     probe, sub = make_method("alf", method.model, method.threat, seed), joined_run(run.path / "head", config, resume=True)
-    if not sub.last("start"):
-        found = find_lr(probe, task, epochs, batch_size, seed)
-        sub.log("range_test", **found.to_dict())
-        sub.log("start", lr=found.chosen)
-    lr = sub.last("start")["lr"]
+    lr = tested_lr(sub, probe, task)
+    if not sub.last("start"): sub.log("start", lr=lr)
     learner = Learner(probe, task, sub, probe.schedule(lr, epochs), epochs, batch_size, [control])
     with isolated_rng(): learner.fit(resume=True)
     run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub))
@@ -222,10 +225,7 @@ def train(run, method, task, settings, resume):
         lr, method.recompute, method.parts = start["lr"], start.get("recompute", False), start.get("parts", 1)
     else:
         lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
-        if lr == "auto":
-            found = find_lr(method, task, epochs, batch_size, run.config["seed"])
-            run.log("range_test", **found.to_dict())
-            lr = found.chosen
+        if lr == "auto": lr = tested_lr(run, method, task)
         if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)  # after the range test, which a trained head misleads
         run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
                 processes=world(), recompute=method.recompute, parts=method.parts, speed=explain_speed(method.model))

@@ -4,6 +4,7 @@ python tools/evidence.py digits                     AutoLoRa, as published too, 
 python tools/evidence.py digits --what ablations    what each part of the published method is worth, and our two changes to it
 python tools/evidence.py digits --what tuned        the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
 python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
+python tools/evidence.py dtd10_128_jpeg.npz --size 32 --heads random --autoattack 0
 python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
 
 Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the protocol (NAME.json).
@@ -41,7 +42,7 @@ KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_corre
 
 def tuned(task, backbone, settings):
     "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
-    net = backbone or embedded(load_task(task, limit=settings.get("limit")))
+    net = backbone or embedded(load_task(task, limit=settings.get("limit"), size=settings.get("size")))
     found = {method: tune(net, task, method, 10, seed=1000, out=folder("tune", task, backbone, method, settings), **settings) for method in RIVALS}
     for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
     return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
@@ -59,13 +60,14 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", nargs="+", default=["random", "robust_linear"], help="of the methods")
     parser.add_argument("--limit", type=int, help="training images")
+    parser.add_argument("--size", type=int, help="pixels a side, to which the images are resized")
     parser.add_argument("--backbone", help="default: the embedded one")
     parser.add_argument("--weights", help="its checkpoint")
     parser.add_argument("--epochs", type=int, help="default: fits the size of the data")
     parser.add_argument("--autoattack", type=int, default=128, help="test images for AutoAttack")
     parser.add_argument("--jobs", type=int, help="runs at once")
     args = parser.parse_args()
-    settings = {name: value for name in ("limit", "epochs", "weights") if (value := getattr(args, name))}
+    settings = {name: value for name in ("limit", "size", "epochs", "weights") if (value := getattr(args, name))}
     arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(args.task, args.backbone, settings)
     vary = {"head": args.heads} if args.what == "methods" else None
     study = compare(arms, [args.task], [args.backbone] if args.backbone else None, args.seeds, vary, folder("evidence", args.task, args.backbone, args.what, settings), args.jobs, autoattack=args.autoattack, **settings)
