@@ -14,8 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from .drawing import GREY, STYLES, blank, finish, log_ticks, run_label
 from .paired import CIRCUMSTANCES, correlation, t_interval
-from .plots import GREY, STYLES, _blank, _finish, _log_ticks, run_label
 
 # %% ../nbs/10b_charts.ipynb #d2d9d35b
 LOOKS = [("#0072B2", "solid", "circle"), ("#E69F00", "dash", "square"), ("#009E73", "dot", "diamond"), ("#CC79A7", "dashdot", "triangle-up"), ("#D55E00", "longdash", "cross"),
@@ -40,19 +40,19 @@ def circumstances(frame, by=CIRCUMSTANCES):
 def stack(names, height=330):
     "An empty figure with a plot of `height` pixels for each of `names`, one below the other; and the whole height in pixels."
     n = max(1, len(names))
-    fig = make_subplots(figure=_blank(), rows=n, vertical_spacing=min(1 / n, 70 / (height * n)), subplot_titles=names if len(names) > 1 else None)
+    fig = make_subplots(figure=blank(), rows=n, vertical_spacing=min(1 / n, 70 / (height * n)), subplot_titles=names if len(names) > 1 else None)
     return fig.update_annotations(font_size=13), 150 + height * n
 
 def finish_stack(fig, title, words, height, xaxis, yaxis):
-    "`_finish` for a `stack`: the x axis is named once, below."
+    "`finish` for a `stack`: the x axis is named once, below."
     fig.update_yaxes(title_text=yaxis).update_xaxes(title_text=xaxis, row=len(fig._grid_ref), col=1)
-    _finish(fig, title, words, height)
+    finish(fig, title, words, height)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24 * (len(fig._grid_ref) > 1))
 
 # %% ../nbs/10b_charts.ipynb #08fdbfce
 def plot_forest(pairs, alpha=0.05):
     """The differences of `paired.pairs` in percentage points with their 95 % t intervals, a row a pair; filled where Holm's p of the t-test is below `alpha`."""
-    fig, known = _blank(), pairs[pairs["mean"].notna()].reset_index(drop=True)
+    fig, known = blank(), pairs[pairs["mean"].notna()].reset_index(drop=True)
     names = [f"{html.escape(run_label(p.a))}<br>− {html.escape(run_label(p.b))}<br>{where}{', ' * bool(where)}n = {p.n}" for p, where in zip(known.itertuples(), circumstances(known), strict=True)]
     for sure, words, colour, symbol in ((True, f"corrected p < {alpha:g}", "#0072B2", "circle"), (False, f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open")):
         rows = (known.holm_t < alpha) == sure
@@ -65,7 +65,7 @@ def plot_forest(pairs, alpha=0.05):
     fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
     sure = int((known.holm_t < alpha).sum())
     words = f"Right of 0: the first one is better. {sure} of {len(known)} differences stand after Holm's correction for {int(known.family[0])} tests." if len(known) else ""
-    return _finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known)).update_layout(title=dict(x=0.02, xref="container"))
+    return finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known)).update_layout(title=dict(x=0.02, xref="container"))
 
 # %% ../nbs/10b_charts.ipynb #7b7faf56
 def front(points):
@@ -116,7 +116,7 @@ def plot_rates(table, measure="ra"):
     fig, height = stack([name for name, _ in groups])
     for row, (_, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False): _rate_line(fig, row, runs, look[arm], measure)
-    fig.update_xaxes(type="log", **_log_ticks(known.lr))
+    fig.update_xaxes(type="log", **log_ticks(known.lr))
     words = "Bars: 95 % interval over the seeds. A star: the rate was found by the range test (mean of the rates found)." if groups else ""
     return finish_stack(fig, "How much does the learning rate matter?", words, height, "initial learning rate (log scale)", f"{measure.upper()} (%)")
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import pandas as pd
 
 from .backbones import BACKBONES
-from .card import Folded, html_page
 from .charts import circumstances, plot_angle, plot_forest, plot_plane, plot_rates
 from .core import AutoLoRaError, default_device, duration, unknown
 from .data import load_task
+from .drawing import run_label
 from .history import Run, cannot_write, write_atomic
 from .jobs import cores, launch
 from .machine import versions
 from .methods import METHODS
+from .pages import Folded, html_page
 from .paired import CIRCUMSTANCES, pairs, t_interval
-from .plots import run_label
 from .rft import Settings, settings_from
 
 # %% ../nbs/16_study.ipynb #ca50817c

@@ -13,8 +13,10 @@ from collections import Counter
 import pandas as pd
 
 from .core import duration, pct
+from .drawing import figure_table, run_label
+from .gallery import image_uri, plot_example
 from .history import read_examples
-from .plots import PANELS, best_epoch, figure_table, image_uri, plot_example, plot_scales, run_label
+from .plots import PANELS, best_epoch, plot_scales
 from .reports import STAR, Report, compare_rows
 
 # %% ../nbs/16d_views.ipynb #f2e806e4

@@ -113,7 +113,7 @@ def test_import_touches_neither_widgets_nor_gpu():
     assert python(code).split("\n") == ["[]", "False"]
 
 
-@pytest.mark.parametrize("module", ["schedule", "history", "reports", "plots", "views", "painter"])
+@pytest.mark.parametrize("module", ["schedule", "history", "reports", "drawing", "plots", "gallery", "pages", "views", "painter"])
 def test_torch_free(module):
     assert python(f"import sys, autolora.{module}; print('torch' in sys.modules)") == "False"
 
