@@ -29,7 +29,7 @@ from .rft import cost, default_out, prepare, settings_from
 from .views import automatic, named, outcome, pictures, progress, table_html, thumbnails
 
 # %% ../nbs/17_lab.ipynb #6350e855
-def calls_of(choice, root="runs"):
+def calls_of(choice):
     "The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments for each method, without their folders."
     shared = {k: choice[k] for k in ("backbone", "data", "epochs", "seed", "threat", "limit", "size", "autoattack")}
     return [shared | {"method": method} for method in choice["methods"]]
