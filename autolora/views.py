@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['APART', 'named', 'thinned', 'moved', 'pictures', 'table_html', 'as_panels', 'standing', 'progress', 'outcome',
-           'differences', 'results', 'tables', 'titled', 'automatic', 'thumbnails']
+           'differences', 'results', 'tables', 'titled', 'alert', 'automatic', 'thumbnails']
 
 # %% ../nbs/16d_views.ipynb #e3e8b4a7
 import html
@@ -108,6 +108,11 @@ def titled(title, table, note):
     "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
     body = table.to_html(index=False, border=0) if len(table) else "" if note else "<small>Nothing.</small>"
     return f"<h3 style='margin:8px 0 0'>{title}</h3>{body}<small>{html.escape(note)}</small>"
+
+# %% ../nbs/16d_views.ipynb #7c6e36a9
+def alert(words):
+    "HTML for what went wrong: text, escaped, in a colour and with a sign of its own."
+    return f"<div role='alert' style='color:#D55E00'>✕ {html.escape(words)}</div>"
 
 # %% ../nbs/16d_views.ipynb #4836d95d
 def automatic(config, chosen):
