@@ -862,7 +862,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'autolora.study._cell': ('study.html#_cell', 'autolora/study.py'),
                                 'autolora.study._complete': ('study.html#_complete', 'autolora/study.py'),
                                 'autolora.study._counts': ('study.html#_counts', 'autolora/study.py'),
-                                'autolora.study._measured_arms': ('study.html#_measured_arms', 'autolora/study.py'),
                                 'autolora.study._spread': ('study.html#_spread', 'autolora/study.py'),
                                 'autolora.study.alone': ('study.html#alone', 'autolora/study.py'),
                                 'autolora.study.arms': ('study.html#arms', 'autolora/study.py'),

@@ -92,7 +92,8 @@ def pairs(table, measure="ra", against=None):
     """A DataFrame of the pairs of arms in `table` (columns arm, seed, `CIRCUMSTANCES` and the shares `measure`), seed by seed.
 
     `against`: only the pairs with this arm, where not all are asked about. Columns: those circumstances, `measure`, `a`, `b`, the fields of `Difference` for a - b (mean, low and high in percentage points), `holm_t`, `holm_w` (the p values
-    corrected over all rows), `family` (how many there are) and `note`."""
+    corrected over all rows), `family` (how many there are) and `note`. An arm without any value under some circumstances has no pairs there."""
+    table = table[table.groupby([*CIRCUMSTANCES, "arm"])[measure].transform("count") > 0]
     rows = [pair for found in ([*group_pairs(where, group, measure, against)] for where, group in table.groupby(CIRCUMSTANCES, sort=False)) for pair in found]
     frame = pd.DataFrame(rows, columns=[*CIRCUMSTANCES, "measure", "a", "b", "n", "mean", "low", "high", "d", "d_low", "d_high", "p_t", "p_w", "note"])
     return frame.assign(holm_t=holm(frame.p_t), holm_w=holm(frame.p_w), family=int(frame.p_t.notna().sum()))

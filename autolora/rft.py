@@ -198,13 +198,14 @@ def spent(run):
             "attack_steps": 2 * len(search.get("lr", [])) + head.get("attack_steps", 0) + int(run.history.attack_steps.sum()),
             "peak_memory": peak_memory()}
 
-# %% ../nbs/15_rft.ipynb #3aee724b
+# %% ../nbs/15_rft.ipynb #6d561579
 def tested_lr(run, method, task):
     "The initial learning rate by `run`'s range test, which is made now unless it was before an interruption."
     if not run.last("range_test"):
         run.log("range_test", **find_lr(method, task, run.config["epochs"], run.config["batch_size"], run.config["seed"]).to_dict())
     return run.last("range_test")["chosen"]
 
+# %% ../nbs/15_rft.ipynb #3aee724b
 def probe_head(run, method, task, control):
     "Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s epochs, in `run`'s sub-folder head; goes on where it stopped."
     config = run.config | {"method": "alf", "head": "random", "epochs": max(1, round(run.config["epochs"] / 4)), "options": None}

@@ -188,11 +188,7 @@ def measured(table):
 
 def differences(table, against=None):
     "The `paired.pairs` of every accuracy in `table`, one below the other; each accuracy is a family of its own."
-    return pd.concat([pairs(_measured_arms(_complete(table), short), short, against) for short in measured(table) or ["ra"]], ignore_index=True)
-
-def _measured_arms(table, short):
-    "The rows of the arms that have the accuracy `short` at some seed, circumstance by circumstance."
-    return table[table.groupby([*CIRCUMSTANCES, "arm"])[short].transform("count") > 0]
+    return pd.concat([pairs(_complete(table), short, against) for short in measured(table) or ["ra"]], ignore_index=True)
 
 def _spread(values):
     "The mean of shares in percent with its t interval, in words."
