@@ -1,4 +1,5 @@
 """Package metadata comes from settings.ini, the version from autolora/__init__.py: no fact stands in two files."""
+
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -25,8 +26,13 @@ setup(
     classifiers=lines("classifiers"),
     python_requires=meta["python_requires"],
     install_requires=lines("requirements"),
-    extras_require={key.removeprefix("extra_"): lines(key) for key in meta if key.startswith("extra_")},
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["autolora=autolora._modidx:d"]},
+    extras_require={
+        key.removeprefix("extra_"): lines(key) for key in meta if key.startswith("extra_")
+    },
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": ["autolora=autolora._modidx:d"],
+    },
     packages=["autolora"],
     package_data={"autolora": ["weights/*"]},
 )

@@ -20,12 +20,27 @@ from .losses import trades_loss
 
 # %% ../nbs/07_angles.ipynb #cc9ba58e
 def cosines(a, b):
-    """The cosines between two gradients given as lists of tensors of the same shapes: `(whole, each)`, shapes () and (L,), float64.
+    """The cosines between two gradients given as lists of tensors of the same shapes: `(whole,
+    each)`, shapes () and (L,), float64.
 
     In [-1, 1]; NaN where either gradient is zero."""
-    def dots(u, v): return torch.stack([torch.dot(p.flatten().float(), q.flatten().float()) for p, q in zip(u, v, strict=True)]).double().cpu()
+
+    def dots(u, v):
+        return (
+            torch.stack(
+                [
+                    torch.dot(p.flatten().float(), q.flatten().float())
+                    for p, q in zip(u, v, strict=True)
+                ]
+            )
+            .double()
+            .cpu()
+        )
+
     aa, ab, bb = dots(a, a), dots(a, b), dots(b, b)
-    return (ab.sum() / (aa.sum().sqrt() * bb.sum().sqrt())).clamp(-1, 1), (ab / (aa.sqrt() * bb.sqrt())).clamp(-1, 1)
+    return (ab.sum() / (aa.sum().sqrt() * bb.sum().sqrt())).clamp(-1, 1), (
+        ab / (aa.sqrt() * bb.sqrt())
+    ).clamp(-1, 1)
 
 # %% ../nbs/07_angles.ipynb #e98d46ad
 def angle(cosine):
@@ -35,12 +50,16 @@ def angle(cosine):
 # %% ../nbs/07_angles.ipynb #0d8052ed
 @dataclass(frozen=True)
 class GradientSimilarity:
-    """Cosines in [-1, 1] between gradients with respect to the feature extractor; NaN where one of them is zero.
+    """Cosines in [-1, 1] between gradients with respect to the feature extractor; NaN where one of
+    them is zero.
 
-    `cosine`: of the two terms that really reach it, mean over the mini-batches. `cosine_natural`: of the natural term, as it would
-    reach it without a branch, and the adversarial objective. `..._averaged`: the same two of the gradients averaged over the
-    mini-batches. `length_nat`, `length_adv`: Euclidean lengths (loss in nats per unit of weight) of the two gradients of
-    `cosine_natural`, means over the mini-batches. `angle_layers`: as `angle`, for each parameter. `batches`: how many mini-batches."""
+    `cosine`: of the two terms that really reach it, mean over the mini-batches. `cosine_natural`:
+    of the natural term, as it would reach it without a branch, and the adversarial objective.
+    `..._averaged`: the same two of the gradients averaged over the mini-batches. `length_nat`,
+    `length_adv`: Euclidean lengths (loss in nats per unit of weight) of the two gradients of
+    `cosine_natural`, means over the mini-batches. `angle_layers`: as `angle`, for each parameter.
+    `batches`: how many mini-batches."""
+
     cosine: float
     cosine_natural: float
     cosine_averaged: float
@@ -51,34 +70,67 @@ class GradientSimilarity:
     batches: int
 
     @property
-    def angle(self): return angle(self.cosine)
+    def angle(self):
+        return angle(self.cosine)
+
     @property
-    def angle_natural(self): return angle(self.cosine_natural)
+    def angle_natural(self):
+        return angle(self.cosine_natural)
 
     def to_dict(self):
         "Everything as JSON takes it, angles in degrees included; null for NaN."
-        def known(value): return None if value != value else value
+
+        def known(value):
+            return None if value != value else value
+
         values = asdict(self) | {"angle": self.angle, "angle_natural": self.angle_natural}
-        return {k: {n: known(a) for n, a in v.items()} if isinstance(v, dict) else known(v) for k, v in values.items()}
+        return {
+            k: {n: known(a) for n, a in v.items()} if isinstance(v, dict) else known(v)
+            for k, v in values.items()
+        }
 
 # %% ../nbs/07_angles.ipynb #92f1c965
 def term_gradients(model, branch, x, x_adv, y, loss):
-    """The gradients of one mini-batch with respect to the feature extractor, as two pairs: `{"reaching": (a, b), "natural": (c, d)}`.
+    """The gradients of one mini-batch with respect to the feature extractor, as two pairs:
+    `{"reaching": (a, b), "natural": (c, d)}`.
 
-    Each is a list of tensors in the order of `split_parameters(model)[0]`. `loss(nat, adv, y)` gives the weighted terms by name,
-    "ce_nat" the natural one. A term that isn't there has the gradient zero."""
-    weights = {name: model.get_parameter(name).detach().requires_grad_() for name in split_parameters(model)[0]}
-    def gradient(term): return torch.autograd.grad(term, list(weights.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
-    def total(gradients): return [sum(parts, torch.zeros_like(w)) for w, *parts in zip(weights.values(), *gradients, strict=True)]
+    Each is a list of tensors in the order of `split_parameters(model)[0]`. `loss(nat, adv, y)`
+    gives the weighted terms by name, "ce_nat" the natural one. A term that isn't there has the
+    gradient zero."""
+    weights = {
+        name: model.get_parameter(name).detach().requires_grad_()
+        for name in split_parameters(model)[0]
+    }
+
+    def gradient(term):
+        return torch.autograd.grad(
+            term,
+            list(weights.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    def total(gradients):
+        return [
+            sum(parts, torch.zeros_like(w))
+            for w, *parts in zip(weights.values(), *gradients, strict=True)
+        ]
 
     nat, adv = functional_call(model, weights, (x,)), functional_call(model, weights, (x_adv,))
     natural = gradient(F.cross_entropy(nat, y))
     if branch is not None:
-        with torch.no_grad(): nat = branch(x)
+        with torch.no_grad():
+            nat = branch(x)
     terms = loss(nat, adv, y)
     others = [gradient(term) for name, term in terms.items() if name != "ce_nat"]
     pair = natural, total(others)
-    return {"reaching": pair if branch is None and "ce_nat" in terms else (total(others[:1]), total(others[1:])), "natural": pair}
+    return {
+        "reaching": pair
+        if branch is None and "ce_nat" in terms
+        else (total(others[:1]), total(others[1:])),
+        "natural": pair,
+    }
 
 # %% ../nbs/07_angles.ipynb #f6700156
 def length(gradients):
@@ -87,26 +139,57 @@ def length(gradients):
 
 # %% ../nbs/07_angles.ipynb #3eaa8d85
 def _add(total, gradients, n):
-    "`total` (None at first) plus the mean `gradients` of `n` images, weighted by `n`: a short last batch counts for what it is."
-    return [n * g for g in gradients] if total is None else [t.add_(g, alpha=n) for t, g in zip(total, gradients, strict=True)]
+    """`total` (None at first) plus the mean `gradients` of `n` images, weighted by `n`: a short
+    last batch counts for what it is."""
+    return (
+        [n * g for g in gradients]
+        if total is None
+        else [t.add_(g, alpha=n) for t, g in zip(total, gradients, strict=True)]
+    )
 
 # %% ../nbs/07_angles.ipynb #dab1e2cb
-def gradient_similarity(model, x, y, threat, loss=trades_loss, branch=None, batch_size=32, steps=10):
-    """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1] with labels `y` (N,).
+def gradient_similarity(
+    model, x, y, threat, loss=trades_loss, branch=None, batch_size=32, steps=10
+):
+    """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1] with labels `y`
+    (N,).
 
-    `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the path its natural images take past the
-    feature extractor's weights (a `LowRankBranch`), if any. The images are attacked on the plain model by PGD on cross-entropy within `threat`, `steps` steps. Everything runs in
-    eval mode, and modes, statistics, gradients and random generators are left as they were.
-    Source: section 3.2 of Xu et al. 2024; the aggregation is ours."""
+    `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the path its
+    natural images take past the feature extractor's weights (a `LowRankBranch`), if any. The images
+    are attacked on the plain model by PGD on cross-entropy within `threat`, `steps` steps.
+    Everything runs in eval mode, and modes, statistics, gradients and random generators are left as
+    they were. Source: section 3.2 of Xu et al. 2024; the aggregation is ours."""
     found, sums, lengths = {"reaching": [], "natural": []}, {}, []
     with torch.enable_grad(), eval_mode(model), isolated_rng(0):
-        parts = [pgd(model, xs, ys, threat, steps=steps) for xs, ys in zip(x.split(256), y.split(256), strict=True)]  # larger is faster; images don't mix
-        for xb, x_adv, yb in zip(x.split(batch_size), torch.cat(parts).split(batch_size), y.split(batch_size), strict=True):
+        parts = [
+            pgd(model, xs, ys, threat, steps=steps)
+            for xs, ys in zip(x.split(256), y.split(256), strict=True)
+        ]  # larger is faster; images don't mix
+        for xb, x_adv, yb in zip(
+            x.split(batch_size),
+            torch.cat(parts).split(batch_size),
+            y.split(batch_size),
+            strict=True,
+        ):
             for pair, gradients in term_gradients(model, branch, xb, x_adv, yb, loss).items():
                 found[pair].append(torch.cat([c.reshape(-1) for c in cosines(*gradients)]))
-                sums[pair] = [_add(total, grads, len(yb)) for total, grads in zip(sums.get(pair, (None, None)), gradients, strict=True)]
-                if pair == "natural": lengths.append([length(g) for g in gradients])
-    reaching, natural = (torch.stack(found[pair]).nanmean(0).tolist() for pair in ("reaching", "natural"))
+                sums[pair] = [
+                    _add(total, grads, len(yb))
+                    for total, grads in zip(sums.get(pair, (None, None)), gradients, strict=True)
+                ]
+                if pair == "natural":
+                    lengths.append([length(g) for g in gradients])
+    reaching, natural = (
+        torch.stack(found[pair]).nanmean(0).tolist() for pair in ("reaching", "natural")
+    )
     averaged = {pair: cosines(*totals)[0].item() for pair, totals in sums.items()}
     layers = dict(zip(split_parameters(model)[0], map(angle, reaching[1:]), strict=True))
-    return GradientSimilarity(reaching[0], natural[0], averaged["reaching"], averaged["natural"], *torch.tensor(lengths).mean(0).tolist(), layers, len(found["reaching"]))
+    return GradientSimilarity(
+        reaching[0],
+        natural[0],
+        averaged["reaching"],
+        averaged["natural"],
+        *torch.tensor(lengths).mean(0).tolist(),
+        layers,
+        len(found["reaching"]),
+    )

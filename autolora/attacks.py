@@ -17,57 +17,81 @@ from .folding import fast
 # %% ../nbs/02_attacks.ipynb #b90fa5de
 @contextlib.contextmanager
 def eval_mode(model):
-    "`model` in eval mode inside; every module's own mode restored afterwards, also after an exception."
+    """`model` in eval mode inside; every module's own mode restored afterwards, also after an
+    exception."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    try: yield model
+    try:
+        yield model
     finally:
-        for module, training in modes: module.training = training
+        for module, training in modes:
+            module.training = training
 
 # %% ../nbs/02_attacks.ipynb #fe364e4f
 def _objective(loss, model, x, y):
     "The function of adversarial logits that the attack maximises, summed over the batch."
-    if callable(loss): return loss
-    if loss == "ce": return lambda logits: F.cross_entropy(logits, y, reduction="sum")
-    if loss != "kl": raise unknown("attack loss", loss, ["ce", "kl"])
-    with torch.no_grad(): p_nat = model(x).softmax(1)
+    if callable(loss):
+        return loss
+    if loss == "ce":
+        return lambda logits: F.cross_entropy(logits, y, reduction="sum")
+    if loss != "kl":
+        raise unknown("attack loss", loss, ["ce", "kl"])
+    with torch.no_grad():
+        p_nat = model(x).softmax(1)
     return lambda logits: F.kl_div(logits.log_softmax(1), p_nat, reduction="sum")
 
 # %% ../nbs/02_attacks.ipynb #a028b20c
-def pgd(model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=True, generator=None):
-    """Projected gradient descent: adversarial images of the shape of `x`, detached, within `threat` and within [0, 1].
+def pgd(
+    model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=True, generator=None
+):
+    """Projected gradient descent: adversarial images of the shape of `x`, detached, within `threat`
+    and within [0, 1].
 
-    `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was. `y`: labels (N,).
-    `steps`: any number from 0. `step_size`: in pixel space; None means 2.5 eps / steps. `loss`: "ce", "kl", or a function of the outputs.
-    `generator`: where the random start comes from; without one it is seeded with 0, so equal calls give equal images.
-    Raises `AutoLoRaError` for a negative number of steps or an unknown loss. Source: Madry et al. 2018; KL: Zhang et al. 2019."""
-    if steps < 0: raise AutoLoRaError(f"steps must be 0 or more, not {steps}.")
+    `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was.
+    `y`: labels (N,). `steps`: any number from 0. `step_size`: in pixel space; None means 2.5 eps /
+    steps. `loss`: "ce", "kl", or a function of the outputs. `generator`: where the random start
+    comes from; without one it is seeded with 0, so equal calls give equal images. Raises
+    `AutoLoRaError` for a negative number of steps or an unknown loss. Source: Madry et al. 2018;
+    KL: Zhang et al. 2019."""
+    if steps < 0:
+        raise AutoLoRaError(f"steps must be 0 or more, not {steps}.")
     step_size = 2.5 * threat.eps / max(1, steps) if step_size is None else step_size
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), isolated_rng():
-        x = x.detach().clone(memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
-        x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0)) if random_start else x
+        x = x.detach().clone(
+            memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format
+        )
+        x_adv = (
+            threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
+            if random_start
+            else x
+        )
         with fast(model, x) as net:
             objective = _objective(loss, net, x, y)
             for _ in range(steps):
                 x_adv = x_adv.detach().requires_grad_()
-                grad, = torch.autograd.grad(objective(net(x_adv)), x_adv)
+                (grad,) = torch.autograd.grad(objective(net(x_adv)), x_adv)
                 x_adv = threat.project(threat.step(x_adv.detach(), grad, step_size), x)
     return x_adv.detach()
 
 # %% ../nbs/02_attacks.ipynb #7b3bef91
 def fgsm(model, x, y, threat):
-    "One steepest step of size eps from `x`, projected; arguments and result as in `pgd`. Source: Goodfellow et al. 2015."
+    """One steepest step of size eps from `x`, projected; arguments and result as in `pgd`.
+
+    Source: Goodfellow et al. 2015."""
     return pgd(model, x, y, threat, steps=1, step_size=threat.eps, random_start=False)
 
 # %% ../nbs/02_attacks.ipynb #7060e1cf
 def n_fgsm(model, x, y, threat, noise=2.0, generator=None):
-    """A single step from a noisy point, for training only: `x` + noise * eps * u + eps * step, u uniform in the unit ball.
+    """A single step from a noisy point, for training only: `x` + noise * eps * u + eps * step, u
+    uniform in the unit ball.
 
     Neither projected nor clipped to [0, 1], as published, so the result may leave the threat model.
-    Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm statistics do see the noisy
-    images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
+    Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm
+    statistics do see the noisy images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
     with torch.enable_grad():
-        start = x + noise * (type(threat)(threat.eps).start(torch.full_like(x, 0.5), generator) - 0.5)
+        start = x + noise * (
+            type(threat)(threat.eps).start(torch.full_like(x, 0.5), generator) - 0.5
+        )
         start = start.detach().requires_grad_()
-        grad, = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
     return threat.step(start, grad, threat.eps).detach()

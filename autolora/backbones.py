@@ -24,23 +24,34 @@ from .vision import import_torchvision
 
 # %% ../nbs/04_backbones.ipynb #41f5cf2c
 class Normalise(nn.Module):
-    "(x - mean) / std for images (N, C, H, W) in [0, 1]; a single-channel image broadcasts to the channels of `mean`."
+    """(x - mean) / std for images (N, C, H, W) in [0, 1]; a single-channel image broadcasts to the
+    channels of `mean`."""
+
     def __init__(self, mean, std):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
-    def forward(self, x): return (x - self.mean) / self.std
+    def forward(self, x):
+        return (x - self.mean) / self.std
 
 # %% ../nbs/04_backbones.ipynb #0b66cc9c
 class BasicBlock(nn.Module):
-    "Two 3x3 convolutions with BatchNorm and a shortcut (He et al. 2016): (N, c_in, H, W) to (N, c_out, H / stride, W / stride)."
+    """Two 3x3 convolutions with BatchNorm and a shortcut (He et al. 2016): (N, c_in, H, W) to (N,
+    c_out, H / stride, W / stride)."""
+
     def __init__(self, c_in, c_out, stride):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
         self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.down = nn.Identity() if stride == 1 and c_in == c_out else nn.Sequential(
-            nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.down = (
+            nn.Identity()
+            if stride == 1 and c_in == c_out
+            else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        )
 
     def forward(self, x):
         out = self.bn1(self.conv1(x)).relu()
@@ -48,97 +59,170 @@ class BasicBlock(nn.Module):
 
 # %% ../nbs/04_backbones.ipynb #e1c8a2fd
 class MiniResNet(nn.Module):
-    "The embedded backbones' net: normalised images (N, channels, H, W), 16 <= H, W <= 64, to logits (N, num_classes)."
+    """The embedded backbones' net: normalised images (N, channels, H, W), 16 <= H, W <= 64, to
+    logits (N, num_classes)."""
+
     def __init__(self, channels, num_classes, widths, strides):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, 32, 5, 2, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-        self.blocks = nn.Sequential(*(BasicBlock(*block) for block in zip((32, *widths), widths, strides, strict=False)))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, 2, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(
+            *(BasicBlock(*block) for block in zip((32, *widths), widths, strides, strict=False))
+        )
         self.head = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x): return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 # %% ../nbs/04_backbones.ipynb #c916da4f
 def head_name(model):
-    "The dotted name of `model`'s head, its last `nn.Linear`. Raises `AutoLoRaError` if it has none."
+    """The dotted name of `model`'s head, its last `nn.Linear`.
+
+    Raises `AutoLoRaError` if it has none."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names: raise AutoLoRaError("The model has no linear layer to serve as its head: end it in an nn.Linear over the classes.")
+    if not names:
+        raise AutoLoRaError(
+            "The model has no linear layer to serve as its head: end it in an nn.Linear over the "
+            "classes."
+        )
     return names[-1]
 
 # %% ../nbs/04_backbones.ipynb #764d9c38
 def split_parameters(model):
     "The dotted names of `model`'s parameters in two lists: feature extractor, head."
     prefix, names = head_name(model) + ".", [name for name, _ in model.named_parameters()]
-    return [n for n in names if not n.startswith(prefix)], [n for n in names if n.startswith(prefix)]
+    return [n for n in names if not n.startswith(prefix)], [
+        n for n in names if n.startswith(prefix)
+    ]
 
 # %% ../nbs/04_backbones.ipynb #cc6b278d
 @contextlib.contextmanager
 def entering_head(model):
-    "Inside, a list to which every call of `model`, also by `functional_call`, adds what its head gets: (N, d)."
+    """Inside, a list to which every call of `model`, also by `functional_call`, adds what its head
+    gets: (N, d)."""
     found = []
-    handle = model.get_submodule(head_name(model)).register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    try: yield found
-    finally: handle.remove()
+    handle = model.get_submodule(head_name(model)).register_forward_pre_hook(
+        lambda module, args: found.append(args[0])
+    )
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 # %% ../nbs/04_backbones.ipynb #31b4f299
 def fresh_head(model, num_classes):
-    "Replace `model`'s head by a fresh, randomly initialised linear layer over `num_classes`, in place; returns `model`."
+    """Replace `model`'s head by a fresh, randomly initialised linear layer over `num_classes`, in
+    place; returns `model`."""
     path, _, last = head_name(model).rpartition(".")
     old = model.get_submodule(f"{path}.{last}" if path else last)
-    new = nn.Linear(old.in_features, num_classes, bias=True, device=old.weight.device, dtype=old.weight.dtype)
+    new = nn.Linear(
+        old.in_features, num_classes, bias=True, device=old.weight.device, dtype=old.weight.dtype
+    )
     setattr(model.get_submodule(path), last, new)
     return model
 
 # %% ../nbs/04_backbones.ipynb #1cc451d3
-WRAPPERS = ("module.", "_orig_mod.", "attacker.", "model.", "backbone.", "encoder.", "net.", "state_dict.")
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "attacker.",
+    "model.",
+    "backbone.",
+    "encoder.",
+    "net.",
+    "state_dict.",
+)
+
 
 def _bare(key):
     "A tensor's name without the wrappers around the net."
-    while (wrapper := next((w for w in WRAPPERS if key.startswith(w)), None)): key = key[len(wrapper):]
+    while wrapper := next((w for w in WRAPPERS if key.startswith(w)), None):
+        key = key[len(wrapper) :]
     return key
 
 # %% ../nbs/04_backbones.ipynb #44681103
 def _read_tensors(path):
     "The flat name -> tensor dict of a checkpoint file."
     path = Path(path)
-    if not path.is_file(): raise AutoLoRaError(f"There is no checkpoint at {path}: give the path of a .safetensors or .pt file.")
+    if not path.is_file():
+        raise AutoLoRaError(
+            f"There is no checkpoint at {path}: give the path of a .safetensors or .pt file."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise AutoLoRaError(f"{path} can't be read safely as weights ({type(error).__name__}): save the model's state_dict "
-                            "as .safetensors, or with torch.save so that torch.load(weights_only=True) accepts it.") from error
+        raise AutoLoRaError(
+            f"{path} can't be read safely as weights ({type(error).__name__}): save the model's "
+            "state_dict "
+            "as .safetensors, or with torch.save so that torch.load(weights_only=True) accepts it."
+        ) from error
     for key in ("state_dict", "model", "net"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
-    return {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, dict) else {}
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    return (
+        {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+        if isinstance(found, dict)
+        else {}
+    )
 
 # %% ../nbs/04_backbones.ipynb #03cf22b3
 def load_weights(model, path, min_match=0.9):
-    """Load the feature extractor's weights from `path` into `model`, in place; the head stays fresh. Returns the share matched.
+    """Load the feature extractor's weights from `path` into `model`, in place; the head stays
+    fresh.
 
-    Tensors match by name (wrappers such as `module.` stripped on both sides) and shape. Raises `AutoLoRaError` if the file
-    can't be read safely, if a tensor has another shape, or if fewer than `min_match` (0 to 1) of the feature extractor's tensors match."""
+    Returns the share matched.
+
+    Tensors match by name (wrappers such as `module.` stripped on both sides) and shape. Raises
+    `AutoLoRaError` if the file can't be read safely, if a tensor has another shape, or if fewer
+    than `min_match` (0 to 1) of the feature extractor's tensors match."""
     source = {_bare(k): v for k, v in _read_tensors(path).items()}
     head = head_name(model) + "."
-    wanted = {k: v for k, v in model.state_dict().items() if not k.startswith((head, "normalise.")) and not k.endswith("num_batches_tracked")}
-    matched = {k: source[_bare(k)] for k, v in wanted.items() if _bare(k) in source and source[_bare(k)].shape == v.shape}
+    wanted = {
+        k: v
+        for k, v in model.state_dict().items()
+        if not k.startswith((head, "normalise.")) and not k.endswith("num_batches_tracked")
+    }
+    matched = {
+        k: source[_bare(k)]
+        for k, v in wanted.items()
+        if _bare(k) in source and source[_bare(k)].shape == v.shape
+    }
     share = len(matched) / max(1, len(wanted))
-    other = [f"{k} {tuple(source[_bare(k)].shape)} there, {tuple(v.shape)} here" for k, v in wanted.items() if _bare(k) in source and k not in matched]
-    if other and share >= min_match: raise AutoLoRaError(f"{path} is of another net: {len(other)} of {len(wanted)} tensors of the feature extractor have another shape ({other[0]}).")
+    other = [
+        f"{k} {tuple(source[_bare(k)].shape)} there, {tuple(v.shape)} here"
+        for k, v in wanted.items()
+        if _bare(k) in source and k not in matched
+    ]
+    if other and share >= min_match:
+        raise AutoLoRaError(
+            f"{path} is of another net: {len(other)} of {len(wanted)} tensors of the feature "
+            f"extractor have another shape ({other[0]})."
+        )
     if share < min_match:
         missing = [k for k in wanted if k not in matched][:3]
-        raise AutoLoRaError(f"{path} matches {len(matched)} of {len(wanted)} tensors of the feature extractor ({share:.0%}; at least {min_match:.0%} are needed): "
-                            f"missing or of another shape are {', '.join(missing)}, ...; check that it belongs to this backbone.")
+        raise AutoLoRaError(
+            f"{path} matches {len(matched)} of {len(wanted)} tensors of the feature extractor "
+            f"({share:.0%}; at least {min_match:.0%} are needed): "
+            f"missing or of another shape are {', '.join(missing)}, ...; check that it belongs to "
+            "this backbone."
+        )
     model.load_state_dict(matched, strict=False)
     return share
 
 # %% ../nbs/04_backbones.ipynb #9fe1312e
 @dataclass(frozen=True)
 class Backbone:
-    "What `load_backbone` knows about a name: its input channels, normalisation, net and where its weights come from."
+    """What `load_backbone` knows about a name: its input channels, normalisation, net and where its
+    weights come from."""
+
     description: str
     channels: int
     mean: tuple
@@ -148,31 +232,60 @@ class Backbone:
 
     def model(self, num_classes):
         "The net behind its normalisation, weights random."
-        return nn.Sequential(OrderedDict(normalise=Normalise(self.mean, self.std), net=self.build(num_classes)))
+        return nn.Sequential(
+            OrderedDict(normalise=Normalise(self.mean, self.std), net=self.build(num_classes))
+        )
 
 # %% ../nbs/04_backbones.ipynb #ac1b9c86
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+
 def _torchvision_resnet(name):
-    "A `Backbone` of torchvision's `name`; its ImageNet weights are fetched by torchvision when asked for."
-    def build(num_classes): return import_torchvision("models").get_model(name, num_classes=num_classes)
-    def download(): return import_torchvision("models").get_model_weights(name).DEFAULT.get_state_dict(progress=False)
-    return Backbone(f"torchvision {name}, ImageNet weights (not robust)", 3, *IMAGENET, build, download)
+    """A `Backbone` of torchvision's `name`; its ImageNet weights are fetched by torchvision when
+    asked for."""
+
+    def build(num_classes):
+        return import_torchvision("models").get_model(name, num_classes=num_classes)
+
+    def download():
+        return (
+            import_torchvision("models")
+            .get_model_weights(name)
+            .DEFAULT.get_state_dict(progress=False)
+        )
+
+    return Backbone(
+        f"torchvision {name}, ImageNet weights (not robust)", 3, *IMAGENET, build, download
+    )
 
 # %% ../nbs/04_backbones.ipynb #5b5178e4
 WEIGHTS = Path(importlib.util.find_spec("autolora").origin).parent / "weights"
 
 BACKBONES = {
-    "robust_mini_gray": Backbone("small residual net, adversarially pre-trained on Fashion-MNIST, L-inf 0.1", 1, (0.286,), (0.353,),
-                                 lambda k: MiniResNet(1, k, (64, 128), (2, 2))),
-    "robust_mini_rgb": Backbone("small residual net, adversarially pre-trained on Tiny-ImageNet at 32x32, L-inf 8/255", 3, (0.480, 0.448, 0.398), (0.277, 0.269, 0.282),
-                                lambda k: MiniResNet(3, k, (64, 128, 128), (2, 2, 1))),
-    **{name: _torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
+    "robust_mini_gray": Backbone(
+        "small residual net, adversarially pre-trained on Fashion-MNIST, L-inf 0.1",
+        1,
+        (0.286,),
+        (0.353,),
+        lambda k: MiniResNet(1, k, (64, 128), (2, 2)),
+    ),
+    "robust_mini_rgb": Backbone(
+        "small residual net, adversarially pre-trained on Tiny-ImageNet at 32x32, L-inf 8/255",
+        3,
+        (0.480, 0.448, 0.398),
+        (0.277, 0.269, 0.282),
+        lambda k: MiniResNet(3, k, (64, 128, 128), (2, 2, 1)),
+    ),
+    **{
+        name: _torchvision_resnet(name)
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    },
 }
 
 # %% ../nbs/04_backbones.ipynb #fffee5d2
 def backbone_card(name):
-    "The card of an embedded backbone as a dict (data, recipe, epochs, measured source SA and RA with intervals); empty for others."
+    """The card of an embedded backbone as a dict (data, recipe, epochs, measured source SA and RA
+    with intervals); empty for others."""
     path = WEIGHTS / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -180,24 +293,39 @@ def backbone_card(name):
 def _pretrained(model, name):
     "Load the weights that belong to the backbone `name` into `model`."
     path = WEIGHTS / f"{name}.safetensors"
-    if path.is_file(): return load_weights(model, path)
-    try: state = BACKBONES[name].download()
+    if path.is_file():
+        return load_weights(model, path)
+    try:
+        state = BACKBONES[name].download()
     except Exception as error:
-        raise AutoLoRaError(f"The weights of '{name}' could not be fetched ({type(error).__name__}): give weights= the path of a checkpoint, "
-                            "or weights=None to start from random weights.") from error
+        raise AutoLoRaError(
+            f"The weights of '{name}' could not be fetched ({type(error).__name__}): give weights= "
+            "the path of a checkpoint, "
+            "or weights=None to start from random weights."
+        ) from error
     head = head_name(model) + "."
-    return model.load_state_dict({f"net.{k}": v for k, v in state.items() if not f"net.{k}".startswith(head)}, strict=False)
+    return model.load_state_dict(
+        {f"net.{k}": v for k, v in state.items() if not f"net.{k}".startswith(head)}, strict=False
+    )
 
 # %% ../nbs/04_backbones.ipynb #b4f02dfc
 def load_backbone(name, num_classes, channels=None, weights="pretrained"):
-    """The backbone `name` with a fresh head: an `nn.Module` from images (N, C, H, W) in [0, 1] to logits (N, `num_classes`).
+    """The backbone `name` with a fresh head: an `nn.Module` from images (N, C, H, W) in [0, 1] to
+    logits (N, `num_classes`).
 
-    `channels`: of the images to come (1 or 3), to refuse colour images on a grey backbone. `weights`: "pretrained" (its own),
-    None (random) or the path of a checkpoint. Raises `AutoLoRaError` for an unknown name or weights that can't be had or don't fit."""
-    if name not in BACKBONES: raise unknown("backbone", name, BACKBONES)
+    `channels`: of the images to come (1 or 3), to refuse colour images on a grey backbone.
+    `weights`: "pretrained" (its own), None (random) or the path of a checkpoint. Raises
+    `AutoLoRaError` for an unknown name or weights that can't be had or don't fit."""
+    if name not in BACKBONES:
+        raise unknown("backbone", name, BACKBONES)
     if channels is not None and channels not in (1, BACKBONES[name].channels):
-        raise AutoLoRaError(f"'{name}' takes grey images, but the data have {channels} channels: use 'robust_mini_rgb' or a ResNet.")
+        raise AutoLoRaError(
+            f"'{name}' takes grey images, but the data have {channels} channels: use "
+            "'robust_mini_rgb' or a ResNet."
+        )
     model = BACKBONES[name].model(num_classes)
-    if weights == "pretrained": _pretrained(model, name)
-    elif weights is not None: load_weights(model, weights)
+    if weights == "pretrained":
+        _pretrained(model, name)
+    elif weights is not None:
+        load_weights(model, weights)
     return model

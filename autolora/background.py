@@ -22,26 +22,40 @@ from .rft import finetune
 class Job:
     """One call of `finetune`, by its keyword arguments, `out` among them.
 
-    `state`: "waiting", "running", "finished", "stopped" or "failed"; `message`: why it failed, in a sentence."""
+    `state`: "waiting", "running", "finished", "stopped" or "failed"; `message`: why it failed, in a
+    sentence."""
+
     call: dict
     state: str = "waiting"
     message: str = ""
 
     @property
-    def out(self): return Path(self.call["out"])
+    def out(self):
+        return Path(self.call["out"])
 
 # %% ../nbs/15b_background.ipynb #ceafdfd6
 class Trainer:
-    """Works through `Job`s in a daemon thread. `jobs`: those of the last start, in order; `control`: the `Control` of the one at work.
+    """Works through `Job`s in a daemon thread.
 
-    `at_work`: a lock held meanwhile. Who wants to build or try a model in this process, in yet another thread, takes it first: a run's
-    random start comes from torch's global generator, and two threads that draw from it can't be repeated."""
+    `jobs`: those of the last start, in order; `control`: the `Control` of the one at work.
+
+    `at_work`: a lock held meanwhile. Who wants to build or try a model in this process, in yet
+    another thread, takes it first: a run's random start comes from torch's global generator, and
+    two threads that draw from it can't be repeated."""
+
     def __init__(self):
-        self.jobs, self.control, self._thread, self._lock, self.at_work = [], Control(), None, threading.Lock(), threading.Lock()
+        self.jobs, self.control, self._thread, self._lock, self.at_work = (
+            [],
+            Control(),
+            None,
+            threading.Lock(),
+            threading.Lock(),
+        )
         atexit.register(self.close)
 
     @property
-    def busy(self): return self._thread is not None and self._thread.is_alive()
+    def busy(self):
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def job(self):
@@ -49,52 +63,80 @@ class Trainer:
         return next((job for job in self.jobs if job.state == "running"), None)
 
     def start(self, calls):
-        "Begin the calls of `finetune`, dicts of keyword arguments. Raises `AutoLoRaError` while others are at work."
+        """Begin the calls of `finetune`, dicts of keyword arguments.
+
+        Raises `AutoLoRaError` while others are at work."""
         self._begin([Job({"progress": False, **call}) for call in calls])
 
-    def pause(self): self.control.pause()
+    def pause(self):
+        self.control.pause()
 
     def resume(self):
-        "Go on: at once with a paused run, else from the checkpoints of all jobs of the last start that are not finished."
-        if self.busy: return self.control.resume()
-        self._begin([Job(job.call | {"resume": True}) for job in self.jobs if job.state != "finished"])
+        """Go on: at once with a paused run, else from the checkpoints of all jobs of the last start
+        that are not finished."""
+        if self.busy:
+            return self.control.resume()
+        self._begin(
+            [Job(job.call | {"resume": True}) for job in self.jobs if job.state != "finished"]
+        )
 
     def stop(self):
         "End the run at work, keeping its best weights and its checkpoint, and those that wait."
         for job in self.jobs:
-            if job.state == "waiting": job.state = "stopped"
+            if job.state == "waiting":
+                job.state = "stopped"
         self.control.stop()
 
     def wait(self, seconds=None):
         "Until all is done, or for so many seconds."
-        if self._thread: self._thread.join(seconds)
+        if self._thread:
+            self._thread.join(seconds)
 
     def close(self):
-        "Stop, keep what there is, and wait a little for it: at the interpreter's end no thread may be inside torch."
+        """Stop, keep what there is, and wait a little for it: at the interpreter's end no thread
+        may be inside torch."""
         self.stop()
         self.wait(30)
 
     def _begin(self, jobs):
         with self._lock:
-            if self.busy: raise AutoLoRaError("A training is at work in this kernel already: stop it first, or wait for its end.")
+            if self.busy:
+                raise AutoLoRaError(
+                    "A training is at work in this kernel already: stop it first, or wait for its "
+                    "end."
+                )
             self.jobs, self.control = jobs, Control()
-            self._thread = threading.Thread(target=self._work, args=(jobs,), daemon=True, name="autolora trainer")
+            self._thread = threading.Thread(
+                target=self._work, args=(jobs,), daemon=True, name="autolora trainer"
+            )
             self._thread.start()
 
     def _work(self, jobs):
         with self.at_work:
             for job in jobs:
-                if job.state == "waiting": do(job, self.control)
+                if job.state == "waiting":
+                    do(job, self.control)
+
 
 def do(job, control):
     "Run one job; whatever happens becomes its state and message."
     job.state = "running"
-    try: job.state = "stopped" if finetune(**job.call, control=control).events[-1]["event"] == "stopped" else "finished"
+    try:
+        job.state = (
+            "stopped"
+            if finetune(**job.call, control=control).events[-1]["event"] == "stopped"
+            else "finished"
+        )
     except BaseException as error:  # nobody above could hear it
         job.message, job.state = explain(error), "failed"
-        if (job.out / "config.json").is_file(): _note(job)
+        if (job.out / "config.json").is_file():
+            _note(job)
+
 
 def _note(job):
-    "Write the failure into the run's log too, for whoever opens it later; a full disk was said already."
-    try: Run(job.out).log("failed", message=job.message)
-    except AutoLoRaError: pass
+    """Write the failure into the run's log too, for whoever opens it later; a full disk was said
+    already."""
+    try:
+        Run(job.out).log("failed", message=job.message)
+    except AutoLoRaError:
+        pass

@@ -19,46 +19,87 @@ from .schedule import StepDecay
 
 # %% ../nbs/12c_basis.ipynb #45f96977
 def option_value(name, spec, value):
-    """`value`, perhaps given as text, as the option `name` takes it. `spec`: its default, or the tuple of what is allowed.
+    """`value`, perhaps given as text, as the option `name` takes it.
+
+    `spec`: its default, or the tuple of what is allowed.
 
     Numbers have to be 0 or more. Raises `AutoLoRaError` for anything that isn't allowed."""
-    if isinstance(spec, str): return str(value)
+    if isinstance(spec, str):
+        return str(value)
     allowed = [choice for choice in spec if choice is not float] if isinstance(spec, tuple) else []
-    if value in allowed: return value
-    if allowed and float not in spec: raise unknown(f"{name}", value, allowed)
-    try: number = parse_number(value, name)
-    except AutoLoRaError as error: raise AutoLoRaError(f"{name} must be {' or '.join([*map(repr, allowed), 'a number'])}, not {value!r}.") from error
+    if value in allowed:
+        return value
+    if allowed and float not in spec:
+        raise unknown(f"{name}", value, allowed)
+    try:
+        number = parse_number(value, name)
+    except AutoLoRaError as error:
+        raise AutoLoRaError(
+            f"{name} must be {' or '.join([*map(repr, allowed), 'a number'])}, not {value!r}."
+        ) from error
     if number < 0 or isinstance(spec, int) and number != int(number):
-        raise AutoLoRaError(f"{name} must be a {'whole ' * isinstance(spec, int)}number of 0 or more, not {value}.")
+        raise AutoLoRaError(
+            f"{name} must be a {'whole ' * isinstance(spec, int)}number of 0 or more, not {value}."
+        )
     return int(number) if isinstance(spec, int) else number
 
 # %% ../nbs/12c_basis.ipynb #a8b0dd25
 def chosen_options(cls, given):
-    "All options of the method class `cls` as a dict, those `given` checked. An unknown one is an `AutoLoRaError` with the nearest known name."
+    """All options of the method class `cls` as a dict, those `given` checked.
+
+    An unknown one is an `AutoLoRaError` with the nearest known name."""
     for name in given:
-        if name not in cls.options: raise unknown(f"option of {cls.name}", name, cls.options)
-    defaults = {name: spec[0] if isinstance(spec, tuple) else spec for name, spec in cls.options.items()}
-    return {name: option_value(name, cls.options[name], given.get(name, default)) for name, default in defaults.items()}
+        if name not in cls.options:
+            raise unknown(f"option of {cls.name}", name, cls.options)
+    defaults = {
+        name: spec[0] if isinstance(spec, tuple) else spec for name, spec in cls.options.items()
+    }
+    return {
+        name: option_value(name, cls.options[name], given.get(name, default))
+        for name, default in defaults.items()
+    }
 
 # %% ../nbs/12c_basis.ipynb #ac00d488
 class Method:
-    """What the learner asks of a method. `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
+    """What the learner asks of a method.
 
-    Subclasses give `name`, `label` and `loss(nat, adv, y)`, which returns weighted terms (scalar tensors) that sum to the objective; and
-    where natural and adversarial images don't just go through the model, `natural_path` and `path`, or all of `losses(x, y)`, which
-    leaves the logits, detached, in `adv` and `nat` (where there are any), both (N, K). `options` become attributes. `model` is what the user keeps: it is attacked, validated and saved. Every parameter that is trained belongs to one
-    of `modules()`."""
+    `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts.
+
+    Subclasses give `name`, `label` and `loss(nat, adv, y)`, which returns weighted terms (scalar
+    tensors) that sum to the objective; and where natural and adversarial images don't just go
+    through the model, `natural_path` and `path`, or all of `losses(x, y)`, which leaves the logits,
+    detached, in `adv` and `nat` (where there are any), both (N, K). `options` become attributes.
+    `model` is what the user keeps: it is attacked, validated and saved. Every parameter that is
+    trained belongs to one of `modules()`."""
+
     name, label, nat, adv, branch, attack_loss = "", "", None, None, None, "ce"
-    options = {"steps": 10, "weight_decay": 1e-4, "ramp_from": 0.0, "ramp_to": 0.0}  # of the attack and of the optimiser as published; no ramp
-    recompute, parts = False, 1  # whether activations are computed again in the backward pass, and in how many parts a batch is trained, where it doesn't fit in memory
-    adaptive = False  # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch budget
-    remembers = ()    # attributes, numbers or texts, that steer an epoch: logged with it and kept in the checkpoint
-    fresh_head = True # whether it starts from a head that knows nothing
+    options = {
+        "steps": 10,
+        "weight_decay": 1e-4,
+        "ramp_from": 0.0,
+        "ramp_to": 0.0,
+    }  # of the attack and of the optimiser as published; no ramp
+    recompute, parts = (
+        False,
+        1,
+        # whether activations are computed again in the backward pass, and in how many parts a batch is
+        # trained, where it doesn't fit in memory
+    )
+    # whether its schedule follows accuracies, so that only a cool-down makes it fit the epoch
+    # budget
+    adaptive = False
+    # attributes, numbers or texts, that steer an epoch: logged with it and kept in the checkpoint
+    remembers = ()
+    fresh_head = True  # whether it starts from a head that knows nothing
 
     def __init__(self, model, threat, seed=0, **options):
         self.model, self.threat, self.eps_share = model, threat, 1.0
         vars(self).update(chosen_options(type(self), options))
-        if not self.ramp_from <= self.ramp_to <= 1: raise AutoLoRaError(f"ramp_from and ramp_to must be shares of the training in rising order, not {self.ramp_from:g} and {self.ramp_to:g}.")
+        if not self.ramp_from <= self.ramp_to <= 1:
+            raise AutoLoRaError(
+                "ramp_from and ramp_to must be shares of the training in rising order, not "
+                f"{self.ramp_from:g} and {self.ramp_to:g}."
+            )
         self.rng = torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
     def path(self, x):
@@ -71,7 +112,8 @@ class Method:
 
     @property
     def detached_path(self):
-        "That path, where the natural term doesn't reach the feature extractor through it; else None."
+        """That path, where the natural term doesn't reach the feature extractor through it; else
+        None."""
         return self.branch
 
     def losses(self, x, y):
@@ -81,12 +123,23 @@ class Method:
         return self.loss(nat, adv, y)
 
     def attack(self, x, y):
-        "Adversarial training images: PGD-10 on cross-entropy through the adversarial path, from a uniform random start."
-        if not self.eps_share: return x
-        return pgd(self.model, x, y, self.present_threat, steps=self.steps, loss=self.attack_loss, generator=self.rng)
+        """Adversarial training images: PGD-10 on cross-entropy through the adversarial path, from a
+        uniform random start."""
+        if not self.eps_share:
+            return x
+        return pgd(
+            self.model,
+            x,
+            y,
+            self.present_threat,
+            steps=self.steps,
+            loss=self.attack_loss,
+            generator=self.rng,
+        )
 
     @property
-    def present_threat(self): return replace(self.threat, eps=self.eps_share * self.threat.eps)
+    def present_threat(self):
+        return replace(self.threat, eps=self.eps_share * self.threat.eps)
 
     @property
     def chance(self):
@@ -95,48 +148,74 @@ class Method:
 
     @property
     def settled(self):
-        "Whether the training now faces the whole threat, so that its robust validation accuracy may steer it."
+        """Whether the training now faces the whole threat, so that its robust validation accuracy
+        may steer it."""
         return self.eps_share == 1
 
-    def modules(self): return {"model": self.model} | ({"branch": self.branch} if self.branch is not None else {})
-    def parameters(self): return [p for module in self.modules().values() for p in module.parameters()]
+    def modules(self):
+        return {"model": self.model} | ({"branch": self.branch} if self.branch is not None else {})
+
+    def parameters(self):
+        return [p for module in self.modules().values() for p in module.parameters()]
 
     def groups(self):
-        "The optimiser's parameter groups: one for everything, the branch's factors included. A `share` in a group is its part of the learning rate."
+        """The optimiser's parameter groups: one for everything, the branch's factors included.
+
+        A `share` in a group is its part of the learning rate."""
         return [{"params": self.parameters()}]
 
     def optimizer(self, lr):
         "The published optimiser: SGD with momentum 0.9."
         return torch.optim.SGD(self.groups(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
 
-    def begin(self, task): "Called once before the training on `task` (also when it is resumed), with the weights to start from in place."
+    def begin(self, task):
+        """Called once before the training on `task` (also when it is resumed), with the weights to
+        start from in place."""
+
     def finish(self, task):
-        "Called once after the training on `task`, with the best weights in place; returns whether it has changed them."
+        """Called once after the training on `task`, with the best weights in place; returns whether
+        it has changed them."""
         return False
 
-    def train(self): self.model.train()
+    def train(self):
+        self.model.train()
+
     def before_step(self, progress):
         "Called before each training step with the share of the training that is done, in [0, 1)."
         span = max(self.ramp_to - self.ramp_from, 1e-9)
-        self.eps_share = 1.0 if progress >= self.ramp_to else max(0.0, (progress - self.ramp_from) / span)
-    def after_train(self): "Called after an epoch's steps, before it is validated."
-    def schedule(self, lr, epochs, cool_down=0.0): return StepDecay(lr, epochs)
-    def end_epoch(self, train_sa): "Called with the epoch's standard accuracy on the training data, in [0, 1] or NaN."
+        self.eps_share = (
+            1.0 if progress >= self.ramp_to else max(0.0, (progress - self.ramp_from) / span)
+        )
+
+    def after_train(self):
+        "Called after an epoch's steps, before it is validated."
+
+    def schedule(self, lr, epochs, cool_down=0.0):
+        return StepDecay(lr, epochs)
+
+    def end_epoch(self, train_sa):
+        "Called with the epoch's standard accuracy on the training data, in [0, 1] or NaN."
+
     def lr_share(self):
-        "By what the learning rate that suits the feature extractor is multiplied to suit the whole method."
+        """By what the learning rate that suits the feature extractor is multiplied to suit the
+        whole method."""
         return 1.0
 
     @property
-    def state(self): return {name: getattr(self, name) for name in self.remembers}
-    def state_dict(self): return {"rng": self.rng.get_state(), **self.state}
+    def state(self):
+        return {name: getattr(self, name) for name in self.remembers}
+
+    def state_dict(self):
+        return {"rng": self.rng.get_state(), **self.state}
+
     def load_state_dict(self, state):
         self.rng.set_state(state["rng"].cpu())
         vars(self).update({name: state[name] for name in self.remembers})
 
-
 # %% ../nbs/12c_basis.ipynb #01bb2537
 class AT(Method):
     "Adversarial training: CE(adv). Source: Madry et al. 2018."
+
     name, label = "at", "adversarial training"
 
     def losses(self, x, y):
@@ -144,19 +223,31 @@ class AT(Method):
         self.adv = adv.detach()
         return self.loss(None, adv, y)
 
-    def loss(self, nat, adv, y): return {"ce_adv": F.cross_entropy(adv, y)}
+    def loss(self, nat, adv, y):
+        return {"ce_adv": F.cross_entropy(adv, y)}
 
 # %% ../nbs/12c_basis.ipynb #6cf6c089
 class FastAT(AT):
     "Adversarial training with the single noisy step N-FGSM. Source: de Jorge et al. 2022."
-    name, label, options = "fast_at", "single-step adversarial training", AT.options | {"steps": 1, "weight_decay": 5e-4}
 
-    def attack(self, x, y): return n_fgsm(self.model, x, y, self.present_threat, generator=self.rng)
+    name, label, options = (
+        "fast_at",
+        "single-step adversarial training",
+        AT.options | {"steps": 1, "weight_decay": 5e-4},
+    )
+
+    def attack(self, x, y):
+        return n_fgsm(self.model, x, y, self.present_threat, generator=self.rng)
 
 # %% ../nbs/12c_basis.ipynb #e7723a9d
 class TRADES(Method):
-    "Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv), both through the feature extractor. Source: Zhang et al. 2019; paper Eq. 1."
+    """Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv), both through the feature
+    extractor.
+
+    Source: Zhang et al. 2019; paper Eq. 1."""
+
     name, label = "trades", "naive RFT (TRADES)"
     options = Method.options | {"beta": 6.0, "attack_loss": ("ce", "kl")}
 
-    def loss(self, nat, adv, y): return trades_loss(nat, adv, y, self.beta)
+    def loss(self, nat, adv, y):
+        return trades_loss(nat, adv, y, self.beta)

@@ -17,31 +17,55 @@ from .core import AutoLoRaError
 
 # %% ../nbs/05b_batchnorm.ipynb #7f3b75fc
 class SplitBN(nn.Module):
-    """`model` with a BatchNorm of its own: called with images (N, C, H, W) it gives logits, every other weight being the model's, live.
+    """`model` with a BatchNorm of its own: called with images (N, C, H, W) it gives logits, every
+    other weight being the model's, live.
 
-    Its affine weights and statistics start as copies of the model's; in training mode its forward moves its own statistics only. As with
-    `LowRankBranch`, the model may be trained and loaded but not replaced. Raises `AutoLoRaError` for a model without BatchNorm."""
+    Its affine weights and statistics start as copies of the model's; in training mode its forward
+    moves its own statistics only. As with `LowRankBranch`, the model may be trained and loaded but
+    not replaced. Raises `AutoLoRaError` for a model without BatchNorm."""
+
     def __init__(self, model):
         super().__init__()
-        found = {name.replace(".", "/"): module for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.track_running_stats}
-        if not found: raise AutoLoRaError("This method keeps two sets of BatchNorm statistics, and the model has no BatchNorm: choose a method without, such as trades, or a net with BatchNorm.")
-        object.__setattr__(self, "model", model)  # past nn.Module, which would register its parameters a second time
+        found = {
+            name.replace(".", "/"): module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+        }
+        if not found:
+            raise AutoLoRaError(
+                "This method keeps two sets of BatchNorm statistics, and the model has no "
+                "BatchNorm: choose a method without, such as trades, or a net with BatchNorm."
+            )
+        object.__setattr__(
+            self, "model", model
+        )  # past nn.Module, which would register its parameters a second time
         self.norms = nn.ModuleDict({key: copy.deepcopy(module) for key, module in found.items()})
 
     def tensors(self):
         "The second set, name in the model -> tensor, for `torch.func.functional_call`."
-        return {f"{key.replace('/', '.')}.{leaf}": tensor for key, norm in self.norms.items()
-                for leaf, tensor in [*norm.named_parameters(), *norm.named_buffers()]}
+        return {
+            f"{key.replace('/', '.')}.{leaf}": tensor
+            for key, norm in self.norms.items()
+            for leaf, tensor in [*norm.named_parameters(), *norm.named_buffers()]
+        }
 
-    def forward(self, x): return functional_call(self.model, self.tensors(), (x,))
+    def forward(self, x):
+        return functional_call(self.model, self.tensors(), (x,))
 
     def modules(self):
-        "Its modules and the model's, whose modes `eval_mode` has to know; `parameters()` remains the second set's."
+        """Its modules and the model's, whose modes `eval_mode` has to know; `parameters()` remains
+        the second set's."""
         yield from super().modules()
         yield from self.model.modules()
 
 # %% ../nbs/05b_batchnorm.ipynb #81efd632
 class FrozenBN(SplitBN):
-    "As `SplitBN`, but its statistics are those the model had when it was made, always. Source: Liu et al. 2023 (TWINS)."
+    """As `SplitBN`, but its statistics are those the model had when it was made, always.
+
+    Source: Liu et al. 2023 (TWINS)."""
+
     def forward(self, x):
-        with eval_mode(nn.ModuleList(self.model.get_submodule(key.replace("/", ".")) for key in self.norms)): return super().forward(x)
+        with eval_mode(
+            nn.ModuleList(self.model.get_submodule(key.replace("/", ".")) for key in self.norms)
+        ):
+            return super().forward(x)

@@ -21,33 +21,56 @@ def study_progress(table):
     "How far the study with this `table` has come, in a sentence; what failed with its reason."
     states = table.state.value_counts()
     failed = [f"{row.folder}: {row.message}" for row in table[table.state == "failed"].itertuples()]
-    return f"{states.get('finished', 0)} of {len(table)} runs are finished" + "".join(f", {n} {state}" for state, n in states.items() if state != "finished") + "." + "".join(f" Failed: {words}" for words in failed)
+    return (
+        f"{states.get('finished', 0)} of {len(table)} runs are finished"
+        + "".join(f", {n} {state}" for state, n in states.items() if state != "finished")
+        + "."
+        + "".join(f" Failed: {words}" for words in failed)
+    )
+
 
 def page(table):
     "HTML: the `study_progress` of a study, its results and its tests."
-    parts = (("Results on test images", summary(table), "Means over the seeds, 95 % t intervals."), ("Differences, seed by seed", tests(table), TOLD))
-    return f"<p role='status'>{html.escape(study_progress(table))}</p>" + "".join(f"<div style='overflow:auto;max-height:420px'>{titled(*part)}</div>" for part in parts)
+    parts = (
+        ("Results on test images", summary(table), "Means over the seeds, 95 % t intervals."),
+        ("Differences, seed by seed", tests(table), TOLD),
+    )
+    return f"<p role='status'>{html.escape(study_progress(table))}</p>" + "".join(
+        f"<div style='overflow:auto;max-height:420px'>{titled(*part)}</div>" for part in parts
+    )
 
 # %% ../nbs/16f_board.ipynb #08429088
 class Board(widgets.VBox):
-    """The study in the folder `path`, followed until all its runs have ended; without one, empty until `follow`.
+    """The study in the folder `path`, followed until all its runs have ended; without one, empty
+    until `follow`.
 
     Raises `AutoLoRaError` if the folder holds no study."""
+
     pace = 3.0  # seconds between two looks
 
     def __init__(self, path=None):
-        self.words, self.canvas, self.study, self._seen, self._watcher = widgets.HTML(), Canvas(layout=widgets.Layout(width="100%")), None, None, None
+        self.words, self.canvas, self.study, self._seen, self._watcher = (
+            widgets.HTML(),
+            Canvas(layout=widgets.Layout(width="100%")),
+            None,
+            None,
+            None,
+        )
         super().__init__([self.words, self.canvas], layout=widgets.Layout(width="100%"))
         self.add_class("autolora-board")
         self.canvas.observe(lambda change: self.draw(), "opened")
-        if path: self.follow(path)
+        if path:
+            self.follow(path)
 
     def follow(self, path):
         "Show the study in the folder `path` from now on."
         self.study, self._seen = Study.open(path), None
         self._changed(self.study)  # what stands there now is drawn here
-        if self.draw(): return
-        self._watcher = threading.Thread(target=self._watch, args=[self.study], daemon=True, name="autolora board")
+        if self.draw():
+            return
+        self._watcher = threading.Thread(
+            target=self._watch, args=[self.study], daemon=True, name="autolora board"
+        )
         self._watcher.start()
 
     def clear(self):
@@ -56,7 +79,8 @@ class Board(widgets.VBox):
 
     def draw(self):
         "Draw the study as it is now; returns whether all its runs have ended."
-        if self.study is None: return True
+        if self.study is None:
+            return True
         table = self.study.table
         self.words.value = page(table)
         self.canvas.panels = as_panels(figures(table), self.canvas.opened)
@@ -65,11 +89,22 @@ class Board(widgets.VBox):
     def _watch(self, study):
         ended = False
         while self.study is study and not ended:
-            if self._changed(study): ended = self.draw()
+            if self._changed(study):
+                ended = self.draw()
             time.sleep(0 if ended else self.pace)
 
     def _changed(self, study):
         "Whether a run has begun, ended or failed since the last look."
         log = study.path / "events.jsonl"  # of the study: what failed
-        found, self._seen = self._seen, (log.stat().st_size if log.is_file() else 0, sorted(str(file) for name in ("config.json", "report.json") for file in study.path.glob(f"runs/*/{name}")))
+        found, self._seen = (
+            self._seen,
+            (
+                log.stat().st_size if log.is_file() else 0,
+                sorted(
+                    str(file)
+                    for name in ("config.json", "report.json")
+                    for file in study.path.glob(f"runs/*/{name}")
+                ),
+            ),
+        )
         return found != self._seen

@@ -102,9 +102,13 @@ STYLE = """
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
-    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: the names of the panels whose tables are unfolded on the page:
-    only those are needed. `sliders`: name of a panel -> `label`, `min`, `max`, `step` of a slider above it; `values`: where they stand."""
-    _esm = f"const module = {{ exports: {{}} }}, exports = module.exports;\n{get_plotlyjs()}\n{SCRIPT}"
+    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: the names of the panels whose
+    tables are unfolded on the page: only those are needed. `sliders`: name of a panel -> `label`,
+    `min`, `max`, `step` of a slider above it; `values`: where they stand."""
+
+    _esm = (
+        f"const module = {{ exports: {{}} }}, exports = module.exports;\n{get_plotlyjs()}\n{SCRIPT}"
+    )
     _css = STYLE
     panels = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)
@@ -112,8 +116,13 @@ class Canvas(anywidget.AnyWidget):
     values = traitlets.Dict().tag(sync=True)
 
     def show(self, panels):
-        "Show `panels` in the place of those of the same names, which are changed together; the others stay."
-        self.panels = list(({panel[0]: panel for panel in self.panels} | {panel[0]: panel for panel in panels}).values())
+        """Show `panels` in the place of those of the same names, which are changed together; the
+        others stay."""
+        self.panels = list(
+            (
+                {panel[0]: panel for panel in self.panels} | {panel[0]: panel for panel in panels}
+            ).values()
+        )
 
     def hand_over(self, name, content):
         "Put a link to the HTML text `content` above the pictures, named `name`."
@@ -122,4 +131,3 @@ class Canvas(anywidget.AnyWidget):
     def copy(self, text):
         "Put `text` on the clipboard, where the browser allows it."
         self.send({"copy": text})
-

@@ -24,169 +24,377 @@ from .reports import label
 
 # %% ../nbs/14_card.ipynb #c5b5e6a6
 def results(run):
-    "Blocks: the final evaluation as a table, with its alarms; or how far an unfinished run has come."
+    """Blocks: the final evaluation as a table, with its alarms; or how far an unfinished run has
+    come."""
     if not run.report:
-        return [f"This run is unfinished: {len(run.history)} of {run.config.get('epochs', '?')} epochs are done, and nothing has been measured on test images. Call finetune with the same settings, out= this folder and resume=True to go on."]
-    table = pd.DataFrame([{"measure": _measure(e["attack"]), "accuracy (%)": pct(e["accuracy"]), "95 % interval (%)": f"{pct(e['low'])} to {pct(e['high'])}",
-                           "correct": e["correct"], "n": e["n"]} for e in run.report["evaluations"]])
-    words = f"Measured on images of the split: {run.report.get('split') or 'not recorded'}. Threat: {run.report.get('threat')}. Intervals are Wilson's. They tell how sure an accuracy is for this one trained model, not how much it varies from seed to seed."
+        return [
+            f"This run is unfinished: {len(run.history)} of {run.config.get('epochs', '?')} epochs "
+            "are done, and nothing has been measured on test images. Call finetune with the same "
+            "settings, out= this folder and resume=True to go on."
+        ]
+    table = pd.DataFrame(
+        [
+            {
+                "measure": _measure(e["attack"]),
+                "accuracy (%)": pct(e["accuracy"]),
+                "95 % interval (%)": f"{pct(e['low'])} to {pct(e['high'])}",
+                "correct": e["correct"],
+                "n": e["n"],
+            }
+            for e in run.report["evaluations"]
+        ]
+    )
+    words = (
+        f"Measured on images of the split: {run.report.get('split') or 'not recorded'}. "
+        f"Threat: {run.report.get('threat')}. Intervals are Wilson's. They tell how sure an "
+        "accuracy is for this one trained model, not how much it varies from seed to seed."
+    )
     return [table, words, [f"Alarm: {alarm}" for alarm in run.report.get("alarms") or []]]
 
 # %% ../nbs/14_card.ipynb #7a88ebc6
 def _measure(attack):
     "What an attack's row measures, in words."
-    return "standard accuracy (SA), natural images" if attack == "none" else f"robust accuracy (RA), {label(attack)}"
+    return (
+        "standard accuracy (SA), natural images"
+        if attack == "none"
+        else f"robust accuracy (RA), {label(attack)}"
+    )
 
 # %% ../nbs/14_card.ipynb #9e48d262
 def _method(config):
-    "The method's label and its one-line description (its class's docstring); its bare name where it isn't one of ours."
+    """The method's label and its one-line description (its class's docstring); its bare name where
+    it isn't one of ours."""
     cls = METHODS.get(config.get("method"))
-    return (cls.label, cls.__doc__.splitlines()[0]) if cls else (str(config.get("method", "an unknown method")), "")
+    return (
+        (cls.label, cls.__doc__.splitlines()[0])
+        if cls
+        else (str(config.get("method", "an unknown method")), "")
+    )
 
 # %% ../nbs/14_card.ipynb #3e315748
 def setting(run):
     "Blocks: what was run, in words, and every setting as a table."
     c, (name, what) = run.config, _method(run.config)
-    words = (f"{name} fine-tuned the backbone {c.get('backbone', '?')} on {c.get('task', '?')} ({c.get('num_classes', '?')} classes) against the threat "
-             f"{c.get('threat', '?')}, for up to {c.get('epochs', '?')} epochs in batches of {c.get('batch_size', '?')}, with seed {c.get('seed', '?')}. {what}")
-    shown = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in c.items() if k != "versions" and v is not None}
-    return [words.strip(), Folded("All settings", pd.DataFrame(shown.items(), columns=["setting", "value"]))]
+    words = (
+        f"{name} fine-tuned the backbone {c.get('backbone', '?')} on {c.get('task', '?')} "
+        f"({c.get('num_classes', '?')} classes) against the threat "
+        f"{c.get('threat', '?')}, for up to {c.get('epochs', '?')} epochs in batches of "
+        f"{c.get('batch_size', '?')}, with seed {c.get('seed', '?')}. {what}"
+    )
+    shown = {
+        k: ", ".join(map(str, v)) if isinstance(v, list) else str(v)
+        for k, v in c.items()
+        if k != "versions" and v is not None
+    }
+    return [
+        words.strip(),
+        Folded("All settings", pd.DataFrame(shown.items(), columns=["setting", "value"])),
+    ]
 
 # %% ../nbs/14_card.ipynb #ca606734
 def _epochs_table(history):
     "The epochs as a table of strings with units: what the plots show, to be read or copied."
-    columns = {"epoch": "epoch", "lr": "learning rate", "lam1": "lam1", "lam2": "lam2", "sa": "SA (%)", "ra": "RA (%)",
-               "angle": "angle (degrees)", "loss": "loss (nats)", "seconds": "seconds"}
+    columns = {
+        "epoch": "epoch",
+        "lr": "learning rate",
+        "lam1": "lam1",
+        "lam2": "lam2",
+        "sa": "SA (%)",
+        "ra": "RA (%)",
+        "angle": "angle (degrees)",
+        "loss": "loss (nats)",
+        "seconds": "seconds",
+    }
     numbers = history[[c for c in columns if c in history]].apply(pd.to_numeric, errors="coerce")
-    for share in {"sa", "ra"} & set(numbers): numbers[share] *= 100
+    for share in {"sa", "ra"} & set(numbers):
+        numbers[share] *= 100
     return numbers.map(lambda v: "–" if pd.isna(v) else f"{v:.4g}").rename(columns=columns)
 
 # %% ../nbs/14_card.ipynb #e79ab526
 def curves(run):
     "Blocks: accuracy and loss over training, as plots and as a table."
-    if run.history.empty: return ["No epoch has been finished yet."]
-    return [PANELS["accuracy"](_named(run)), PANELS["losses"](_named(run)), Folded("The epochs as a table", _epochs_table(run.history))]
+    if run.history.empty:
+        return ["No epoch has been finished yet."]
+    return [
+        PANELS["accuracy"](_named(run)),
+        PANELS["losses"](_named(run)),
+        Folded("The epochs as a table", _epochs_table(run.history)),
+    ]
 
 # %% ../nbs/14_card.ipynb #09294b41
-def _named(run): return {run.config.get("method", "this run"): run.history}
+def _named(run):
+    return {run.config.get("method", "this run"): run.history}
 
-def _measured(run, column): return column in run.history and run.history[column].notna().any()
+
+def _measured(run, column):
+    return column in run.history and run.history[column].notna().any()
 
 # %% ../nbs/14_card.ipynb #789d5d00
 def gradients(run):
     "Blocks: the angles between the natural and the adversarial gradient, where they were recorded."
-    if not _measured(run, "angle"): return ["The angles between the gradients were not recorded in this run."]
-    words = ("Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the angle between the two terms that really reach the "
-             "feature extractor; dotted, what it would be if the natural term reached it too.")
-    return [words, PANELS["angles"](_named(run)), PANELS["gradients"](_named(run))] + ([PANELS["layers"](_named(run))] if _measured(run, "angle_layers") else [])
+    if not _measured(run, "angle"):
+        return ["The angles between the gradients were not recorded in this run."]
+    words = (
+        "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is "
+        "the angle between the two terms that really reach the "
+        "feature extractor; dotted, what it would be if the natural term reached it too."
+    )
+    return [words, PANELS["angles"](_named(run)), PANELS["gradients"](_named(run))] + (
+        [PANELS["layers"](_named(run))] if _measured(run, "angle_layers") else []
+    )
 
 # %% ../nbs/14_card.ipynb #4e4bd17f
 def scales(run):
-    "Blocks: what the low-rank branch would do to the two accuracies if it were kept, where that was measured."
-    slid = next(({k: v for k, v in e.items() if k != "event"} for e in run.events if e.get("event") == "scales"), None)
-    if slid is None: return ["Not measured: the method has no low-rank branch, or the run is unfinished."]
-    table = pd.DataFrame({"scale s": slid["scale"], "SA (%)": map(pct, slid["sa"]), "RA (%)": map(pct, slid["ra"])})
-    return [f"The finished model is the one at s = 0. With the branch added at the scale s (run.branch.merged(s)) it slides towards the natural path; measured on {slid['n']} validation images, PGD-10 at each s.",
-            plot_scales({run.config.get("method", "this run"): slid}), table]
+    """Blocks: what the low-rank branch would do to the two accuracies if it were kept, where that
+    was measured."""
+    slid = next(
+        (
+            {k: v for k, v in e.items() if k != "event"}
+            for e in run.events
+            if e.get("event") == "scales"
+        ),
+        None,
+    )
+    if slid is None:
+        return ["Not measured: the method has no low-rank branch, or the run is unfinished."]
+    table = pd.DataFrame(
+        {"scale s": slid["scale"], "SA (%)": map(pct, slid["sa"]), "RA (%)": map(pct, slid["ra"])}
+    )
+    return [
+        "The finished model is the one at s = 0. With the branch added at the scale s "
+        f"(run.branch.merged(s)) it slides towards the natural path; measured on {slid['n']} "
+        "validation images, PGD-10 at each s.",
+        plot_scales({run.config.get("method", "this run"): slid}),
+        table,
+    ]
 
 # %% ../nbs/14_card.ipynb #f91c4c20
 def learning_rate(run):
     "Blocks: the learning rate, the loss weights, and each decision with its reason."
-    if run.history.empty: return ["No epoch has been finished yet."]
-    table = decisions(run.history)[["epoch", "what", "why"]].rename(columns={"epoch": "after epoch"})
-    return [PANELS["lr"](_named(run)), table if len(table) else "The schedule found no reason to halve the learning rate."]
+    if run.history.empty:
+        return ["No epoch has been finished yet."]
+    table = decisions(run.history)[["epoch", "what", "why"]].rename(
+        columns={"epoch": "after epoch"}
+    )
+    return [
+        PANELS["lr"](_named(run)),
+        table if len(table) else "The schedule found no reason to halve the learning rate.",
+    ]
 
 # %% ../nbs/14_card.ipynb #8825fb3e
 def range_test(run):
     "Blocks: where the initial learning rate came from."
     event = next((e for e in run.events if e.get("event") == "range_test"), None)
-    if event: return [plot_range_test(event), f"Chosen: {event.get('chosen') or 'none'}, by the loss on training images alone."]
+    if event:
+        return [
+            plot_range_test(event),
+            f"Chosen: {event.get('chosen') or 'none'}, by the loss on training images alone.",
+        ]
     lr = run.config.get("lr")
-    return [f"There was no range test; the learning rate was set: {lr}." if lr not in (None, "auto") else "No range test was recorded."]
+    return [
+        f"There was no range test; the learning rate was set: {lr}."
+        if lr not in (None, "auto")
+        else "No range test was recorded."
+    ]
 
 # %% ../nbs/14_card.ipynb #d64a7253
 def _examples(run):
-    "The arrays of examples.npz with classes as names: (nat, adv, y, pred_nat, pred_adv); None where there are none."
+    """The arrays of examples.npz with classes as names: (nat, adv, y, pred_nat, pred_adv); None
+    where there are none."""
     found = read_examples(run.path)
-    if not found: return None
-    found |= {f"pred_{kind}": found[f"fe_{kind}"].argmax(1) for kind in ("nat", "adv") if f"fe_{kind}" in found}
+    if not found:
+        return None
+    found |= {
+        f"pred_{kind}": found[f"fe_{kind}"].argmax(1)
+        for kind in ("nat", "adv")
+        if f"fe_{kind}" in found
+    }
     names = run.config.get("classes") or []
     images = [a / 255 if a.dtype == np.uint8 else a for a in (found["nat"], found["adv"])]
-    return *images, *([str(names[i]) if i < len(names) else str(i) for i in found[key]] for key in ("y", "pred_nat", "pred_adv"))
+    return *images, *(
+        [str(names[i]) if i < len(names) else str(i) for i in found[key]]
+        for key in ("y", "pred_nat", "pred_adv")
+    )
 
 # %% ../nbs/14_card.ipynb #f6139e58
 def examples(run):
     "Blocks: the first adversarial examples as pictures and as a table."
     found = _examples(run)
-    if found is None or not len(found[0]): return ["No examples were saved."]
+    if found is None or not len(found[0]):
+        return ["No examples were saved."]
     nat, adv, y, pred_nat, pred_adv = found
     largest = np.abs(np.asarray(adv, float) - nat).reshape(len(nat), -1).max(axis=1)
-    table = pd.DataFrame({"image": range(1, len(y) + 1), "true class": y, "natural image seen as": pred_nat, "adversarial image seen as": pred_adv,
-                          "largest change of a pixel": [f"{v:.3f}" for v in largest]})
-    return ["The first validation images, not chosen ones, attacked with PGD-10. Pixels range from 0 to 1.", plot_examples(*found), table]
+    table = pd.DataFrame(
+        {
+            "image": range(1, len(y) + 1),
+            "true class": y,
+            "natural image seen as": pred_nat,
+            "adversarial image seen as": pred_adv,
+            "largest change of a pixel": [f"{v:.3f}" for v in largest],
+        }
+    )
+    return [
+        "The first validation images, not chosen ones, attacked with PGD-10. Pixels range from 0 "
+        "to 1.",
+        plot_examples(*found),
+        table,
+    ]
 
 # %% ../nbs/14_card.ipynb #f575f504
 def splits(run):
     "Blocks: a table of decisions and the images each rests on."
     c, best = run.config, best_epoch(run.history)
-    train, val, test = (f"{word} ({c[key]} images)" if c.get(key) else word for word, key in (("training", "n_train"), ("validation", "n_val"), ("test", "n_test")))
+    train, val, test = (
+        f"{word} ({c[key]} images)" if c.get(key) else word
+        for word, key in (("training", "n_train"), ("validation", "n_val"), ("test", "n_test"))
+    )
     rows = [("the weights of the model", train)]
-    if any(e.get("event") == "range_test" for e in run.events): rows.append(("the initial learning rate", f"{train}, by the loss"))
-    if _measured(run, "lam1"): rows.append(("the loss weights", f"{train}, by standard accuracy"))
-    if _measured(run, "reason"): rows.append(("when to halve the learning rate, and where to go back to", f"{val}, by robust accuracy"))
-    rows.append(("which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})"), f"{val}, by robust accuracy"))
-    rows.append(("nothing: only the final figures come from them", f"{test}, {'touched once, after training' if run.report else 'not touched yet'}"))
+    if any(e.get("event") == "range_test" for e in run.events):
+        rows.append(("the initial learning rate", f"{train}, by the loss"))
+    if _measured(run, "lam1"):
+        rows.append(("the loss weights", f"{train}, by standard accuracy"))
+    if _measured(run, "reason"):
+        rows.append(
+            (
+                "when to halve the learning rate, and where to go back to",
+                f"{val}, by robust accuracy",
+            )
+        )
+    rows.append(
+        (
+            "which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})"),
+            f"{val}, by robust accuracy",
+        )
+    )
+    rows.append(
+        (
+            "nothing: only the final figures come from them",
+            f"{test}, {'touched once, after training' if run.report else 'not touched yet'}",
+        )
+    )
     return [pd.DataFrame(rows, columns=["decision", "rests on these images"])]
 
 # %% ../nbs/14_card.ipynb #46394b57
 def as_code(backbone, data, **given):
-    "A call of `finetune` as text, in Python and for a shell; settings that are None or at their default are left out."
-    given = {k: v for k, v in given.items() if v not in (None, {}) and (k, v) not in (("lr", "auto"), ("rank", 8), ("parametrisation", "lora"), ("head", "random"), ("autoattack", 0))}
+    """A call of `finetune` as text, in Python and for a shell; settings that are None or at their
+    default are left out."""
+    given = {
+        k: v
+        for k, v in given.items()
+        if v not in (None, {})
+        and (k, v)
+        not in (
+            ("lr", "auto"),
+            ("rank", 8),
+            ("parametrisation", "lora"),
+            ("head", "random"),
+            ("autoattack", 0),
+        )
+    }
     call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
-    texts = {k: [f"{name}={value}" for name, value in v.items()] if isinstance(v, dict) else [str(v)] for k, v in given.items()}
+    texts = {
+        k: [f"{name}={value}" for name, value in v.items()] if isinstance(v, dict) else [str(v)]
+        for k, v in given.items()
+    }
     words = [f"--{k.replace('_', '-')} {shlex.join(v)}" for k, v in texts.items()]
-    return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words])
+    return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(
+        ["autolora finetune", shlex.quote(backbone), shlex.quote(data), *words]
+    )
 
 # %% ../nbs/14_card.ipynb #3f9d3432
 def reproduce(run):
     "Blocks: this run as Python and as a shell command."
     c = run.config
-    found = next((e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"), None)
-    given = {k: c.get(k) for k in ("method", "epochs", "seed", "threat", "weights", "lr", "batch_size", "limit", "size", "rank", "parametrisation", "head", "options")} | {"autoattack": found}
+    found = next(
+        (e["n"] for e in (run.report or {}).get("evaluations", []) if e["attack"] == "autoattack"),
+        None,
+    )
+    given = {
+        k: c.get(k)
+        for k in (
+            "method",
+            "epochs",
+            "seed",
+            "threat",
+            "weights",
+            "lr",
+            "batch_size",
+            "limit",
+            "size",
+            "rank",
+            "parametrisation",
+            "head",
+            "options",
+        )
+    } | {"autoattack": found}
     python, shell = as_code(str(c.get("backbone")), str(c.get("data") or c.get("task")), **given)
-    return [Code(python), "The same in a shell:", Code(shell),
-            "On another machine, or with other versions, the figures may differ in their last digits. Data or a backbone of your own must be handed over again."]
+    return [
+        Code(python),
+        "The same in a shell:",
+        Code(shell),
+        "On another machine, or with other versions, the figures may differ in their last digits. "
+        "Data or a backbone of your own must be handed over again.",
+    ]
 
 # %% ../nbs/14_card.ipynb #ffc592bc
 def versions(run):
     "Blocks: what the run was made with."
     found = run.config.get("versions") or {}
-    return [pd.DataFrame(found.items(), columns=["package", "version"])] if found else ["The versions were not recorded."]
+    return (
+        [pd.DataFrame(found.items(), columns=["package", "version"])]
+        if found
+        else ["The versions were not recorded."]
+    )
 
 # %% ../nbs/14_card.ipynb #20eab0ab
-REPORT = {"Result": results, "What was run": setting, "Accuracy and loss over training": curves, "The two gradients": gradients,
-          "The learning rate and its reasons": learning_rate, "Where the initial learning rate came from": range_test, "Adversarial examples": examples,
-          "From robust to natural": scales,
-          "Which images decided what": splits, "How to do it again": reproduce, "Versions": versions}
+REPORT = {
+    "Result": results,
+    "What was run": setting,
+    "Accuracy and loss over training": curves,
+    "The two gradients": gradients,
+    "The learning rate and its reasons": learning_rate,
+    "Where the initial learning rate came from": range_test,
+    "Adversarial examples": examples,
+    "From robust to natural": scales,
+    "Which images decided what": splits,
+    "How to do it again": reproduce,
+    "Versions": versions,
+}
+
 
 def write_report(run):
-    """Write `report.html` into the run's folder and return its path: one file that needs no network, for a run in any state.
+    """Write `report.html` into the run's folder and return its path: one file that needs no
+    network, for a run in any state.
 
-    `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises `AutoLoRaError` if it can't be written."""
+    `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises
+    `AutoLoRaError` if it can't be written."""
     path = run.path / "report.html"
-    text = html_page(f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}", {name: blocks(run) for name, blocks in REPORT.items()})
+    text = html_page(
+        f"{_method(run.config)[0]} on {run.config.get('task', 'unnamed data')}",
+        {name: blocks(run) for name, blocks in REPORT.items()},
+    )
     write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     return path
 
 # %% ../nbs/14_card.ipynb #1003c51c
-USE = ["For: images of the classes below, where an adversary may change every pixel a little, and for research and teaching on adversarial robustness.",
-       "Not for: decisions about people, safety functions, or as the only defence of a system."]
+USE = [
+    "For: images of the classes below, where an adversary may change every pixel a little, and for "
+    "research and teaching on adversarial robustness.",
+    "Not for: decisions about people, safety functions, or as the only defence of a system.",
+]
 
-LIMITS = ["The accuracies hold for this threat model, these attacks and this data. Larger or other perturbations (rotations, patches, another norm) were not measured.",
-          "Attacks give an upper bound: a stronger attack may find more. Where there is no AutoAttack row, take the robust accuracy as optimistic.",
-          "One run is one seed. A difference to another method means something only over several seeds under one protocol.",
-          "Robustness is inherited: a backbone that was not adversarially pre-trained can't be expected to end up robust.",
-          "\"Parameter-free\" means that the settings are found from the data; the number of epochs is still a budget that somebody chooses."]
+LIMITS = [
+    "The accuracies hold for this threat model, these attacks and this data. Larger or other "
+    "perturbations (rotations, patches, another norm) were not measured.",
+    "Attacks give an upper bound: a stronger attack may find more. Where there is no AutoAttack "
+    "row, take the robust accuracy as optimistic.",
+    "One run is one seed. A difference to another method means something only over several seeds "
+    "under one protocol.",
+    "Robustness is inherited: a backbone that was not adversarially pre-trained can't be expected "
+    "to end up robust.",
+    '"Parameter-free" means that the settings are found from the data; the number of epochs is '
+    "still a budget that somebody chooses.",
+]
 
 CITATION = """@inproceedings{xu2024autolora,
   title = {AutoLoRa: An Automated Robust Fine-Tuning Framework},
@@ -201,21 +409,38 @@ def data_and_threat(run):
     "Blocks: data, licence, threat model and input format."
     c = run.config
     size = " x ".join(map(str, c["shape"])) if c.get("shape") else "not recorded"
-    return [[f"Data: {c.get('task', 'not recorded')}. Origin: {c.get('origin') or 'not recorded'}", f"Licence of the data: {c.get('licence') or 'not recorded'}",
-             f"Classes: {', '.join(map(str, c.get('classes') or ['not recorded']))}",
-             f"Threat model: {c.get('threat', 'not recorded')}, the norm and the largest size of the perturbation, for pixels in [0, 1]",
-             f"Input: images of {size} (channels x height x width) with values in [0, 1]; normalisation is inside the model, so don't normalise. Output: one logit a class"]]
+    return [
+        [
+            f"Data: {c.get('task', 'not recorded')}. Origin: {c.get('origin') or 'not recorded'}",
+            f"Licence of the data: {c.get('licence') or 'not recorded'}",
+            f"Classes: {', '.join(map(str, c.get('classes') or ['not recorded']))}",
+            f"Threat model: {c.get('threat', 'not recorded')}, the norm and the largest size of "
+            "the perturbation, for pixels in [0, 1]",
+            f"Input: images of {size} (channels x height x width) with values in [0, 1]; "
+            "normalisation is inside the model, so don't normalise. Output: one logit a class",
+        ]
+    ]
 
 # %% ../nbs/14_card.ipynb #9610f9a8
 def method(run):
     "Blocks: the method, and whom to cite."
     name, what = _method(run.config)
-    return [f"{name}. {what}".strip(), "AutoLoRa: Xu, Zhang, Kankanhalli, ICLR 2024, arXiv 2310.01818.", Code(CITATION)]
+    return [
+        f"{name}. {what}".strip(),
+        "AutoLoRa: Xu, Zhang, Kankanhalli, ICLR 2024, arXiv 2310.01818.",
+        Code(CITATION),
+    ]
 
 # %% ../nbs/14_card.ipynb #10a0bdb0
 def loading(run):
     "Blocks: how to load the model and use it."
-    return [Code(f"from autolora import Run\n\nmodel = Run.open({run.path.name!r}).model   # a plain torch.nn.Module in eval mode\nlogits = model(images)   # images: float, (N, C, H, W), values in [0, 1]")]
+    return [
+        Code(
+            f"from autolora import Run\n\nmodel = Run.open({run.path.name!r}).model   # a plain "
+            "torch.nn.Module in eval mode\nlogits = model(images)   # images: float, (N, C, H, W), "
+            "values in [0, 1]"
+        )
+    ]
 
 # %% ../nbs/14_card.ipynb #15c681b7
 def cost(run):
@@ -225,20 +450,58 @@ def cost(run):
     measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
     searched = event.get("range_test", {}).get("seconds") or 0
     start, end = event.get("start", {}), event.get("end", {})
-    spent = [f"{end[name] / unit:{form}} {what}" for name, unit, form, what in (("attack_steps", 1, ",.0f", "attack steps"), ("peak_memory", 1e9, ".2f", "GB of memory at most")) if end.get(name)]
-    return [[f"Seed: {run.config.get('seed', 'not recorded')}; one run", f"Device: {start.get('device', 'not recorded')}, {start.get('processes', 1)} process{'es' * (start.get('processes', 1) > 1)}",
-             *([f"Speed: {start['speed']}"] if "speed" in start else []), *([f"Training took {', '.join(spent)}"] if spent else []),
-             f"Finding the learning rate: {duration(searched)}; {len(run.history)} epochs: {duration(trained)}; final evaluation: {duration(measured)}"]]
+    spent = [
+        f"{end[name] / unit:{form}} {what}"
+        for name, unit, form, what in (
+            ("attack_steps", 1, ",.0f", "attack steps"),
+            ("peak_memory", 1e9, ".2f", "GB of memory at most"),
+        )
+        if end.get(name)
+    ]
+    return [
+        [
+            f"Seed: {run.config.get('seed', 'not recorded')}; one run",
+            f"Device: {start.get('device', 'not recorded')}, {start.get('processes', 1)} "
+            f"process{'es' * (start.get('processes', 1) > 1)}",
+            *([f"Speed: {start['speed']}"] if "speed" in start else []),
+            *([f"Training took {', '.join(spent)}"] if spent else []),
+            f"Finding the learning rate: {duration(searched)}; {len(run.history)} epochs: "
+            f"{duration(trained)}; final evaluation: {duration(measured)}",
+        ]
+    ]
 
 # %% ../nbs/14_card.ipynb #92656164
-CARD = {"Measured results": results, "Intended use": lambda run: [USE], "Data, threat model and input": data_and_threat, "Method": method,
-        "Which images decided what": splits, "Limits": lambda run: [LIMITS], "How to load it": loading, "Seed and cost": cost,
-        "How to do it again": reproduce, "Versions": versions}
+CARD = {
+    "Measured results": results,
+    "Intended use": lambda run: [USE],
+    "Data, threat model and input": data_and_threat,
+    "Method": method,
+    "Which images decided what": splits,
+    "Limits": lambda run: [LIMITS],
+    "How to load it": loading,
+    "Seed and cost": cost,
+    "How to do it again": reproduce,
+    "Versions": versions,
+}
+
 
 def write_card(run):
-    "Write `card.md`, the model card, into the run's folder and return its path; `run` and errors as in `write_report`."
-    title = f"# {escaped(run.config.get('backbone', 'A model'))}, fine-tuned on {escaped(run.config.get('task', 'unnamed data'))} by {escaped(_method(run.config)[0])}\n"
-    parts = [title, *(f"## {name}\n\n" + "\n".join(filter(None, map(to_markdown, blocks(run)))) for name, blocks in CARD.items())]
+    """Write `card.md`, the model card, into the run's folder and return its path; `run` and errors
+    as in `write_report`."""
+    title = (
+        f"# {escaped(run.config.get('backbone', 'A model'))}, fine-tuned on "
+        f"{escaped(run.config.get('task', 'unnamed data'))} by "
+        f"{escaped(_method(run.config)[0])}\n"
+    )
+    parts = [
+        title,
+        *(
+            f"## {name}\n\n" + "\n".join(filter(None, map(to_markdown, blocks(run))))
+            for name, blocks in CARD.items()
+        ),
+    ]
     path = run.path / "card.md"
-    write_atomic(path, lambda temporary: Path(temporary).write_text("\n".join(parts), encoding="utf-8"))
+    write_atomic(
+        path, lambda temporary: Path(temporary).write_text("\n".join(parts), encoding="utf-8")
+    )
     return path

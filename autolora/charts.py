@@ -18,30 +18,69 @@ from .drawing import GREY, STYLES, blank, finish, log_ticks, run_label
 from .paired import CIRCUMSTANCES, correlation, t_interval
 
 # %% ../nbs/10b_charts.ipynb #d2d9d35b
-LOOKS = [("#0072B2", "solid", "circle"), ("#E69F00", "dash", "square"), ("#009E73", "dot", "diamond"), ("#CC79A7", "dashdot", "triangle-up"), ("#D55E00", "longdash", "cross"),
-         ("#56B4E9", "longdashdot", "x"), ("#000000", "solid", "star"), ("#808080", "dash", "hexagram"), ("#B2912F", "dot", "triangle-down")]
+LOOKS = [
+    ("#0072B2", "solid", "circle"),
+    ("#E69F00", "dash", "square"),
+    ("#009E73", "dot", "diamond"),
+    ("#CC79A7", "dashdot", "triangle-up"),
+    ("#D55E00", "longdash", "cross"),
+    ("#56B4E9", "longdashdot", "x"),
+    ("#000000", "solid", "star"),
+    ("#808080", "dash", "hexagram"),
+    ("#B2912F", "dot", "triangle-down"),
+]
+
 
 def looks(arms):
-    "A dict arm -> `(label, colour, dash, marker)`, in order; the labels are escaped. Arms with a colour in `plots` keep it; two may share a colour, but then not the marker."
+    """A dict arm -> `(label, colour, dash, marker)`, in order; the labels are escaped.
+
+    Arms with a colour in `plots` keep it; two may share a colour, but then not the marker."""
     known = [colour for _, colour, _ in STYLES.values()]
     spare = [look for look in LOOKS if look[0] not in known]
     found, taken = {}, 0
     for arm in dict.fromkeys(arms):
-        if arm in STYLES: look = next(look for look in LOOKS if look[0] == STYLES[arm][1])
-        else: look, taken = spare[taken % len(spare)] if taken < len(spare) else (spare[taken % len(spare)][0], "solid", LOOKS[taken % len(LOOKS)][2] + "-open"), taken + 1
+        if arm in STYLES:
+            look = next(look for look in LOOKS if look[0] == STYLES[arm][1])
+        else:
+            look, taken = (
+                spare[taken % len(spare)]
+                if taken < len(spare)
+                else (
+                    spare[taken % len(spare)][0],
+                    "solid",
+                    LOOKS[taken % len(LOOKS)][2] + "-open",
+                ),
+                taken + 1,
+            )
         found[arm] = (html.escape(run_label(arm)), *look)
     return found
 
+
 def circumstances(frame, by=CIRCUMSTANCES):
-    "A Series of short texts, escaped: of each row's circumstances those in which the rows of `frame` differ."
+    """A Series of short texts, escaped: of each row's circumstances those in which the rows of
+    `frame` differ."""
     varying = [c for c in by if frame[c].nunique() > 1]
-    return frame[varying].astype(str).apply(lambda row: html.escape(", ".join(filter(None, row))), axis=1) if varying else pd.Series("", index=frame.index)
+    return (
+        frame[varying]
+        .astype(str)
+        .apply(lambda row: html.escape(", ".join(filter(None, row))), axis=1)
+        if varying
+        else pd.Series("", index=frame.index)
+    )
+
 
 def stack(names, height=330):
-    "An empty figure with a plot of `height` pixels for each of `names`, one below the other; and the whole height in pixels."
+    """An empty figure with a plot of `height` pixels for each of `names`, one below the other; and
+    the whole height in pixels."""
     n = max(1, len(names))
-    fig = make_subplots(figure=blank(), rows=n, vertical_spacing=min(1 / n, 70 / (height * n)), subplot_titles=names if len(names) > 1 else None)
+    fig = make_subplots(
+        figure=blank(),
+        rows=n,
+        vertical_spacing=min(1 / n, 70 / (height * n)),
+        subplot_titles=names if len(names) > 1 else None,
+    )
     return fig.update_annotations(font_size=13), 150 + height * n
+
 
 def finish_stack(fig, title, words, height, xaxis, yaxis):
     "`finish` for a `stack`: the x axis is named once, below."
@@ -51,21 +90,60 @@ def finish_stack(fig, title, words, height, xaxis, yaxis):
 
 # %% ../nbs/10b_charts.ipynb #08fdbfce
 def plot_forest(pairs, alpha=0.05):
-    """The differences of `paired.pairs` in percentage points with their 95 % t intervals, a row a pair; filled where Holm's p of the t-test is below `alpha`."""
+    """The differences of `paired.pairs` in percentage points with their 95 % t intervals, a row a
+    pair; filled where Holm's p of the t-test is below `alpha`."""
     fig, known = blank(), pairs[pairs["mean"].notna()].reset_index(drop=True)
-    names = [f"{html.escape(run_label(p.a))}<br>− {html.escape(run_label(p.b))}<br>{where}{', ' * bool(where)}n = {p.n}" for p, where in zip(known.itertuples(), circumstances(known), strict=True)]
-    for sure, words, colour, symbol in ((True, f"corrected p < {alpha:g}", "#0072B2", "circle"), (False, f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open")):
+    names = [
+        f"{html.escape(run_label(p.a))}<br>− "
+        f"{html.escape(run_label(p.b))}<br>{where}{', ' * bool(where)}n = {p.n}"
+        for p, where in zip(known.itertuples(), circumstances(known), strict=True)
+    ]
+    for sure, words, colour, symbol in (
+        (True, f"corrected p < {alpha:g}", "#0072B2", "circle"),
+        (False, f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
+    ):
         rows = (known.holm_t < alpha) == sure
-        if not rows.any(): continue
+        if not rows.any():
+            continue
         part = known[rows]
-        fig.add_trace(go.Scatter(x=part["mean"], y=[name for name, keep in zip(names, rows, strict=True) if keep], mode="markers", name=words, marker=dict(symbol=symbol, size=10, color=colour, line_width=2),
-                                 error_x=dict(array=part.high - part["mean"], arrayminus=part["mean"] - part.low, thickness=2, width=5), hovertemplate="%{x:.2f} points"))
-    if fig.data: fig.add_vline(x=0, line=dict(color=GREY, width=2, dash="longdash"))
-    measure = {"sa": "SA", "ra": "RA (PGD-10)", "aa": "RA (AutoAttack)"}.get(known.measure[0], known.measure[0]) if len(known) else "accuracy"
-    fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
+        fig.add_trace(
+            go.Scatter(
+                x=part["mean"],
+                y=[name for name, keep in zip(names, rows, strict=True) if keep],
+                mode="markers",
+                name=words,
+                marker=dict(symbol=symbol, size=10, color=colour, line_width=2),
+                error_x=dict(
+                    array=part.high - part["mean"],
+                    arrayminus=part["mean"] - part.low,
+                    thickness=2,
+                    width=5,
+                ),
+                hovertemplate="%{x:.2f} points",
+            )
+        )
+    if fig.data:
+        fig.add_vline(x=0, line=dict(color=GREY, width=2, dash="longdash"))
+    measure = (
+        {"sa": "SA", "ra": "RA (PGD-10)", "aa": "RA (AutoAttack)"}.get(
+            known.measure[0], known.measure[0]
+        )
+        if len(known)
+        else "accuracy"
+    )
+    fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(
+        autorange="reversed", categoryorder="array", categoryarray=names
+    )
     sure = int((known.holm_t < alpha).sum())
-    words = f"Right of 0: the first one is better. {sure} of {len(known)} differences stand after Holm's correction for {int(known.family[0])} tests." if len(known) else ""
-    return finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known)).update_layout(title=dict(x=0.02, xref="container"))
+    words = (
+        f"Right of 0: the first one is better. {sure} of {len(known)} differences stand after "
+        f"Holm's correction for {int(known.family[0])} tests."
+        if len(known)
+        else ""
+    )
+    return finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known)).update_layout(
+        title=dict(x=0.02, xref="container")
+    )
 
 # %% ../nbs/10b_charts.ipynb #7b7faf56
 def front(points):
@@ -75,78 +153,235 @@ def front(points):
 
 # %% ../nbs/10b_charts.ipynb #c15ed5cc
 def plot_plane(table, robust="ra"):
-    "SA against the robust accuracy `robust` (percent): each run small, each arm's mean large with 95 % t intervals, the Pareto front of the means; a plot for each circumstance."
+    """SA against the robust accuracy `robust` (percent): each run small, each arm's mean large with
+    95 % t intervals, the Pareto front of the means; a plot for each circumstance."""
     known = table.dropna(subset=["sa", robust])
     groups, look = [*known.groupby(circumstances(known), sort=False)], looks(table.arm)
     fig, height = stack([name for name, _ in groups])
-    for row, (_, group) in enumerate(groups, 1): _plane(fig, row, group, look, robust)
-    best = "; ".join(f"{name}{': ' * bool(name)}{', '.join(_unbeaten(group, look, robust))}" for name, group in groups)
+    for row, (_, group) in enumerate(groups, 1):
+        _plane(fig, row, group, look, robust)
+    best = "; ".join(
+        f"{name}{': ' * bool(name)}{', '.join(_unbeaten(group, look, robust))}"
+        for name, group in groups
+    )
     words = f"Not beaten in both: {best}. Large: means with 95 % intervals." if groups else ""
-    return finish_stack(fig, "Standard and robust accuracy together", words, height, "standard accuracy SA (%)", f"{'RA, PGD-10' if robust == 'ra' else 'RA, AutoAttack'} (%)")
+    return finish_stack(
+        fig,
+        "Standard and robust accuracy together",
+        words,
+        height,
+        "standard accuracy SA (%)",
+        f"{'RA, PGD-10' if robust == 'ra' else 'RA, AutoAttack'} (%)",
+    )
+
 
 def _means(group, robust):
     "For each arm of `group` the t intervals of SA and of `robust`, in percent."
-    return {arm: [t_interval(100 * runs[column]) for column in ("sa", robust)] for arm, runs in group.groupby("arm", sort=False)}
+    return {
+        arm: [t_interval(100 * runs[column]) for column in ("sa", robust)]
+        for arm, runs in group.groupby("arm", sort=False)
+    }
+
 
 def _unbeaten(group, look, robust):
     "The labels of the arms on the Pareto front of `group`."
     means = _means(group, robust)
-    return [look[arm][0] for arm, on in zip(means, front([[m[0] for m in pair] for pair in means.values()]), strict=True) if on]
+    return [
+        look[arm][0]
+        for arm, on in zip(
+            means, front([[m[0] for m in pair] for pair in means.values()]), strict=True
+        )
+        if on
+    ]
+
 
 def _plane(fig, row, group, look, robust):
     "One circumstance's runs, means and front."
     means = _means(group, robust)
-    best = sorted(tuple(m[0] for m in pair) for pair, on in zip(means.values(), front([[m[0] for m in pair] for pair in means.values()]), strict=True) if on)
-    fig.add_trace(go.Scatter(x=[p[0] for p in best], y=[p[1] for p in best], mode="lines", line=dict(color=GREY, width=1.5, dash="dot"), name="Pareto front", legendgroup="front", showlegend=row == 1, hoverinfo="skip"), row=row, col=1)
+    best = sorted(
+        tuple(m[0] for m in pair)
+        for pair, on in zip(
+            means.values(), front([[m[0] for m in pair] for pair in means.values()]), strict=True
+        )
+        if on
+    )
+    fig.add_trace(
+        go.Scatter(
+            x=[p[0] for p in best],
+            y=[p[1] for p in best],
+            mode="lines",
+            line=dict(color=GREY, width=1.5, dash="dot"),
+            name="Pareto front",
+            legendgroup="front",
+            showlegend=row == 1,
+            hoverinfo="skip",
+        ),
+        row=row,
+        col=1,
+    )
     for arm, (sa, ra) in means.items():
         label, colour, _, symbol = look[arm]
         runs, same = group[group.arm == arm], dict(legendgroup=arm, name=label)
-        fig.add_trace(go.Scatter(x=100 * runs.sa, y=100 * runs[robust], mode="markers", showlegend=False, opacity=0.45, marker=dict(color=colour, symbol=symbol, size=6), hovertemplate="SA %{x:.1f} %, RA %{y:.1f} %", **same), row=row, col=1)
-        bars = {axis: dict(array=[m[2] - m[0]], arrayminus=[m[0] - m[1]], color=colour, thickness=1.5) for axis, m in (("error_x", sa), ("error_y", ra)) if m[1] == m[1]}
-        fig.add_trace(go.Scatter(x=[sa[0]], y=[ra[0]], mode="markers", showlegend=label not in {t.name for t in fig.data if t.showlegend}, marker=dict(color=colour, symbol=symbol, size=13, line=dict(width=1, color="white")),
-                                 hovertemplate=f"mean of {len(runs)}: SA %{{x:.1f}} %, RA %{{y:.1f}} %", **bars, **same), row=row, col=1)
+        fig.add_trace(
+            go.Scatter(
+                x=100 * runs.sa,
+                y=100 * runs[robust],
+                mode="markers",
+                showlegend=False,
+                opacity=0.45,
+                marker=dict(color=colour, symbol=symbol, size=6),
+                hovertemplate="SA %{x:.1f} %, RA %{y:.1f} %",
+                **same,
+            ),
+            row=row,
+            col=1,
+        )
+        bars = {
+            axis: dict(array=[m[2] - m[0]], arrayminus=[m[0] - m[1]], color=colour, thickness=1.5)
+            for axis, m in (("error_x", sa), ("error_y", ra))
+            if m[1] == m[1]
+        }
+        fig.add_trace(
+            go.Scatter(
+                x=[sa[0]],
+                y=[ra[0]],
+                mode="markers",
+                showlegend=label not in {t.name for t in fig.data if t.showlegend},
+                marker=dict(
+                    color=colour, symbol=symbol, size=13, line=dict(width=1, color="white")
+                ),
+                hovertemplate=f"mean of {len(runs)}: SA %{{x:.1f}} %, RA %{{y:.1f}} %",
+                **bars,
+                **same,
+            ),
+            row=row,
+            col=1,
+        )
 
 # %% ../nbs/10b_charts.ipynb #71528421
 def plot_rates(table, measure="ra"):
-    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate (log scale), a line an arm; a star where it was found (`lr_setting` "auto").
+    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate
+    (log scale), a line an arm; a star where it was found (`lr_setting` "auto").
 
     One panel a task and backbone."""
     known = table.dropna(subset=["lr", measure])
-    groups, look = [*known.groupby(circumstances(known, ["task", "backbone"]), sort=False)], looks(table.arm)
+    groups, look = (
+        [*known.groupby(circumstances(known, ["task", "backbone"]), sort=False)],
+        looks(table.arm),
+    )
     fig, height = stack([name for name, _ in groups])
     for row, (_, group) in enumerate(groups, 1):
-        for arm, runs in group.groupby("arm", sort=False): _rate_line(fig, row, runs, look[arm], measure)
+        for arm, runs in group.groupby("arm", sort=False):
+            _rate_line(fig, row, runs, look[arm], measure)
     fig.update_xaxes(type="log", **log_ticks(known.lr))
-    words = "Bars: 95 % interval over the seeds. A star: the rate was found by the range test (mean of the rates found)." if groups else ""
-    return finish_stack(fig, "How much does the learning rate matter?", words, height, "initial learning rate (log scale)", f"{measure.upper()} (%)")
+    words = (
+        "Bars: 95 % interval over the seeds. A star: the rate was found by the range test (mean of "
+        "the rates found)."
+        if groups
+        else ""
+    )
+    return finish_stack(
+        fig,
+        "How much does the learning rate matter?",
+        words,
+        height,
+        "initial learning rate (log scale)",
+        f"{measure.upper()} (%)",
+    )
+
 
 def _rate_line(fig, row, runs, look, measure):
     "One arm's line over the rates that were set, and its star."
     label, colour, dash, symbol = look
     found = runs.get("lr_setting", pd.Series("", index=runs.index)).astype(str) == "auto"
-    stars = [(float(np.exp(np.log(runs[found].lr).mean())), t_interval(100 * runs[found][measure]))] if found.any() else []
-    for points, more in (([(lr, t_interval(100 * at[measure])) for lr, at in runs[~found].groupby("lr")], dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=8, color=colour), name=label)),
-                         (stars, dict(mode="markers", marker=dict(symbol="star", size=14, color=colour, line=dict(width=1, color="#1b1b1b")), name=f"{label}, rate found"))):
-        if not points: continue
+    stars = (
+        [(float(np.exp(np.log(runs[found].lr).mean())), t_interval(100 * runs[found][measure]))]
+        if found.any()
+        else []
+    )
+    for points, more in (
+        (
+            [(lr, t_interval(100 * at[measure])) for lr, at in runs[~found].groupby("lr")],
+            dict(
+                mode="lines+markers",
+                line=dict(color=colour, dash=dash, width=2),
+                marker=dict(symbol=symbol, size=8, color=colour),
+                name=label,
+            ),
+        ),
+        (
+            stars,
+            dict(
+                mode="markers",
+                marker=dict(
+                    symbol="star", size=14, color=colour, line=dict(width=1, color="#1b1b1b")
+                ),
+                name=f"{label}, rate found",
+            ),
+        ),
+    ):
+        if not points:
+            continue
         means = np.array([m for _, m in points])
-        fig.add_trace(go.Scatter(x=[lr for lr, _ in points], y=means[:, 0], error_y=dict(array=means[:, 2] - means[:, 0], arrayminus=means[:, 0] - means[:, 1], thickness=1.5), legendgroup=more["name"],
-                                 showlegend=more["name"] not in {t.name for t in fig.data}, hovertemplate="learning rate %{x:.3g}: %{y:.1f} %", **more), row=row, col=1)
+        fig.add_trace(
+            go.Scatter(
+                x=[lr for lr, _ in points],
+                y=means[:, 0],
+                error_y=dict(
+                    array=means[:, 2] - means[:, 0],
+                    arrayminus=means[:, 0] - means[:, 1],
+                    thickness=1.5,
+                ),
+                legendgroup=more["name"],
+                showlegend=more["name"] not in {t.name for t in fig.data},
+                hovertemplate="learning rate %{x:.3g}: %{y:.1f} %",
+                **more,
+            ),
+            row=row,
+            col=1,
+        )
 
 # %% ../nbs/10b_charts.ipynb #018680c1
 def plot_angle(table, measure="ra"):
-    "Each run's final `measure` (percent) against its mean gradient angle (degrees), a marker a run, and their correlation, over all runs and within arms; a plot for each circumstance."
+    """Each run's final `measure` (percent) against its mean gradient angle (degrees), a marker a
+    run, and their correlation, over all runs and within arms; a plot for each circumstance."""
     known = table.dropna(subset=["angle", measure])
     groups, look, words = [*known.groupby(circumstances(known), sort=False)], looks(table.arm), []
     fig, height = stack([name for name, _ in groups])
     for row, (name, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
             label, colour, _, symbol = look[arm]
-            fig.add_trace(go.Scatter(x=runs.angle, y=100 * runs[measure], mode="markers", name=label, legendgroup=arm, showlegend=label not in {t.name for t in fig.data},
-                                     marker=dict(color=colour, symbol=symbol, size=10), hovertemplate="%{x:.1f}°, %{y:.1f} %"), row=row, col=1)
+            fig.add_trace(
+                go.Scatter(
+                    x=runs.angle,
+                    y=100 * runs[measure],
+                    mode="markers",
+                    name=label,
+                    legendgroup=arm,
+                    showlegend=label not in {t.name for t in fig.data},
+                    marker=dict(color=colour, symbol=symbol, size=10),
+                    hovertemplate="%{x:.1f}°, %{y:.1f} %",
+                ),
+                row=row,
+                col=1,
+            )
         words.append(f"{name}{': ' * bool(name)}{angle_words(group, measure)}")
-    return finish_stack(fig, "Do runs with less conflict end up more robust?", " ".join(words), height, "mean angle between the two gradients at the feature extractor (degrees)", f"{measure.upper()} (%)")
+    return finish_stack(
+        fig,
+        "Do runs with less conflict end up more robust?",
+        " ".join(words),
+        height,
+        "mean angle between the two gradients at the feature extractor (degrees)",
+        f"{measure.upper()} (%)",
+    )
+
 
 def angle_words(runs, measure="ra"):
-    "The correlation of mean angle and `measure` over `runs`, pooled and within arms, as a sentence."
-    within = f"; within arms {correlation(runs.angle, runs[measure], runs.arm)}" if runs.arm.nunique() > 1 else ""
+    """The correlation of mean angle and `measure` over `runs`, pooled and within arms, as a
+    sentence."""
+    within = (
+        f"; within arms {correlation(runs.angle, runs[measure], runs.arm)}"
+        if runs.arm.nunique() > 1
+        else ""
+    )
     return f"Over all runs {correlation(runs.angle, runs[measure])}{within}."

@@ -17,54 +17,129 @@ from .views import alert, automatic
 
 # %% ../nbs/16g_choices.ipynb #6350e855
 def calls_of(choice):
-    "The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments for each method, without their folders."
-    shared = {k: choice[k] for k in ("backbone", "data", "epochs", "seed", "threat", "limit", "size", "autoattack")}
+    """The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments
+    for each method, without their folders."""
+    shared = {
+        k: choice[k]
+        for k in ("backbone", "data", "epochs", "seed", "threat", "limit", "size", "autoattack")
+    }
     return [shared | {"method": method} for method in choice["methods"]]
 
+
 def code_of(calls):
-    "The calls of `finetune` as `(Python, shell)`, to be run as they stand; objects of one's own become names to be filled in."
-    def text(value): return value if isinstance(value, str) else "YOUR_OWN"
-    parts = [as_code(text(call["backbone"]), text(call["data"]), **{k: v for k, v in call.items() if k not in ("backbone", "data")}) for call in calls]
+    """The calls of `finetune` as `(Python, shell)`, to be run as they stand; objects of one's own
+    become names to be filled in."""
+
+    def text(value):
+        return value if isinstance(value, str) else "YOUR_OWN"
+
+    parts = [
+        as_code(
+            text(call["backbone"]),
+            text(call["data"]),
+            **{k: v for k, v in call.items() if k not in ("backbone", "data")},
+        )
+        for call in calls
+    ]
     head, _, _ = parts[0][0].partition("\n\n")
-    return "\n".join([f"{head}\n", *(python.partition("\n\n")[2] for python, _ in parts)]).replace("'YOUR_OWN'", "YOUR_OWN"), "\n".join(shell for _, shell in parts)
+    return "\n".join([f"{head}\n", *(python.partition("\n\n")[2] for python, _ in parts)]).replace(
+        "'YOUR_OWN'", "YOUR_OWN"
+    ), "\n".join(shell for _, shell in parts)
 
 # %% ../nbs/16g_choices.ipynb #5c522e2c
 def affordable(minutes, costs, epochs):
-    "How many epochs each of the runs with these `costs` (`rft.Estimate`s for `epochs` epochs) can have, for all together to take `minutes`; at least 1."
+    """How many epochs each of the runs with these `costs` (`rft.Estimate`s for `epochs` epochs) can
+    have, for all together to take `minutes`; at least 1."""
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
 # %% ../nbs/16g_choices.ipynb #0961a363
 class Costs:
     "What choices were measured to cost, by which a time budget becomes epochs."
-    def __init__(self): self._measured = {}
+
+    def __init__(self):
+        self._measured = {}
 
     @staticmethod
-    def _key(choice): return repr({k: v for k, v in choice.items() if k not in ("minutes", "autoattack")})  # which cost nothing in training
+    def _key(choice):
+        return repr(
+            {k: v for k, v in choice.items() if k not in ("minutes", "autoattack")}
+        )  # which cost nothing in training
 
     def measure(self, choice, task):
-        "Measure a step of each method of `choice` on its loaded `task`. Raises `AutoLoRaError` for what can't be run."
-        found = [prepare(choice["backbone"], task, method, choice["epochs"], choice["seed"], settings_from({"threat": choice["threat"]})) for method in choice["methods"]]
-        self._measured[self._key(choice)] = found[0][0], [cost(method, task, config["epochs"], config["batch_size"]) for config, task, method in found]
+        """Measure a step of each method of `choice` on its loaded `task`.
+
+        Raises `AutoLoRaError` for what can't be run."""
+        found = [
+            prepare(
+                choice["backbone"],
+                task,
+                method,
+                choice["epochs"],
+                choice["seed"],
+                settings_from({"threat": choice["threat"]}),
+            )
+            for method in choice["methods"]
+        ]
+        self._measured[self._key(choice)] = (
+            found[0][0],
+            [
+                cost(method, task, config["epochs"], config["batch_size"])
+                for config, task, method in found
+            ],
+        )
 
     def of(self, choice):
-        "`(config, an Estimate for each method, epochs)` of a measured choice; the epochs that its time budget allows, where it has one."
+        """`(config, an Estimate for each method, epochs)` of a measured choice; the epochs that its
+        time budget allows, where it has one."""
         config, costs = self._measured[self._key(choice)]
-        return config, costs, affordable(choice["minutes"], costs, config["epochs"]) if choice["minutes"] else config["epochs"]
+        return (
+            config,
+            costs,
+            affordable(choice["minutes"], costs, config["epochs"])
+            if choice["minutes"]
+            else config["epochs"],
+        )
 
     def calls(self, choice):
-        "The calls of `finetune` for a choice, a time budget made into epochs. Raises `AutoLoRaError` while its cost isn't known."
-        if choice["minutes"] is None: return calls_of(choice)
-        if self._key(choice) not in self._measured: raise AutoLoRaError("What fits into the time budget is still being measured: try again in a moment.")
+        """The calls of `finetune` for a choice, a time budget made into epochs.
+
+        Raises `AutoLoRaError` while its cost isn't known."""
+        if choice["minutes"] is None:
+            return calls_of(choice)
+        if self._key(choice) not in self._measured:
+            raise AutoLoRaError(
+                "What fits into the time budget is still being measured: try again in a moment."
+            )
         return calls_of(choice | {"epochs": self.of(choice)[2]})
 
     def words(self, choice, root):
-        "HTML for a measured choice whose runs will lie in `root`: the estimate, the warnings, and the values that nobody had to set."
+        """HTML for a measured choice whose runs will lie in `root`: the estimate, the warnings, and
+        the values that nobody had to set."""
         config, costs, epochs = self.of(choice)
         seconds = [c.seconds + (epochs - config["epochs"]) * c.epoch_seconds for c in costs]
-        each = ", ".join(f"{METHODS[m].label} {duration(s)}" for m, s in zip(choice["methods"], seconds, strict=True))
-        memory = f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory" if costs[0].memory else ""
-        words = f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: {sum(c.attack_steps for c in costs) * epochs // config['epochs']:,} attack steps{memory}." + " AutoAttack comes on top." * bool(choice["autoattack"])
-        warnings = "".join(alert(words) for words in obstacles(root) + [words for words in missing() if "AutoAttack" in words and choice["autoattack"]])
-        chosen = {k for k in ("threat", "epochs") if choice[k]} | ({"epochs"} if choice["minutes"] else set())
-        return f"<small>{html.escape(words)}</small>{warnings}<details open style='opacity:.75'><summary><small>Nothing else has to be set</small></summary><small>{automatic(config, chosen).to_html(index=False, border=0, header=False)}</small></details>"
+        each = ", ".join(
+            f"{METHODS[m].label} {duration(s)}"
+            for m, s in zip(choice["methods"], seconds, strict=True)
+        )
+        memory = (
+            f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory" if costs[0].memory else ""
+        )
+        words = (
+            f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: "
+            f"{sum(c.attack_steps for c in costs) * epochs // config['epochs']:,} attack "
+            f"steps{memory}." + " AutoAttack comes on top." * bool(choice["autoattack"])
+        )
+        warnings = "".join(
+            alert(words)
+            for words in obstacles(root)
+            + [words for words in missing() if "AutoAttack" in words and choice["autoattack"]]
+        )
+        chosen = {k for k in ("threat", "epochs") if choice[k]} | (
+            {"epochs"} if choice["minutes"] else set()
+        )
+        return (
+            f"<small>{html.escape(words)}</small>{warnings}<details open "
+            "style='opacity:.75'><summary><small>Nothing else has to be "
+            f"set</small></summary><small>{automatic(config, chosen).to_html(index=False, border=0, header=False)}</small></details>"
+        )

@@ -20,7 +20,8 @@ from .core import AutoLoRaError, duration, rank, unknown
 def named(pairs):
     "`name=value` words as a dict of texts; `AutoLoRaError` for a word without `=`."
     for pair in pairs:
-        if "=" not in pair: raise AutoLoRaError(f"--options takes words such as beta=3, not '{pair}'.")
+        if "=" not in pair:
+            raise AutoLoRaError(f"--options takes words such as beta=3, not '{pair}'.")
     return dict(pair.split("=", 1) for pair in pairs)
 
 # %% ../nbs/18_cli.ipynb #665289a5
@@ -51,7 +52,31 @@ def finetune(
     "Fine-tune a pre-trained backbone into a robust model."
     from autolora.reports import Report
     from autolora.rft import finetune as run_finetune
-    run = run_finetune(backbone, data, method, epochs, seed, out, resume, threat=threat, weights=weights, lr=lr, batch_size=batch_size, rank=rank, parametrisation=parametrisation, head=head, options=named(options), limit=limit, size=size, autoattack=autoattack, attack=attack, coreset=coreset, speed=speed, sync_bn=sync_bn)
+
+    run = run_finetune(
+        backbone,
+        data,
+        method,
+        epochs,
+        seed,
+        out,
+        resume,
+        threat=threat,
+        weights=weights,
+        lr=lr,
+        batch_size=batch_size,
+        rank=rank,
+        parametrisation=parametrisation,
+        head=head,
+        options=named(options),
+        limit=limit,
+        size=size,
+        autoattack=autoattack,
+        attack=attack,
+        coreset=coreset,
+        speed=speed,
+        sync_bn=sync_bn,
+    )
     print(Report.from_dict(run.report))
     print(f"Report: {run.path / 'report.html'}")
 
@@ -69,19 +94,33 @@ def evaluate(
     from autolora.evaluation import evaluate as measure
     from autolora.history import Run
     from autolora.threat import parse_threat
+
     run = Run.open(run)
     data = data or run.config.get("data")
-    if data is None: raise AutoLoRaError("This run doesn't say by name which data it was made on: give --data a name or a path.")
+    if data is None:
+        raise AutoLoRaError(
+            "This run doesn't say by name which data it was made on: give --data a name or a path."
+        )
     task = load_task(data, size=run.config.get("size"))
     attacks = ("none", f"pgd-{steps}") + (("autoattack",) if autoattack else ())
-    print(measure(run.model, task.test, parse_threat(threat or run.config["threat"]), attacks, n=n, n_autoattack=autoattack or None))
+    print(
+        measure(
+            run.model,
+            task.test,
+            parse_threat(threat or run.config["threat"]),
+            attacks,
+            n=n,
+            n_autoattack=autoattack or None,
+        )
+    )
 
 # %% ../nbs/18_cli.ipynb #1488ca29
 def pretrain(
     backbone: str,  # robust_mini_gray, robust_mini_rgb or another name; starts from random weights
     data: str,  # Source data set: a name or a path
     epochs: int = 30,  # Of adversarial training
-    objective: str = "fast_at",  # fast_at (single-step, with labels), acl or air (contrastive, without)
+    # fast_at (single-step, with labels), acl or air (contrastive, without)
+    objective: str = "fast_at",
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the objective, such as steps=5
     size: int = None,  # Cut the images to their central square and resize to size x size
     threat: str = None,  # Default: the data set's
@@ -95,52 +134,120 @@ def pretrain(
     from autolora.pretraining import pretrain as run_pretrain
     from autolora.pretraining import save_backbone
     from autolora.reports import Report
-    run = run_pretrain(backbone, load_task(data, size=size), epochs, seed, out, threat, resume, objective=objective, options=named(options))
-    if save: save_backbone(run, save)
+
+    run = run_pretrain(
+        backbone,
+        load_task(data, size=size),
+        epochs,
+        seed,
+        out,
+        threat,
+        resume,
+        objective=objective,
+        options=named(options),
+    )
+    if save:
+        save_backbone(run, save)
     print(Report.from_dict(run.report))
 
 # %% ../nbs/18_cli.ipynb #7f994566
 def as_value(text):
     "A word of the command line as the number it is, else as it stands; `8/255` stays a text."
     for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
+        try:
+            return kind(text)
+        except ValueError:
+            pass
     return text
 
+
 def as_values(words):
-    "`[\"lr=auto,0.01\", ...]` as a dict name -> list of values. Raises `AutoLoRaError` for a word of another form."
+    """`["lr=auto,0.01", ...]` as a dict name -> list of values.
+
+    Raises `AutoLoRaError` for a word of another form."""
     for word in words:
-        if not word.partition("=")[2]: raise AutoLoRaError(f"'{word}' must name a setting and its values, such as lr=auto,0.01.")
-    return {name: [as_value(value) for value in values.split(",")] for name, _, values in (word.partition("=") for word in words)}
+        if not word.partition("=")[2]:
+            raise AutoLoRaError(
+                f"'{word}' must name a setting and its values, such as lr=auto,0.01."
+            )
+    return {
+        name: [as_value(value) for value in values.split(",")]
+        for name, _, values in (word.partition("=") for word in words)
+    }
+
 
 def as_arm(word):
     "A method of the command line, `trades` or `trades:lr=0.03,beta=3`, as `compare` takes it."
     method, _, settings = word.partition(":")
-    return {"method": method, **{name: values[0] for name, values in as_values(settings.split(",")).items()}} if settings else method
+    return (
+        {
+            "method": method,
+            **{name: values[0] for name, values in as_values(settings.split(",")).items()},
+        }
+        if settings
+        else method
+    )
 
 # %% ../nbs/18_cli.ipynb #9fb76ddf
 def compare(
     tasks: Annotated[str, {"nargs": "+"}],  # Names of data sets, or paths
-    methods: Annotated[str, {"nargs": "+"}] = ("autolora", "trades", "at"),  # Names of methods (see `autolora list`), with settings of their own as in trades:lr=0.03,beta=3
-    backbones: Annotated[str, {"nargs": "+"}] = None,  # Names of backbones (default: the embedded one that fits the data)
+    methods: Annotated[str, {"nargs": "+"}] = (
+        "autolora",
+        "trades",
+        "at",
+        # Names of methods (see `autolora list`), with settings of their own as in trades:lr=0.03,beta=3
+    ),
+    backbones: Annotated[
+        str, {"nargs": "+"}
+    ] = None,  # Names of backbones (default: the embedded one that fits the data)
     seeds: int = 3,  # How many
-    vary: Annotated[str, {"nargs": "+"}] = (),  # Conditions that all methods meet, such as lr=auto,0.01,0.1
+    vary: Annotated[
+        str, {"nargs": "+"}
+    ] = (),  # Conditions that all methods meet, such as lr=auto,0.01,0.1
     epochs: int = None,  # Of each run (default: fits the size of the data)
     limit: int = None,  # Use only this many training images
     size: int = None,  # Cut the images to their central square and resize to size x size
     autoattack: int = 0,  # Test images for AutoAttack in each final report
     jobs: int = None,  # Runs at once (default: as many as the machine holds)
-    out: str = None,  # Folder of the study (default: one under runs/ named by what is compared); the same call goes on with it
+    # Folder of the study (default: one under runs/ named by what is compared); the same call goes
+    # on with it
+    out: str = None,
 ):
     "Run several methods over several seeds under one protocol, with statistics."
     from autolora.study import compare as run_compare
     from autolora.study import summary, tests
-    settings = {k: v for k, v in {"epochs": epochs, "limit": limit, "size": size, "autoattack": autoattack}.items() if v}
-    study = run_compare([as_arm(word) for word in methods], tasks, backbones, seeds, as_values(vary), out, jobs, **settings)
+
+    settings = {
+        k: v
+        for k, v in {
+            "epochs": epochs,
+            "limit": limit,
+            "size": size,
+            "autoattack": autoattack,
+        }.items()
+        if v
+    }
+    study = run_compare(
+        [as_arm(word) for word in methods],
+        tasks,
+        backbones,
+        seeds,
+        as_values(vary),
+        out,
+        jobs,
+        **settings,
+    )
     table = study.table
-    print(f"Accuracy in % on test images, means over the seeds [95 % t interval]\n{summary(table).to_string(index=False)}")
-    print(f"\nDifferences seed by seed, p values corrected over all pairs of one measure (Holm)\n{tests(table).to_string(index=False)}\n")
-    for failed in table[table.message != ""].itertuples(): print(f"Not finished: {failed.folder}: {failed.message}")
+    print(
+        "Accuracy in % on test images, means over the seeds [95 % t "
+        f"interval]\n{summary(table).to_string(index=False)}"
+    )
+    print(
+        "\nDifferences seed by seed, p values corrected over all pairs of one measure "
+        f"(Holm)\n{tests(table).to_string(index=False)}\n"
+    )
+    for failed in table[table.message != ""].itertuples():
+        print(f"Not finished: {failed.folder}: {failed.message}")
     print(f"Figures: {study.path / 'study.html'}\nTable:   {study.path / 'table.csv'}")
 
 # %% ../nbs/18_cli.ipynb #da736aeb
@@ -150,7 +257,9 @@ def tune(
     method: str = "trades",  # Name of a method
     budget: float = 10.0,  # In default runs, the winner's training included
     grid: store_true = False,  # Every candidate at full length, instead of successive halving
-    space: Annotated[str, {"nargs": "+"}] = (),  # What to search, such as lr=0.01,0.1 beta=1,6 (default: what the method has)
+    space: Annotated[
+        str, {"nargs": "+"}
+    ] = (),  # What to search, such as lr=0.01,0.1 beta=1,6 (default: what the method has)
     seed: int = 0,  # Of everything random
     epochs: int = None,  # Of a default run (default: fits the size of the data)
     limit: int = None,  # Use only this many training images
@@ -165,37 +274,71 @@ def tune(
     from autolora.reports import Report
     from autolora.search import GRID, HALVING, Search
     from autolora.search import tune as run_tune
+
     search = Search(as_values(space) or None, GRID if grid else HALVING)
     settings = {k: v for k, v in {"epochs": epochs, "limit": limit, "size": size}.items() if v}
-    tuning = run_tune(backbone, data, method, budget, search, seed, out, partial(launch, jobs=jobs), **settings)
-    print(f"Trials, by validation accuracy\n{tuning.table.drop(columns=['message']).to_string(index=False, na_rep='')}\n\nChosen: {tuning.chosen}")
-    print(f"Cost: {tuning.plan['cost']:.2f} default runs as planned, {tuning.spent['default_runs']:.2f} by attack steps, {duration(tuning.spent['seconds'])}")
-    print(f"{Report.from_dict(tuning.best.report)}\nTrials: {tuning.path / 'trials.csv'}\nReport: {tuning.best.path / 'report.html'}")
+    tuning = run_tune(
+        backbone, data, method, budget, search, seed, out, partial(launch, jobs=jobs), **settings
+    )
+    print(
+        f"Trials, by validation accuracy\n{tuning.table.drop(columns=['message']).to_string(index=False, na_rep='')}\n\nChosen: {tuning.chosen}"
+    )
+    print(
+        f"Cost: {tuning.plan['cost']:.2f} default runs as planned, {tuning.spent['default_runs']:.2f} by attack steps, {duration(tuning.spent['seconds'])}"
+    )
+    print(
+        f"{Report.from_dict(tuning.best.report)}\nTrials: {tuning.path / 'trials.csv'}\nReport: {tuning.best.path / 'report.html'}"
+    )
 
 # %% ../nbs/18_cli.ipynb #78da30e9
 def list_():
-    "The backbones, data sets, methods and parametrisations of the branch known by name, and each method's options with their defaults."
+    """The backbones, data sets, methods and parametrisations of the branch known by name, and each
+    method's options with their defaults."""
     from autolora.backbones import BACKBONES
     from autolora.basis import chosen_options
     from autolora.data import TASKS
     from autolora.methods import METHODS
     from autolora.parametrisations import PARAMETRISATIONS
     from autolora.pretraining import OBJECTIVES
-    rows = [("backbones", {k: b.description for k, b in BACKBONES.items()}), ("data", {k: (b.__doc__ or "").split("\n")[0] for k, b in TASKS.items()}),
-            ("methods", {k: m.label for k, m in METHODS.items()}), ("parametrisations", {k: p.description for k, p in PARAMETRISATIONS.items()}), ("objectives of pretrain", {k: m.label for k, m in OBJECTIVES.items()}),
-            ("options", {k: " ".join(f"{name}={value}" for name, value in chosen_options(m, {}).items() if name not in ("rank", "parametrisation")) for k, m in METHODS.items()})]
+
+    rows = [
+        ("backbones", {k: b.description for k, b in BACKBONES.items()}),
+        ("data", {k: (b.__doc__ or "").split("\n")[0] for k, b in TASKS.items()}),
+        ("methods", {k: m.label for k, m in METHODS.items()}),
+        ("parametrisations", {k: p.description for k, p in PARAMETRISATIONS.items()}),
+        ("objectives of pretrain", {k: m.label for k, m in OBJECTIVES.items()}),
+        (
+            "options",
+            {
+                k: " ".join(
+                    f"{name}={value}"
+                    for name, value in chosen_options(m, {}).items()
+                    if name not in ("rank", "parametrisation")
+                )
+                for k, m in METHODS.items()
+            },
+        ),
+    ]
     for title, items in rows:
         print(title)
-        for name, text in items.items(): print(f"  {name:18} {text}")
+        for name, text in items.items():
+            print(f"  {name:18} {text}")
 
 # %% ../nbs/18_cli.ipynb #70e0ba5f
 def doctor():
     "Versions, devices, what is missing and the command that mends it."
     from autolora.backbones import BACKBONES, backbone_card
     from autolora.machine import devices, missing, obstacles, versions
+
     cards = [name for name in BACKBONES if backbone_card(name)]
-    for name, text in {**versions(), "devices": devices(), "backbones": f"{', '.join(cards)} with their weights"}.items(): print(f"  {name:14} {text}")
-    for sentence in missing() + obstacles(): print(f"  {sentence}")
+    for name, text in {
+        **versions(),
+        "devices": devices(),
+        "backbones": f"{', '.join(cards)} with their weights",
+    }.items():
+        print(f"  {name:14} {text}")
+    for sentence in missing() + obstacles():
+        print(f"  {sentence}")
 
 # %% ../nbs/18_cli.ipynb #acdb65df
 def demo(
@@ -208,15 +351,30 @@ def demo(
     from autolora.methods import METHODS
     from autolora.reports import Report, compare_table
     from autolora.rft import finetune as run_finetune
+
     reports, seconds = {}, []
     for method in ("trades", "autolora"):
         label = METHODS[method].label
         print(f"Fine-tuning robust_mini_gray on {data} by {label} ...", flush=True)
-        run = run_finetune("robust_mini_gray", data, method, seed=seed, out=f"{out}/{data}-{method}-{seed}", resume=True, autoattack=autoattack)
+        run = run_finetune(
+            "robust_mini_gray",
+            data,
+            method,
+            seed=seed,
+            out=f"{out}/{data}-{method}-{seed}",
+            resume=True,
+            autoattack=autoattack,
+        )
         reports[label] = Report.from_dict(run.report)
         seconds.append(f"{label} {duration(run.last('end')['seconds'])}")
-    print(f"\nAccuracy in % [95 % interval] on the test images of {data}, threat {run.config['threat']}\n{compare_table(reports)}")
-    print(f"\nTraining took: {', '.join(seconds)}. (time above: of the evaluation)\nReports: " + "\n         ".join(f"{out}/{data}-{m}-{seed}/report.html" for m in ("trades", "autolora")))
+    print(
+        f"\nAccuracy in % [95 % interval] on the test images of {data}, threat "
+        f"{run.config['threat']}\n{compare_table(reports)}"
+    )
+    print(
+        f"\nTraining took: {', '.join(seconds)}. (time above: of the evaluation)\nReports: "
+        + "\n         ".join(f"{out}/{data}-{m}-{seed}/report.html" for m in ("trades", "autolora"))
+    )
 
 # %% ../nbs/18_cli.ipynb #9bbb249e
 def lab_(
@@ -230,37 +388,92 @@ def lab_(
     import subprocess
     import tempfile
     from pathlib import Path
-    if importlib.util.find_spec("voila") is None: raise AutoLoRaError("The page is served by voila, which is not installed: pip install 'autolora[lab]'.")
-    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": f"from autolora.lab import Lab\n\nLab({str(Path(root).resolve())!r})"}
+
+    if importlib.util.find_spec("voila") is None:
+        raise AutoLoRaError(
+            "The page is served by voila, which is not installed: pip install 'autolora[lab]'."
+        )
+    cell = {
+        "cell_type": "code",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": f"from autolora.lab import Lab\n\nLab({str(Path(root).resolve())!r})",
+    }
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "autolora lab.ipynb"
-        page.write_text(json.dumps({"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}}, "nbformat": 4, "nbformat_minor": 4}))
-        command = [sys.executable, "-m", "voila", str(page), f"--port={port}", "--Voila.ip=127.0.0.1", *["--no-browser"] * (not browser)]
+        page.write_text(
+            json.dumps(
+                {
+                    "cells": [cell],
+                    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+                    "nbformat": 4,
+                    "nbformat_minor": 4,
+                }
+            )
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "voila",
+            str(page),
+            f"--port={port}",
+            "--Voila.ip=127.0.0.1",
+            *["--no-browser"] * (not browser),
+        ]
         with subprocess.Popen(command) as server:
-            signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # or ended from outside we'd leave it behind
-            if server.wait() not in (0, -signal.SIGTERM): raise AutoLoRaError(f"voila could not serve the page: see its words above; if port {port} is taken, choose another --port.")
+            signal.signal(
+                signal.SIGTERM, lambda *_: server.terminate()
+            )  # or ended from outside we'd leave it behind
+            if server.wait() not in (0, -signal.SIGTERM):
+                raise AutoLoRaError(
+                    f"voila could not serve the page: see its words above; if port {port} is "
+                    "taken, choose another --port."
+                )
 
 # %% ../nbs/18_cli.ipynb #ae7e5d6b
-VERBS = {"finetune": finetune, "compare": compare, "tune": tune, "lab": lab_, "evaluate": evaluate, "pretrain": pretrain, "list": list_, "doctor": doctor, "demo": demo}
+VERBS = {
+    "finetune": finetune,
+    "compare": compare,
+    "tune": tune,
+    "lab": lab_,
+    "evaluate": evaluate,
+    "pretrain": pretrain,
+    "list": list_,
+    "doctor": doctor,
+    "demo": demo,
+}
+
 
 def main(argv=None):
     "The console script `autolora`; returns the exit status."
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: autolora VERB [options], where VERB is one of\n" + "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()) + "\n`autolora VERB --help` lists a verb's options.")
+        print(
+            "usage: autolora VERB [options], where VERB is one of\n"
+            + "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items())
+            + "\n`autolora VERB --help` lists a verb's options."
+        )
         return 0
-    if rank() > 0: sys.stdout = open(os.devnull, "w")  # the first of several processes speaks for all
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # the first of several processes speaks for all
     try:
-        if argv[0] not in VERBS: raise unknown("verb", argv[0], VERBS)
+        if argv[0] not in VERBS:
+            raise unknown("verb", argv[0], VERBS)
         given = vars(anno_parser(VERBS[argv[0]], f"autolora {argv[0]}").parse_args(argv[1:]))
         VERBS[argv[0]](**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
     except AutoLoRaError as error:
-        if rank() == 0 or "lost the others" in str(error): print(f"autolora: {error}", file=sys.stderr)
+        if rank() == 0 or "lost the others" in str(error):
+            print(f"autolora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("autolora: interrupted; the last finished epoch is kept: the same command goes on from it (finetune: with --resume).", file=sys.stderr)
+        print(
+            "autolora: interrupted; the last finished epoch is kept: the same command goes on from it (finetune: with --resume).",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 # %% ../nbs/18_cli.ipynb #12284906
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

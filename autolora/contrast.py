@@ -18,77 +18,148 @@ from .vision import import_torchvision
 
 # %% ../nbs/12f_contrast.ipynb #1f5de500
 def nt_xent(z1, z2, temperature=0.5):
-    "The scalar NT-Xent of projections `z1` and `z2` (N, D) of two views of N images, averaged over the 2N views. Source: Chen et al. 2020."
+    """The scalar NT-Xent of projections `z1` and `z2` (N, D) of two views of N images, averaged
+    over the 2N views.
+
+    Source: Chen et al. 2020."""
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     cosines = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(cosines, torch.arange(len(z), device=z.device).roll(len(z1)))
 
 # %% ../nbs/12f_contrast.ipynb #7769c97e
 def agreement(a, b, temperature=0.5):
-    "log P(a|b), (N,): the log-softmax over the batch of the cosines between features `a` and `b` (N, D)."
+    """log P(a|b), (N,): the log-softmax over the batch of the cosines between features `a` and `b`
+    (N, D)."""
     return (F.cosine_similarity(a, b) / temperature).log_softmax(0)
 
+
 def batch_kl(p, q, kl="as_written"):
-    "sum exp(p) (p - q) for log-weights `p`, `q` (N,): the KL term of AIR as its paper has it, or with exp(q) where q should stand (`as_released`)."
+    """sum exp(p) (p - q) for log-weights `p`, `q` (N,): the KL term of AIR as its paper has it, or
+    with exp(q) where q should stand (`as_released`)."""
     return F.kl_div(q if kl == "as_written" else q.exp(), p, reduction="sum", log_target=True)
 
 # %% ../nbs/12f_contrast.ipynb #c2d3a277
 def view(shape, strength=1.0, flip=False):
-    "A random transform of one image (C, H, W) in [0, 1] of `shape`: crop and resize, colours, grey, mirror where `flip`; nothing but the mirror at `strength` 0."
+    """A random transform of one image (C, H, W) in [0, 1] of `shape`: crop and resize, colours,
+    grey, mirror where `flip`; nothing but the mirror at `strength` 0."""
     v2 = import_torchvision("transforms.v2")
-    return v2.Compose([v2.RandomResizedCrop(shape[1:], scale=(1 - 0.8 * strength, 1.0), ratio=(1 - 0.25 * strength, 1 + strength / 3)),
-                       v2.RandomHorizontalFlip(0.5 * flip),
-                       v2.RandomApply([v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)], 0.8), v2.RandomGrayscale(0.2 * strength * (shape[0] == 3))])
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                shape[1:],
+                scale=(1 - 0.8 * strength, 1.0),
+                ratio=(1 - 0.25 * strength, 1 + strength / 3),
+            ),
+            v2.RandomHorizontalFlip(0.5 * flip),
+            v2.RandomApply(
+                [v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)],
+                0.8,
+            ),
+            v2.RandomGrayscale(0.2 * strength * (shape[0] == 3)),
+        ]
+    )
 
 # %% ../nbs/12f_contrast.ipynb #265fc032
 class Projected(nn.Module):
-    "`projector` on what the head of `model` gets for images (N, C, H, W); the last of these features are in `features`, (N, d)."
+    """`projector` on what the head of `model` gets for images (N, C, H, W); the last of these
+    features are in `features`, (N, d)."""
+
     def __init__(self, model, projector):
         super().__init__()
         self.model, self.projector = model, projector
 
     def forward(self, x):
-        with entering_head(self.model) as found: self.model(x)
+        with entering_head(self.model) as found:
+            self.model(x)
         self.features = found[-1]
         return self.projector(self.features)
 
 # %% ../nbs/12f_contrast.ipynb #e0e51b6d
 class ACL(Method):
-    "(1 - w) NT-Xent(natural views, their own BatchNorm) + (1 + w) NT-Xent(attacked views), w = 2/3 (1 - strength). Source: Jiang et al. 2020; w: Luo et al. 2023 (DynACL)."
+    """(1 - w) NT-Xent(natural views, their own BatchNorm) + (1 + w) NT-Xent(attacked views), w =
+    2/3 (1 - strength).
+
+    Source: Jiang et al. 2020; w: Luo et al. 2023 (DynACL)."""
+
     name, label = "acl", "ACL (pre-training)"
-    options = Method.options | {"steps": 5, "weight_decay": 5e-4, "temperature": 0.5, "strength_to": 1.0}  # of the augmentation, at the end: 0 is DynACL
+    options = Method.options | {
+        "steps": 5,
+        "weight_decay": 5e-4,
+        "temperature": 0.5,
+        "strength_to": 1.0,
+    }  # of the augmentation, at the end: 0 is DynACL
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
-        d, device = model.get_submodule(head_name(model)).in_features, next(model.parameters()).device
+        d, device = (
+            model.get_submodule(head_name(model)).in_features,
+            next(model.parameters()).device,
+        )
         self.projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 128)).to(device)
         self.adversarial = Projected(model, self.projector)
         self.natural, self.flip, self.strength = SplitBN(self.adversarial), False, 1.0
 
-    def modules(self): return super().modules() | {"projector": self.projector, "clean_bn": self.natural}
-    def begin(self, task): self.flip = getattr(task.augment, "keywords", {}).get("flip", False)
-    def before_step(self, progress): self.strength = 1 - (1 - self.strength_to) * int(20 * progress) / 20  # in twenty steps, as published
-    def far(self, z): return nt_xent(*z.chunk(2), self.temperature)
+    def modules(self):
+        return super().modules() | {"projector": self.projector, "clean_bn": self.natural}
+
+    def begin(self, task):
+        self.flip = getattr(task.augment, "keywords", {}).get("flip", False)
+
+    def before_step(self, progress):
+        self.strength = (
+            1 - (1 - self.strength_to) * int(20 * progress) / 20
+        )  # in twenty steps, as published
+
+    def far(self, z):
+        return nt_xent(*z.chunk(2), self.temperature)
 
     def losses(self, x, y):
         change = view(x.shape[1:], self.strength, self.flip)
         views = torch.stack([change(image) for image in (*x, *x)])
-        attacked = pgd(self.adversarial, views, None, self.threat, self.steps, loss=self.far, generator=self.rng)
+        attacked = pgd(
+            self.adversarial,
+            views,
+            None,
+            self.threat,
+            self.steps,
+            loss=self.far,
+            generator=self.rng,
+        )
         z, z_adv, w = self.natural(views), self.adversarial(attacked), 2 / 3 * (1 - self.strength)
         probed = self.model.get_submodule(head_name(self.model))(self.adversarial.features.detach())
         self.adv = probed.detach()
-        terms = {"nt_nat": (1 - w) * self.far(z), "nt_adv": (1 + w) * self.far(z_adv), "probe": F.cross_entropy(probed, y.repeat(2))}
+        terms = {
+            "nt_nat": (1 - w) * self.far(z),
+            "nt_adv": (1 + w) * self.far(z_adv),
+            "probe": F.cross_entropy(probed, y.repeat(2)),
+        }
         return terms | self.invariances(z.chunk(2), z_adv.chunk(2), x)
 
-    def invariances(self, z, z_adv, x): return {}
+    def invariances(self, z, z_adv, x):
+        return {}
 
 # %% ../nbs/12f_contrast.ipynb #ffa49fb3
 class AIR(ACL):
-    "ACL's terms + sir KL(P(zi|zo) || P(zj|zo)) + air KL(P(zi'|zi) P(zi'|zo) || P(zj'|zj) P(zj'|zo)). Source: Xu et al. 2023 (AIR)."
-    name, label, options = "air", "ACL with AIR (pre-training)", ACL.options | {"strength_to": 0.0, "sir": 0.5, "air": 0.5, "kl": ("as_written", "as_released")}
+    """ACL's terms + sir KL(P(zi|zo) || P(zj|zo)) + air KL(P(zi'|zi) P(zi'|zo) || P(zj'|zj)
+    P(zj'|zo)).
+
+    Source: Xu et al. 2023 (AIR)."""
+
+    name, label, options = (
+        "air",
+        "ACL with AIR (pre-training)",
+        ACL.options
+        | {"strength_to": 0.0, "sir": 0.5, "air": 0.5, "kl": ("as_written", "as_released")},
+    )
 
     def invariances(self, z, z_adv, x):
         z_o = self.natural(x)
         near = [agreement(a, z_o, self.temperature) for a in z]
-        attacked = [agreement(b, a, self.temperature) + agreement(b, z_o, self.temperature) for a, b in zip(z, z_adv, strict=True)]
-        return {"sir": self.sir * batch_kl(*near, self.kl), "air": self.air * batch_kl(*attacked, self.kl)}
+        attacked = [
+            agreement(b, a, self.temperature) + agreement(b, z_o, self.temperature)
+            for a, b in zip(z, z_adv, strict=True)
+        ]
+        return {
+            "sir": self.sir * batch_kl(*near, self.kl),
+            "air": self.air * batch_kl(*attacked, self.kl),
+        }

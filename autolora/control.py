@@ -14,38 +14,58 @@ from .learner import Callback
 
 # %% ../nbs/11c_control.ipynb #1d4baea6
 class Stopped(Exception):
-    "Somebody asked the run to stop; raised in the training thread, out of the model's forward pass."
+    """Somebody asked the run to stop; raised in the training thread, out of the model's forward
+    pass."""
 
 # %% ../nbs/11c_control.ipynb #64dee140
 class Control(Callback):
-    """Pass it to `finetune(..., control=)` in one thread, and call `pause()`, `resume()`, `stop()` from another.
+    """Pass it to `finetune(..., control=)` in one thread, and call `pause()`, `resume()`, `stop()`
+    from another.
 
-    `position`: `(epochs done, steps done in this epoch, steps an epoch, epochs)`, or None before training. `paused`: whether the run waits."""
-    def __init__(self): self.requests, self.paused, self.position, self.lost = queue.SimpleQueue(), False, None, 0.0
+    `position`: `(epochs done, steps done in this epoch, steps an epoch, epochs)`, or None before
+    training. `paused`: whether the run waits."""
 
-    def pause(self): self.requests.put("pause")
-    def resume(self): self.requests.put("resume")
-    def stop(self): self.requests.put("stop")
+    def __init__(self):
+        self.requests, self.paused, self.position, self.lost = queue.SimpleQueue(), False, None, 0.0
+
+    def pause(self):
+        self.requests.put("pause")
+
+    def resume(self):
+        self.requests.put("resume")
+
+    def stop(self):
+        self.requests.put("stop")
 
     def check(self, *_):
         "Obey the requests made so far, and wait while paused. Raises `Stopped`."
         while self.paused or not self.requests.empty():
             start, request = time.perf_counter(), self.requests.get()
-            if self.paused: self.lost += time.perf_counter() - start
-            if request == "stop": self.paused = False; raise Stopped
+            if self.paused:
+                self.lost += time.perf_counter() - start
+            if request == "stop":
+                self.paused = False
+                raise Stopped
             self.paused = request == "pause"
 
     @contextlib.contextmanager
     def watching(self, model):
         "Inside, every forward pass of `model`, and of any copy made there, first obeys."
         hook, self.position = model.register_forward_pre_hook(self.check), None
-        try: yield self
-        finally: hook.remove()
+        try:
+            yield self
+        finally:
+            hook.remove()
 
-    def __deepcopy__(self, memo): return self  # a copy of a watched model is watched by the same control
+    def __deepcopy__(self, memo):
+        return self  # a copy of a watched model is watched by the same control
 
-    def before_fit(self, learner): self.lost = 0.0
-    def before_step(self, learner): self.position = (learner.epoch, learner.step, learner.steps, learner.epochs)
+    def before_fit(self, learner):
+        self.lost = 0.0
+
+    def before_step(self, learner):
+        self.position = (learner.epoch, learner.step, learner.steps, learner.epochs)
+
     def after_epoch(self, learner):
         self.position = (learner.epoch, 0, learner.steps, learner.epochs)
         learner.record["paused_seconds"], self.lost = self.lost, 0.0

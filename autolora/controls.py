@@ -20,62 +20,148 @@ from .threat import parse_threat
 # %% ../nbs/16c_controls.ipynb #1550a841
 WIDE = dict(layout=widgets.Layout(width="98%"), style=dict(description_width="88px"))
 
+
 class Field(widgets.VBox):
-    "A `control` and the `note` under it; `refuse(words)` and `say(words)` fill the note, in plain text."
+    """A `control` and the `note` under it; `refuse(words)` and `say(words)` fill the note, in plain
+    text."""
+
     def __init__(self, control):
         self.control, self.note = control, widgets.HTML(layout=widgets.Layout(margin="0 0 0 92px"))
         super().__init__([control, self.note])
 
-    def say(self, words): self.note.value = f"<small>{html.escape(words)}</small>" if words else ""
-    def refuse(self, words): self.note.value = f"<small role='alert' style='color:#D55E00'>✕ {html.escape(words)}</small>"
+    def say(self, words):
+        self.note.value = f"<small>{html.escape(words)}</small>" if words else ""
+
+    def refuse(self, words):
+        self.note.value = (
+            f"<small role='alert' style='color:#D55E00'>✕ {html.escape(words)}</small>"
+        )
 
 # %% ../nbs/16c_controls.ipynb #3dcc45ac
 HINTS = {
     "backbone": "The pre-trained, robust network that is fine-tuned",
-    "data": "A built-in data set, or the path of an .npz pack or of a folder with one sub-folder a class",
+    "data": "A built-in data set, or the path of an .npz pack or of a folder with one sub-folder a "
+    "class",
     "methods": "One run each, one after another, with the same settings",
     "norm": "How the size of a perturbation is measured",
-    "eps": "The largest size of the perturbation, for pixels in [0, 1]: a number or a fraction such as 8/255",
+    "eps": "The largest size of the perturbation, for pixels in [0, 1]: a number or a fraction "
+    "such as 8/255",
     "epochs": "Passes over the training images",
-    "minutes": "A time budget for all runs together, in the place of a number of epochs; what fits into it is estimated from a measured step",
+    "minutes": "A time budget for all runs together, in the place of a number of epochs; what fits "
+    "into it is estimated from a measured step",
     "limit": "How many training images to use",
     "size": "Pixels a side: the images are cut to their central square and resized",
     "seed": "Of everything random: the same seed gives the same run",
     "autoattack": "How many test images AutoAttack gets at the end; 0 leaves it out",
 }
 
-def _text(name, words, placeholder): return Field(widgets.Text(description=words, placeholder=placeholder, tooltip=HINTS[name], continuous_update=False, **WIDE))
+
+def _text(name, words, placeholder):
+    return Field(
+        widgets.Text(
+            description=words,
+            placeholder=placeholder,
+            tooltip=HINTS[name],
+            continuous_update=False,
+            **WIDE,
+        )
+    )
+
 
 def _fields(backbones, tasks):
     "The fields by name, in the order in which they stand."
     return {
-        "backbone": Field(widgets.Dropdown(description="Backbone", options=backbones, tooltip=HINTS["backbone"], **WIDE)),
-        "data": Field(widgets.Combobox(description="Data", options=tasks, value=tasks[0], tooltip=HINTS["data"], continuous_update=False, **WIDE)),
-        "methods": Field(widgets.VBox([widgets.Checkbox(description=METHODS[m].label, value=m in ("autolora", "trades"), tooltip=HINTS["methods"], indent=True, **WIDE) for m in OFFERED])),
-        "norm": Field(widgets.Dropdown(description="Threat", options=[("as recommended", ""), ("L-inf", "linf"), ("L2", "l2")], tooltip=HINTS["norm"], **WIDE)),
+        "backbone": Field(
+            widgets.Dropdown(
+                description="Backbone", options=backbones, tooltip=HINTS["backbone"], **WIDE
+            )
+        ),
+        "data": Field(
+            widgets.Combobox(
+                description="Data",
+                options=tasks,
+                value=tasks[0],
+                tooltip=HINTS["data"],
+                continuous_update=False,
+                **WIDE,
+            )
+        ),
+        "methods": Field(
+            widgets.VBox(
+                [
+                    widgets.Checkbox(
+                        description=METHODS[m].label,
+                        value=m in ("autolora", "trades"),
+                        tooltip=HINTS["methods"],
+                        indent=True,
+                        **WIDE,
+                    )
+                    for m in OFFERED
+                ]
+            )
+        ),
+        "norm": Field(
+            widgets.Dropdown(
+                description="Threat",
+                options=[("as recommended", ""), ("L-inf", "linf"), ("L2", "l2")],
+                tooltip=HINTS["norm"],
+                **WIDE,
+            )
+        ),
         "eps": _text("eps", "eps", "as recommended"),
         "epochs": _text("epochs", "Epochs", "found"),
         "minutes": _text("minutes", "or minutes", "no limit"),
         "limit": _text("limit", "Images", "all"),
         "size": _text("size", "Pixels a side", "as they are"),
-        "seed": Field(widgets.BoundedIntText(description="Seed", value=0, min=0, max=2**31, tooltip=HINTS["seed"], **WIDE)),
-        "autoattack": Field(widgets.BoundedIntText(description="AutoAttack", value=64, min=0, max=10**6, tooltip=HINTS["autoattack"], **WIDE)),
+        "seed": Field(
+            widgets.BoundedIntText(
+                description="Seed", value=0, min=0, max=2**31, tooltip=HINTS["seed"], **WIDE
+            )
+        ),
+        "autoattack": Field(
+            widgets.BoundedIntText(
+                description="AutoAttack",
+                value=64,
+                min=0,
+                max=10**6,
+                tooltip=HINTS["autoattack"],
+                **WIDE,
+            )
+        ),
     }
 
-OFFERED = [name for name in METHODS if name not in ("fast_at", "rift")]  # for pre-training; for a finished run
+
+OFFERED = [
+    name for name in METHODS if name not in ("fast_at", "rift")
+]  # for pre-training; for a finished run
 
 # %% ../nbs/16c_controls.ipynb #9df18e5d
-def _whole(text, what): return None if not text.strip() else whole_epochs(parse_number(text, what)) if what == "epochs" else _positive(text, what, whole=True)
+def _whole(text, what):
+    return (
+        None
+        if not text.strip()
+        else whole_epochs(parse_number(text, what))
+        if what == "epochs"
+        else _positive(text, what, whole=True)
+    )
+
 
 def _positive(text, what, whole=False):
     "The positive number written in `text`, None if it is empty."
-    if not text.strip(): return None
+    if not text.strip():
+        return None
     number = parse_number(text, what)
-    if number <= 0 or whole and number != int(number): raise AutoLoRaError(f"{what} must be a {'whole ' * whole}number above 0, not {text}.")
+    if number <= 0 or whole and number != int(number):
+        raise AutoLoRaError(f"{what} must be a {'whole ' * whole}number above 0, not {text}.")
     return int(number) if whole else number
 
+
 class Controls(widgets.VBox):
-    "The choosing part of the lab. `backbones`, `data`: dicts name -> one's own modules, tasks or arrays, offered beside the built-in names."
+    """The choosing part of the lab.
+
+    `backbones`, `data`: dicts name -> one's own modules, tasks or arrays, offered beside the
+    built-in names."""
+
     def __init__(self, backbones=(), data=()):
         self.own_backbones, self.own_data = dict(backbones), dict(data)
         self.fields = _fields([*BACKBONES, *self.own_backbones], [*TASKS, *self.own_data])
@@ -84,40 +170,60 @@ class Controls(widgets.VBox):
     def observe_all(self, heard):
         "Call `heard(change)` whenever a value is changed."
         for name, field in self.fields.items():
-            for control in field.control.children if name == "methods" else [field.control]: control.observe(heard, "value")
+            for control in field.control.children if name == "methods" else [field.control]:
+                control.observe(heard, "value")
 
-    def text(self, name): return self.fields[name].control.value
+    def text(self, name):
+        return self.fields[name].control.value
 
     def _readers(self):
         "How each part of the choice is read from its field."
         return {
-            "backbone": lambda: self.own_backbones.get(self.text("backbone"), self.text("backbone")),
+            "backbone": lambda: self.own_backbones.get(
+                self.text("backbone"), self.text("backbone")
+            ),
             "data": lambda: self.own_data.get(self.text("data"), self.text("data").strip()),
-            "methods": self._methods, "eps": self._threat,
-            "epochs": lambda: _whole(self.text("epochs"), "epochs"), "minutes": self._minutes,
-            "limit": lambda: _whole(self.text("limit"), "images"), "size": lambda: _whole(self.text("size"), "pixels a side"),
-            "seed": lambda: self.text("seed"), "autoattack": lambda: self.text("autoattack"),
+            "methods": self._methods,
+            "eps": self._threat,
+            "epochs": lambda: _whole(self.text("epochs"), "epochs"),
+            "minutes": self._minutes,
+            "limit": lambda: _whole(self.text("limit"), "images"),
+            "size": lambda: _whole(self.text("size"), "pixels a side"),
+            "seed": lambda: self.text("seed"),
+            "autoattack": lambda: self.text("autoattack"),
         }
 
     def _methods(self):
-        chosen = [name for name, box in zip(OFFERED, self.fields["methods"].control.children, strict=True) if box.value]
-        if not chosen: raise AutoLoRaError("Choose at least one method.")
+        chosen = [
+            name
+            for name, box in zip(OFFERED, self.fields["methods"].control.children, strict=True)
+            if box.value
+        ]
+        if not chosen:
+            raise AutoLoRaError("Choose at least one method.")
         return chosen
 
     def _minutes(self):
-        if self.text("minutes").strip() and self.text("epochs").strip(): raise AutoLoRaError("Give epochs or minutes, not both.")
+        if self.text("minutes").strip() and self.text("epochs").strip():
+            raise AutoLoRaError("Give epochs or minutes, not both.")
         return _positive(self.text("minutes"), "minutes")
 
     def _threat(self):
         norm, eps = self.text("norm"), self.text("eps").strip()
-        if not eps and not norm: return None
-        if not eps: raise AutoLoRaError("A norm of your own needs an eps.")
+        if not eps and not norm:
+            return None
+        if not eps:
+            raise AutoLoRaError("A norm of your own needs an eps.")
         return str(parse_threat(f"{norm or 'linf'}:{eps}"))
 
     def read(self):
         "The choice as a dict (`threat` from norm and eps), or None if a field had to be refused."
         found, refused = {}, False
         for name, reader in self._readers().items():
-            try: found["threat" if name == "eps" else name] = reader(); self.fields[name].say("")
-            except AutoLoRaError as error: self.fields[name].refuse(str(error)); refused = True
+            try:
+                found["threat" if name == "eps" else name] = reader()
+                self.fields[name].say("")
+            except AutoLoRaError as error:
+                self.fields[name].refuse(str(error))
+                refused = True
         return None if refused else found

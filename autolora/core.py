@@ -20,7 +20,8 @@ class AutoLoRaError(ValueError):
 
 # %% ../nbs/00_core.ipynb #ed34d18e
 def unknown(kind, name, known):
-    """The `AutoLoRaError` for a `name` that is not among `known`; `kind` is the noun ("backbone", "method").
+    """The `AutoLoRaError` for a `name` that is not among `known`; `kind` is the noun ("backbone",
+    "method").
 
     The nearest known name is suggested when one is close."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
@@ -29,17 +30,29 @@ def unknown(kind, name, known):
 
 # %% ../nbs/00_core.ipynb #07f6aec2
 def parse_number(value, what="number"):
-    "`\"8/255\"`, `\"0.1\"` or a number, as a finite float. Raises `AutoLoRaError` for anything else; `what` names it there."
-    try: number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (ValueError, TypeError, ZeroDivisionError): number = math.nan
-    if not math.isfinite(number): raise AutoLoRaError(f"{what} must be a number or a fraction such as '8/255', not {value!r}.")
+    """`"8/255"`, `"0.1"` or a number, as a finite float.
+
+    Raises `AutoLoRaError` for anything else; `what` names it there."""
+    try:
+        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise AutoLoRaError(
+            f"{what} must be a number or a fraction such as '8/255', not {value!r}."
+        )
     return number
 
 # %% ../nbs/00_core.ipynb #615a89b6
 def format_eps(eps):
-    "A float budget as the field writes it: `8/255` where it is a whole number of 255ths, else up to four significant digits."
+    """A float budget as the field writes it: `8/255` where it is a whole number of 255ths, else up
+    to four significant digits."""
     levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 0.5 and eps < 0.1 else f"{eps:.4g}"
+    return (
+        f"{round(levels)}/255"
+        if abs(levels - round(levels)) < 1e-6 and levels >= 0.5 and eps < 0.1
+        else f"{eps:.4g}"
+    )
 
 # %% ../nbs/00_core.ipynb #1006a3a0
 def pct(share):
@@ -55,8 +68,12 @@ def duration(seconds):
 
 # %% ../nbs/00_core.ipynb #03aca21e
 def wilson(correct, n, z=1.959964):
-    "The Wilson interval `(low, high)`, shares in [0, 1], for `correct` of `n`; `z` = 1.96 gives 95 %. With n = 0 nothing is known: (0, 1)."
-    if n == 0: return 0.0, 1.0
+    """The Wilson interval `(low, high)`, shares in [0, 1], for `correct` of `n`; `z` = 1.96 gives
+    95 %.
+
+    With n = 0 nothing is known: (0, 1)."""
+    if n == 0:
+        return 0.0, 1.0
     p, spread = correct / n, z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
@@ -67,28 +84,43 @@ def set_seed(seed):
     "Seed Python's, NumPy's and torch's global generators with the whole number `seed`."
     import numpy as np
     import torch
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #fba348da
 @contextlib.contextmanager
 def isolated_rng(seed=None):
-    "Whatever happens inside, torch's global generators (CPU and CUDA) are as before afterwards; `seed` starts the inside there."
+    """Whatever happens inside, torch's global generators (CPU and CUDA) are as before afterwards;
+    `seed` starts the inside there."""
     import torch
+
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        if seed is not None: torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
 
 # %% ../nbs/00_core.ipynb #076d862d
 def default_device():
-    "`cuda` where there is one (this process's own, where several train together), else `cpu` (a `torch.device`). Asked only when work starts."
+    """`cuda` where there is one (this process's own, where several train together), else `cpu` (a
+    `torch.device`).
+
+    Asked only when work starts."""
     import torch
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 # %% ../nbs/00_core.ipynb #17c0feb4
 def world():
     "How many processes train together; 1 for one that no launcher has started."
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
 
 def rank():
     "This process's number among its peers, from 0; 0 when alone."

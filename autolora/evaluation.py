@@ -26,27 +26,48 @@ from .threat import parse_threat
 
 # %% ../nbs/12_evaluation.ipynb #3452be43
 def _selected(data, idx):
-    "The images (float, in [0, 1]) and labels of `data`, a `Split` or a pair `(x, y)` of tensors, at the indices `idx`."
-    x, y = (data[0][idx], data[1][idx]) if isinstance(data, (tuple, list)) else (data.images(idx), data.y[idx])
+    """The images (float, in [0, 1]) and labels of `data`, a `Split` or a pair `(x, y)` of tensors,
+    at the indices `idx`."""
+    x, y = (
+        (data[0][idx], data[1][idx])
+        if isinstance(data, (tuple, list))
+        else (data.images(idx), data.y[idx])
+    )
     if len(x) and not (0 <= x.min() and x.max() <= 1):
-        raise AutoLoRaError("Images must lie in [0, 1]: divide by 255, and leave the normalisation to the model.")
+        raise AutoLoRaError(
+            "Images must lie in [0, 1]: divide by 255, and leave the normalisation to the model."
+        )
     return x.float().cpu(), y.long().cpu()
 
 # %% ../nbs/12_evaluation.ipynb #231581d1
 def _length(data):
     "How many images `data` holds; a pair must be of one length."
-    if not isinstance(data, (tuple, list)): return len(data)
+    if not isinstance(data, (tuple, list)):
+        return len(data)
     x, y = data
-    if len(x) != len(y): raise AutoLoRaError(f"There are {len(x)} images but {len(y)} labels: give one label an image.")
+    if len(x) != len(y):
+        raise AutoLoRaError(
+            f"There are {len(x)} images but {len(y)} labels: give one label an image."
+        )
     return len(y)
 
 # %% ../nbs/12_evaluation.ipynb #e98b992d
 def _counts(attacks, n, n_autoattack, available):
-    "How many images each attack gets, attack -> count: `n`, or for AutoAttack `n_autoattack`; None for all, never more than `available`."
-    wanted = {attack: n_autoattack if attack == "autoattack" and n_autoattack is not None else n for attack in attacks}
-    counts = {attack: available if count is None else min(count, available) for attack, count in wanted.items()}
+    """How many images each attack gets, attack -> count: `n`, or for AutoAttack `n_autoattack`;
+    None for all, never more than `available`."""
+    wanted = {
+        attack: n_autoattack if attack == "autoattack" and n_autoattack is not None else n
+        for attack in attacks
+    }
+    counts = {
+        attack: available if count is None else min(count, available)
+        for attack, count in wanted.items()
+    }
     if min(counts.values(), default=0) < 1:
-        raise AutoLoRaError("There is nothing to evaluate: give at least one image and one attack, and an n of 1 or more.")
+        raise AutoLoRaError(
+            "There is nothing to evaluate: give at least one image and one attack, and an n of 1 "
+            "or more."
+        )
     return counts
 
 # %% ../nbs/12_evaluation.ipynb #039ed477
@@ -57,7 +78,10 @@ def _correct(model, x, y, batch_size):
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         logits = model(images.to(device)).cpu()
         if labels.max() >= logits.shape[1]:
-            raise AutoLoRaError(f"The labels go up to {labels.max()}, but the model knows {logits.shape[1]} classes: give it a head for this task.")
+            raise AutoLoRaError(
+                f"The labels go up to {labels.max()}, but the model knows {logits.shape[1]} "
+                "classes: give it a head for this task."
+            )
         hits.append((logits.argmax(1) == labels.cpu()) & logits.isfinite().all(1))
     return torch.cat(hits)
 
@@ -69,24 +93,31 @@ def _device(model):
 # %% ../nbs/12_evaluation.ipynb #948e2e61
 def _autoattack_class():
     "The class `AutoAttack`, or an `AutoLoRaError` that says how to install it."
-    try: return import_module("pyautoattack").AutoAttack
-    except ImportError: raise AutoLoRaError("AutoAttack is not installed: run pip install 'autolora[autoattack]'.") from None
+    try:
+        return import_module("pyautoattack").AutoAttack
+    except ImportError:
+        raise AutoLoRaError(
+            "AutoAttack is not installed: run pip install 'autolora[autoattack]'."
+        ) from None
 
 # %% ../nbs/12_evaluation.ipynb #f861163d
 @contextlib.contextmanager
 def _untouched(model):
-    "`model` in eval mode with its weights frozen inside, and every mode and flag as before afterwards."
+    """`model` in eval mode with its weights frozen inside, and every mode and flag as before
+    afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with eval_mode(model), isolated_rng():
         try:
             model.requires_grad_(False)
             yield model
         finally:
-            for parameter, flag in flags: parameter.requires_grad_(flag)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 # %% ../nbs/12_evaluation.ipynb #7161aaa4
 class _Flags(logging.Handler):
     "Collects AutoAttack's warnings as sentences, each kind once."
+
     def __init__(self):
         super().__init__(logging.WARNING)
         self.kinds = {}
@@ -98,14 +129,17 @@ class _Flags(logging.Handler):
 # %% ../nbs/12_evaluation.ipynb #d509f10b
 @contextlib.contextmanager
 def _listening():
-    "AutoAttack's logger kept quiet inside, with its tracer and its call counts put back; gives the `_Flags` it fills."
+    """AutoAttack's logger kept quiet inside, with its tracer and its call counts put back; gives
+    the `_Flags` it fills."""
     from pyautoattack import checks
+
     logger, flags, tracer = logging.getLogger("auto-attack"), _Flags(), sys.gettrace()
     before = logger.propagate, logger.level
     logger.propagate, _ = False, logger.setLevel(logging.WARNING)
     logger.addHandler(flags)
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-    try: yield flags
+    try:
+        yield flags
     finally:
         logger.removeHandler(flags)
         logger.propagate, _ = before[0], logger.setLevel(before[1])
@@ -113,40 +147,72 @@ def _listening():
 
 # %% ../nbs/12_evaluation.ipynb #effa34dd
 def _row_by_row(model):
-    "`model`, with gradients of images laid out as AutoAttack's `view` wants them, not channels last."
+    """`model`, with gradients of images laid out as AutoAttack's `view` wants them, not channels
+    last."""
+
     def logits(x):
-        if x.requires_grad: x.register_hook(lambda grad: grad.contiguous())
+        if x.requires_grad:
+            x.register_hook(lambda grad: grad.contiguous())
         return model(x)
+
     return logits
 
+
 def _autoattack(model, x, y, threat, batch_size):
-    "AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], made on the fast copy of `model`, and its warnings."
+    """AutoAttack's adversarial images for `x` (N, C, H, W) in [0, 1], made on the fast copy of
+    `model`, and its warnings."""
     AutoAttack, x = _autoattack_class(), x.contiguous()
-    with _listening() as flags, torch.inference_mode(False), torch.enable_grad(), fast(model, x) as net:
-        attack = AutoAttack(_row_by_row(net), norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device)
+    with (
+        _listening() as flags,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        fast(model, x) as net,
+    ):
+        attack = AutoAttack(
+            _row_by_row(net), norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device
+        )
         classes = net(x[:1]).shape[1]
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-        few = [f"With {classes} classes the targeted DLR loss is not defined: AutoAttack ran without APGD-T."] if classes < 4 else []
-        if few: attack.attacks_to_run.remove("apgd-t")
+        few = (
+            [
+                f"With {classes} classes the targeted DLR loss is not defined: AutoAttack ran "
+                "without APGD-T."
+            ]
+            if classes < 4
+            else []
+        )
+        if few:
+            attack.attacks_to_run.remove("apgd-t")
         x_adv, _ = attack.run_standard_evaluation(x.clone(), y.clone(), batch_size=batch_size)
     return x_adv.detach(), [*few, *flags.kinds.values()]
 
 # %% ../nbs/12_evaluation.ipynb #f73c4666
 def masking_alarms(model, x, y, threat, steps=10):
-    """Signs of gradient masking on correctly classified images `x` (N, C, H, W) with labels `y`, as a list of sentences.
+    """Signs of gradient masking on correctly classified images `x` (N, C, H, W) with labels `y`, as
+    a list of sentences.
 
-    Two cheap signs: input gradients of the cross-entropy that are exactly zero; FGSM fooling more images than PGD with `steps`.
-    Sources: Athalye et al. 2018; Carlini et al. 2019."""
+    Two cheap signs: input gradients of the cross-entropy that are exactly zero; FGSM fooling more
+    images than PGD with `steps`. Sources: Athalye et al. 2018; Carlini et al. 2019."""
     x, y = x.to(_device(model)), y.to(_device(model))
     with torch.enable_grad(), _untouched(model):
         images = x.detach().clone().requires_grad_()
-        grad, = torch.autograd.grad(F.cross_entropy(model(images), y, reduction="sum"), images)
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(images), y, reduction="sum"), images)
         blind = (grad.flatten(1) == 0).all(1).float().mean().item()
-        single, iterated = (_correct(model, x_adv, y, len(x)).sum().item()
-                            for x_adv in (fgsm(model, x, y, threat), _paper_pgd(model, x, y, threat, steps)))
+        single, iterated = (
+            _correct(model, x_adv, y, len(x)).sum().item()
+            for x_adv in (fgsm(model, x, y, threat), _paper_pgd(model, x, y, threat, steps))
+        )
     alarms = []
-    if blind: alarms.append(f"{pct(blind)} % of the images have an input gradient of exactly zero: gradient attacks are blind there, trust AutoAttack's row only.")
-    if single < iterated: alarms.append(f"A single step fools more images than PGD-{steps} ({len(x) - single} against {len(x) - iterated} of {len(x)}): the gradients mislead the attack.")
+    if blind:
+        alarms.append(
+            f"{pct(blind)} % of the images have an input gradient of exactly zero: gradient "
+            "attacks are blind there, trust AutoAttack's row only."
+        )
+    if single < iterated:
+        alarms.append(
+            f"A single step fools more images than PGD-{steps} ({len(x) - single} against "
+            f"{len(x) - iterated} of {len(x)}): the gradients mislead the attack."
+        )
     return alarms
 
 # %% ../nbs/12_evaluation.ipynb #245521cf
@@ -156,18 +222,24 @@ def _paper_pgd(model, x, y, threat, steps):
 
 # %% ../nbs/12_evaluation.ipynb #1d96d8f8
 def _attack(name, model, threat, batch_size):
-    "The function (x, y) -> (adversarial images, warnings) behind an attack's `name`; `AutoLoRaError` for an unknown one."
-    if name == "none": return lambda x, y: (x, [])
+    """The function (x, y) -> (adversarial images, warnings) behind an attack's `name`;
+    `AutoLoRaError` for an unknown one."""
+    if name == "none":
+        return lambda x, y: (x, [])
     if name == "autoattack":
-        _autoattack_class()   # missing: said now, not after an hour of other attacks
+        _autoattack_class()  # missing: said now, not after an hour of other attacks
         return lambda x, y: _autoattack(model, x, y, threat, batch_size)
     number = re.fullmatch(r"pgd-(\d+)", name)
-    if not number: raise unknown("attack", name, ["none", "pgd-10", "autoattack"])
+    if not number:
+        raise unknown("attack", name, ["none", "pgd-10", "autoattack"])
     return lambda x, y: (_paper_pgd(model, x, y, threat, int(number[1])), [])
 
 # %% ../nbs/12_evaluation.ipynb #e87a5217
 def _survivors(attack, model, data, idx, threat, size, tick=lambda done, n: None):
-    "Those of the indices `idx` of `data` still classified correctly after `attack`, `size` images at a time; its warnings; seconds. Processes share the work."
+    """Those of the indices `idx` of `data` still classified correctly after `attack`, `size` images
+    at a time; its warnings; seconds.
+
+    Processes share the work."""
     mine, kept, warnings, done, start = idx[share()], [], [], 0, time.perf_counter()
     for part in mine.split(size) if len(mine) else ():
         x, y = _selected(data, part)
@@ -184,28 +256,49 @@ def _bits(flags):
     return f"{int(''.join('01'[flag] for flag in reversed(flags.tolist())), 2):x}"
 
 # %% ../nbs/12_evaluation.ipynb #3a2b11dd
-def evaluate(model, data, threat, attacks=("none", "pgd-10"), n=None, n_autoattack=None, batch_size=256, progress=lambda attack, done, n: None):
+def evaluate(
+    model,
+    data,
+    threat,
+    attacks=("none", "pgd-10"),
+    n=None,
+    n_autoattack=None,
+    batch_size=256,
+    progress=lambda attack, done, n: None,
+):
     """Standard and robust accuracy of `model`, as a `Report` with one row for each of `attacks`.
 
-    `model`: images (N, C, H, W) in [0, 1] to logits; run in eval mode and left as it was. `data`: a `Split`, or a pair `(x, y)`
-    of tensors. `threat`: a `ThreatModel` or its text. `attacks`: "none" (standard accuracy), "pgd-K" with any K, "autoattack".
-    `n`, `n_autoattack`: how many images (None: all; for AutoAttack: as many as `n`). They are the leading ones of one random
-    order, the same in every call, so small rows nest in large ones. `progress` is told the attack and how many of the n images
-    it runs on are done.
-    Raises `AutoLoRaError` for an unknown attack, images outside [0, 1], labels without a logit, or AutoAttack not installed.
-    Sources: Madry et al. 2018; Croce & Hein 2020; intervals Wilson 1927."""
+    `model`: images (N, C, H, W) in [0, 1] to logits; run in eval mode and left as it was. `data`: a
+    `Split`, or a pair `(x, y)` of tensors. `threat`: a `ThreatModel` or its text. `attacks`: "none"
+    (standard accuracy), "pgd-K" with any K, "autoattack". `n`, `n_autoattack`: how many images
+    (None: all; for AutoAttack: as many as `n`). They are the leading ones of one random order, the
+    same in every call, so small rows nest in large ones. `progress` is told the attack and how many
+    of the n images it runs on are done. Raises `AutoLoRaError` for an unknown attack, images
+    outside [0, 1], labels without a logit, or AutoAttack not installed. Sources: Madry et al. 2018;
+    Croce & Hein 2020; intervals Wilson 1927."""
     threat, counts = parse_threat(threat), _counts(attacks, n, n_autoattack, _length(data))
     attack = {name: _attack(name, model, threat, batch_size) for name in ("none", *counts)}
-    order = torch.randperm(_length(data), generator=torch.Generator().manual_seed(0))[:max(counts.values())]
+    order = torch.randperm(_length(data), generator=torch.Generator().manual_seed(0))[
+        : max(counts.values())
+    ]
     rows, alarms = [], []
     with _untouched(model):
-        natural, _, seconds = _survivors(attack["none"], model, data, order, threat, batch_size, partial(progress, "none"))
+        natural, _, seconds = _survivors(
+            attack["none"], model, data, order, threat, batch_size, partial(progress, "none")
+        )
         for name, count in counts.items():
             standing, said, spent = order[:count][torch.isin(order[:count], natural)], [], seconds
             if name != "none":
-                size = max(1000, batch_size) if name == "autoattack" else batch_size   # AutoAttack's checks need many to judge by
-                standing, said, spent = _survivors(attack[name], model, data, standing, threat, size, partial(progress, name))
-            rows.append(Row(name, len(standing), count, spent, _bits(torch.isin(order[:count], standing))))
+                size = (
+                    max(1000, batch_size) if name == "autoattack" else batch_size
+                )  # AutoAttack's checks need many to judge by
+                standing, said, spent = _survivors(
+                    attack[name], model, data, standing, threat, size, partial(progress, name)
+                )
+            rows.append(
+                Row(name, len(standing), count, spent, _bits(torch.isin(order[:count], standing)))
+            )
             alarms += said
-        if set(counts) != {"none"} and len(natural): alarms += masking_alarms(model, *_selected(data, natural[:64]), threat)
+        if set(counts) != {"none"} and len(natural):
+            alarms += masking_alarms(model, *_selected(data, natural[:64]), threat)
     return Report(tuple(rows), str(threat), alarms=tuple(dict.fromkeys(alarms)))

@@ -15,31 +15,51 @@ from .learner import Callback, count_correct
 
 # %% ../nbs/12b_exhibits.ipynb #8ea431e5
 def write_examples(run, model, branch, split, threat, device, n=8):
-    """Save the first `n` images of `split` and what is thought of them as `examples.npz` in `run`'s folder.
+    """Save the first `n` images of `split` and what is thought of them as `examples.npz` in `run`'s
+    folder.
 
-    Arrays: `nat`, `adv` (n, C, H, W) in [0, 1]; `y` (n,); `fe_nat`, `fe_adv` and, where there is a `branch`, `branch_nat`,
-    `branch_adv` (n, K): class probabilities. PGD-10 within `threat`. Raises `AutoLoRaError` if the file can't be written."""
+    Arrays: `nat`, `adv` (n, C, H, W) in [0, 1]; `y` (n,); `fe_nat`, `fe_adv` and, where there is a
+    `branch`, `branch_nat`, `branch_adv` (n, K): class probabilities. PGD-10 within `threat`. Raises
+    `AutoLoRaError` if the file can't be written."""
     x, y = split.images(torch.arange(min(n, len(split)))).to(device), split.y[:n].to(device)
     x_adv = pgd(model, x, y, threat)
     arrays = {"nat": x, "adv": x_adv, "y": y}
     with eval_mode(model), torch.no_grad():
         for name, path in {"fe": model, "branch": branch}.items():
-            if path is not None: arrays |= {f"{name}_nat": path(x).softmax(1), f"{name}_adv": path(x_adv).softmax(1)}
+            if path is not None:
+                arrays |= {f"{name}_nat": path(x).softmax(1), f"{name}_adv": path(x_adv).softmax(1)}
+
     def save(path):
-        with open(path, "wb") as file: np.savez_compressed(file, **{k: v.cpu().numpy() for k, v in arrays.items()})
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **{k: v.cpu().numpy() for k, v in arrays.items()})
+
     write_atomic(run.path / "examples.npz", save)
 
 # %% ../nbs/12b_exhibits.ipynb #bd143919
 class RecordExamples(Callback):
     "After each epoch, the examples of the epoch's model, in the place of the last ones."
+
     def after_epoch(self, learner):
-        write_examples(learner.run, learner.method.model, learner.method.branch, learner.task.val, learner.method.threat, learner.device)
+        write_examples(
+            learner.run,
+            learner.method.model,
+            learner.method.branch,
+            learner.task.val,
+            learner.method.threat,
+            learner.device,
+        )
 
 # %% ../nbs/12b_exhibits.ipynb #47d04a8c
 def slide_scale(branch, split, threat, device, scales=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), n=128):
-    """SA and RA (PGD-10 within `threat`) of `branch.merged(s)` for each of `scales` in [0, 1], on the first `n` images of `split`.
+    """SA and RA (PGD-10 within `threat`) of `branch.merged(s)` for each of `scales` in [0, 1], on
+    the first `n` images of `split`.
 
     Returns a dict for JSON: `scale`, `sa`, `ra` (lists of shares) and `n`, the number of images."""
     some = split.take(torch.arange(min(n, len(split))))
     found = [count_correct(branch.merged(scale), some, threat, device) for scale in scales]
-    return {"scale": list(scales), "sa": [sa / len(some) for sa, _ in found], "ra": [ra / len(some) for _, ra in found], "n": len(some)}
+    return {
+        "scale": list(scales),
+        "sa": [sa / len(some) for sa, _ in found],
+        "ra": [ra / len(some) for _, ra in found],
+        "n": len(some),
+    }

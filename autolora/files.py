@@ -33,8 +33,15 @@ def idx_array(folder, stem):
 # %% ../nbs/02c_files.ipynb #eb8d448a
 class _ArrayUnpickler(pickle.Unpickler):
     "Unpickles NumPy arrays in plain containers, and refuses everything else."
+
     def find_class(self, module, name):
-        if module.partition(".")[0] in ("numpy", "_codecs") and name in ("_reconstruct", "ndarray", "dtype", "encode", "_frombuffer"):
+        if module.partition(".")[0] in ("numpy", "_codecs") and name in (
+            "_reconstruct",
+            "ndarray",
+            "dtype",
+            "encode",
+            "_frombuffer",
+        ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
 
@@ -42,27 +49,47 @@ class _ArrayUnpickler(pickle.Unpickler):
 def cifar_batches(paths, size, what):
     "The `Split` of CIFAR-10 batch files, each a dict of `data`, (n, 3072) uint8, and `labels`."
     try:
-        batches = [_ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load() for path in paths]
+        batches = [
+            _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            for path in paths
+        ]
         x, y = (np.concatenate([batch[key] for batch in batches]) for key in (b"data", b"labels"))
         x = x.reshape(-1, 3, 32, 32)
     except (OSError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        raise AutoLoRaError(f"The CIFAR-10 batches in {paths[0].parent} are incomplete or damaged ({error}): download them again.") from error
+        raise AutoLoRaError(
+            f"The CIFAR-10 batches in {paths[0].parent} are incomplete or damaged ({error}): "
+            "download them again."
+        ) from error
     return from_arrays(x, y, size, what)
 
 # %% ../nbs/02c_files.ipynb #65270615
 def packed_split(pack, kind, size):
-    "The `Split` `kind` (\"train\", \"val\", \"test\") of the open .npz file `pack`, or None where it has none."
-    if f"{kind}_y" not in pack: return None
+    """The `Split` `kind` ("train", "val", "test") of the open .npz file `pack`, or None where it
+    has none."""
+    if f"{kind}_y" not in pack:
+        return None
     code = next((c for c in ("x", "jpeg", "webp", "png") if f"{kind}_{c}" in pack), None)
     if code is None or code != "x" and f"{kind}_off" not in pack:
-        raise AutoLoRaError(f"This pack has {kind}_y but no images for it: give it {kind}_x, or {kind}_jpeg (or _webp, _png) with {kind}_off.")
+        raise AutoLoRaError(
+            f"This pack has {kind}_y but no images for it: give it {kind}_x, or {kind}_jpeg (or "
+            f"_webp, _png) with {kind}_off."
+        )
     images, y = pack[f"{kind}_{code}"], pack[f"{kind}_y"]
-    if code == "x": split = from_arrays(images, y, size, kind)
+    if code == "x":
+        split = from_arrays(images, y, size, kind)
     else:
         offsets = pack[f"{kind}_off"].astype(np.int64)
         y = as_labels(y, max(0, len(offsets) - 1), kind)
-        if len(y) == 0 or offsets[0] < 0 or offsets[-1] > len(images) or (np.diff(offsets) <= 0).any():
-            raise AutoLoRaError(f"The offsets {kind}_off don't fit {kind}_{code}: they must rise from 0 to its length, one more than there are images.")
+        if (
+            len(y) == 0
+            or offsets[0] < 0
+            or offsets[-1] > len(images)
+            or (np.diff(offsets) <= 0).any()
+        ):
+            raise AutoLoRaError(
+                f"The offsets {kind}_off don't fit {kind}_{code}: they must rise from 0 to its "
+                "length, one more than there are images."
+            )
         split = Split(PackedImages(images, offsets, size), y)
     if f"{kind}_track" in pack:
         tracks = as_labels(pack[f"{kind}_track"], len(y), f"{kind} track")
@@ -73,10 +100,29 @@ def packed_split(pack, kind, size):
 def image_files(folder, classes, size):
     "The lazy `Split` of the images in `folder`/<class>, at any depth."
     from PIL import Image
-    unknown_class = {d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")} - set(classes)
-    if unknown_class: raise AutoLoRaError(f"{folder} has a class folder '{min(unknown_class)}' that the training images lack: add it there or remove it.")
+
+    unknown_class = {
+        d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")
+    } - set(classes)
+    if unknown_class:
+        raise AutoLoRaError(
+            f"{folder} has a class folder '{min(unknown_class)}' that the training images lack: "
+            "add it there or remove it."
+        )
     endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-    files = [(path, y) for y, name in enumerate(classes) for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in endings]
-    if not files: raise AutoLoRaError(f"{folder} has no images in class folders: lay them out as {folder.name}/<class>/<image>.")
+    files = [
+        (path, y)
+        for y, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in endings
+    ]
+    if not files:
+        raise AutoLoRaError(
+            f"{folder} has no images in class folders: lay them out as "
+            f"{folder.name}/<class>/<image>."
+        )
     paths = [path for path, _ in files]
-    return Split(LazyImages(lambda i: Image.open(paths[i]), len(paths), size), torch.tensor([y for _, y in files]))
+    return Split(
+        LazyImages(lambda i: Image.open(paths[i]), len(paths), size),
+        torch.tensor([y for _, y in files]),
+    )

@@ -17,74 +17,141 @@ from torch.nn import functional as F
 
 # %% ../nbs/01b_folding.ipynb #303e7dec
 class Folded(nn.Module):
-    "What the convolution `conv` computes, with a `weight` (channels last, which kernels prefer) and a `bias` of its own, frozen; `put` sets them, `drop` frees them."
+    """What the convolution `conv` computes, with a `weight` (channels last, which kernels prefer)
+    and a `bias` of its own, frozen; `put` sets them, `drop` frees them."""
+
     def __init__(self, conv):
         super().__init__()
-        self.weight, self.bias = (nn.Parameter(conv.weight.new_empty(0), requires_grad=False) for _ in range(2))
+        self.weight, self.bias = (
+            nn.Parameter(conv.weight.new_empty(0), requires_grad=False) for _ in range(2)
+        )
         self.convolve = conv._conv_forward
 
-    def put(self, weight, bias): self.weight.data, self.bias.data = weight.contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format), bias
-    def drop(self): self.weight.data = self.weight.new_empty(0)
-    def forward(self, x): return self.convolve(x, self.weight, self.bias)
+    def put(self, weight, bias):
+        self.weight.data, self.bias.data = (
+            weight.contiguous(
+                memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+            ),
+            bias,
+        )
+
+    def drop(self):
+        self.weight.data = self.weight.new_empty(0)
+
+    def forward(self, x):
+        return self.convolve(x, self.weight, self.bias)
+
 
 class SpaceToDepth(Folded):
-    "The same for a stem with stride 2 (one for which `unfoldable` holds), as stride 1 on 2x2 blocks; images of even height and width."
+    """The same for a stem with stride 2 (one for which `unfoldable` holds), as stride 1 on 2x2
+    blocks; images of even height and width."""
+
     def __init__(self, conv):
         super().__init__(conv)
         kernel, padding = conv.kernel_size[0], conv.padding[0]
-        first, last = -((padding + 1) // 2), (kernel - 1 - padding) // 2  # the blocks that the kernel reaches, counted from its own
-        self.pad, self.blocks, self.before = (-first, last, -first, last), last - first + 1, -padding - 2 * first
+        first, last = (
+            -((padding + 1) // 2),
+            (kernel - 1 - padding) // 2,
+        )  # the blocks that the kernel reaches, counted from its own
+        self.pad, self.blocks, self.before = (
+            (-first, last, -first, last),
+            last - first + 1,
+            -padding - 2 * first,
+        )
 
     def put(self, weight, bias):
         n, (out, channels, kernel, _) = self.blocks, weight.shape
-        padded = F.pad(weight, (self.before, 2 * n - kernel - self.before) * 2).reshape(out, channels, n, 2, n, 2)
+        padded = F.pad(weight, (self.before, 2 * n - kernel - self.before) * 2).reshape(
+            out, channels, n, 2, n, 2
+        )
         super().put(padded.permute(0, 1, 3, 5, 2, 4).reshape(out, 4 * channels, n, n), bias)
 
-    def forward(self, x): return F.conv2d(F.pad(F.pixel_unshuffle(x, 2), self.pad), self.weight, self.bias)
+    def forward(self, x):
+        return F.conv2d(F.pad(F.pixel_unshuffle(x, 2), self.pad), self.weight, self.bias)
+
 
 def unfoldable(conv):
-    "Whether `conv` is a stem for `SpaceToDepth`: square, stride 2, at most four channels, nothing unusual."
-    return (isinstance(conv, nn.Conv2d) and conv.in_channels <= 4 and conv.stride == (2, 2) and conv.dilation == (1, 1) and conv.groups == 1
-            and conv.padding_mode == "zeros" and conv.kernel_size[0] == conv.kernel_size[1] and isinstance(conv.padding, tuple) and conv.padding[0] == conv.padding[1])
+    """Whether `conv` is a stem for `SpaceToDepth`: square, stride 2, at most four channels, nothing
+    unusual."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.in_channels <= 4
+        and conv.stride == (2, 2)
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and isinstance(conv.padding, tuple)
+        and conv.padding[0] == conv.padding[1]
+    )
 
 # %% ../nbs/01b_folding.ipynb #ec41d51f
 def folded(conv, bn):
-    "The `(weight, bias)` of the one convolution that does what `conv` and then `bn` (None: nothing) do in eval mode."
-    bias = torch.zeros(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype) if conv.bias is None else conv.bias
-    if bn is None: return conv.weight, bias
+    """The `(weight, bias)` of the one convolution that does what `conv` and then `bn` (None:
+    nothing) do in eval mode."""
+    bias = (
+        torch.zeros(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)
+        if conv.bias is None
+        else conv.bias
+    )
+    if bn is None:
+        return conv.weight, bias
     scale = (bn.running_var + bn.eps).rsqrt() * (1 if bn.weight is None else bn.weight)
-    return conv.weight * scale.view(-1, *[1] * (conv.weight.dim() - 1)), (bias - bn.running_mean) * scale + (0 if bn.bias is None else bn.bias)
+    return conv.weight * scale.view(-1, *[1] * (conv.weight.dim() - 1)), (
+        bias - bn.running_mean
+    ) * scale + (0 if bn.bias is None else bn.bias)
 
 # %% ../nbs/01b_folding.ipynb #cca89fbb
 CONVS, NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d), nn.modules.batchnorm._BatchNorm
 
+
 class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module, path): return isinstance(module, (*CONVS, NORMS)) or super().is_leaf_module(module, path)
+    def is_leaf_module(self, module, path):
+        return isinstance(module, (*CONVS, NORMS)) or super().is_leaf_module(module, path)
+
 
 def _pairs(graph, modules):
-    "`[(node of a convolution, node of the BatchNorm to fold into it or None)]` for every convolution that is worth replacing."
+    """`[(node of a convolution, node of the BatchNorm to fold into it or None)]` for every
+    convolution that is worth replacing."""
     uses = [node.target for node in graph.nodes if node.op == "call_module"]
-    once = lambda node, kind: node.op == "call_module" and isinstance(modules[node.target], kind) and uses.count(node.target) == 1
+    once = lambda node, kind: (
+        node.op == "call_module"
+        and isinstance(modules[node.target], kind)
+        and uses.count(node.target) == 1
+    )
     for node in graph.nodes:
-        if not once(node, CONVS): continue
+        if not once(node, CONVS):
+            continue
         reader = next(iter(node.users)) if len(node.users) == 1 else node
-        bn = reader if once(reader, NORMS) and modules[reader.target].running_mean is not None else None
-        if bn or unfoldable(modules[node.target]): yield node, bn
+        bn = (
+            reader
+            if once(reader, NORMS) and modules[reader.target].running_mean is not None
+            else None
+        )
+        if bn or unfoldable(modules[node.target]):
+            yield node, bn
 
 # %% ../nbs/01b_folding.ipynb #29e0c347
 class FastCopy(nn.Module):
-    """What `model`, an `nn.Module` in eval mode on images (N, C, H, W), computes, in fewer and faster operations.
+    """What `model`, an `nn.Module` in eval mode on images (N, C, H, W), computes, in fewer and
+    faster operations.
 
-    Convolutions with something folded in are copies, which `refresh` brings up to date; all else is the model's own. `pairs`: each
-    copy with the convolution and the BatchNorm (or None) behind it. Raises what `torch.fx` raises for a model that can't be traced."""
+    Convolutions with something folded in are copies, which `refresh` brings up to date; all else is
+    the model's own. `pairs`: each copy with the convolution and the BatchNorm (or None) behind it.
+    Raises what `torch.fx` raises for a model that can't be traced."""
+
     def __init__(self, model):
         super().__init__()
         graph, modules = _Tracer().trace(model), dict(model.named_modules())
         found = list(_pairs(graph, modules))
         self.net, self.pairs = fx.GraphModule(model, graph), []
-        for node, bn in found: self._replace(node, bn, modules)
-        self.net.recompile(); self.net.delete_all_unused_submodules()
-        self._forward_pre_hooks = model._forward_pre_hooks  # who watches the model, watches its copy
+        for node, bn in found:
+            self._replace(node, bn, modules)
+        self.net.recompile()
+        self.net.delete_all_unused_submodules()
+        self._forward_pre_hooks = (
+            model._forward_pre_hooks
+        )  # who watches the model, watches its copy
 
     def _replace(self, node, bn, modules):
         conv = modules[node.target]
@@ -99,63 +166,100 @@ class FastCopy(nn.Module):
     @torch.no_grad()
     def refresh(self):
         "Fold the model's present weights and statistics in; returns the copy."
-        for new, conv, bn in self.pairs: new.put(*folded(conv, bn))
+        for new, conv, bn in self.pairs:
+            new.put(*folded(conv, bn))
         return self
 
     def drop(self):
-        "Free the folded weights, until the next `refresh`: between attacks the training needs the memory."
-        for new, _, _ in self.pairs: new.drop()
+        """Free the folded weights, until the next `refresh`: between attacks the training needs the
+        memory."""
+        for new, _, _ in self.pairs:
+            new.drop()
 
-    def forward(self, x): return self.net(x)
+    def forward(self, x):
+        return self.net(x)
 
 # %% ../nbs/01b_folding.ipynb #962d40cd
 _COPIES = weakref.WeakKeyDictionary()  # model -> its FastCopy, or a sentence why it has none
 _PLAIN = contextvars.ContextVar("plain", default=False)
 
+
 @contextlib.contextmanager
 def plain_attacks():
     "Inside (in this thread), every attack runs on the model itself."
     token = _PLAIN.set(True)
-    try: yield
-    finally: _PLAIN.reset(token)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
 
 def _built(model):
-    try: copied = FastCopy(model)
-    except Exception as error: return f"attacks run on the model itself: its forward pass can't be traced ({type(error).__name__})"
-    return copied if copied.pairs else "attacks run on the model itself: it has no BatchNorm to fold"
+    try:
+        copied = FastCopy(model)
+    except Exception as error:
+        return (
+            "attacks run on the model itself: its forward pass can't be traced "
+            f"({type(error).__name__})"
+        )
+    return (
+        copied if copied.pairs else "attacks run on the model itself: it has no BatchNorm to fold"
+    )
+
 
 @torch.no_grad()
 def _agrees(copied, model, x):
-    "Whether both give the same logits for the first two images of `x`, to a thousandth of the largest."
-    try: ours, theirs = copied.refresh()(x[:2]), model(x[:2])
-    except (RuntimeError, ValueError, TypeError): return False
-    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max() + 1e-6)
+    """Whether both give the same logits for the first two images of `x`, to a thousandth of the
+    largest."""
+    try:
+        ours, theirs = copied.refresh()(x[:2]), model(x[:2])
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return ours.shape == theirs.shape and bool(
+        (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max() + 1e-6
+    )
+
 
 def _chosen(model, x):
     "The up-to-date copy of `model` that answers as it does, or `model` itself."
     known = _COPIES.setdefault(model, None)
-    if isinstance(known, str): return model
-    if known is not None and _agrees(known, model, x): return known
+    if isinstance(known, str):
+        return model
+    if known is not None and _agrees(known, model, x):
+        return known
     made = _COPIES[model] = _built(model)
-    if isinstance(made, str): return model
-    if _agrees(made, model, x): return made
+    if isinstance(made, str):
+        return model
+    if _agrees(made, model, x):
+        return made
     made.drop()
     _COPIES[model] = "attacks run on the model itself: a folded copy gave other logits"
     return model
 
+
 @contextlib.contextmanager
 def fast(model, x):
-    "Inside, a `FastCopy` of `model` (in eval mode) that answers as it does now, checked on two of the images `x` (N, C, H, W); or `model` itself."
+    """Inside, a `FastCopy` of `model` (in eval mode) that answers as it does now, checked on two of
+    the images `x` (N, C, H, W); or `model` itself."""
     net = model if _PLAIN.get() else _chosen(model, x)
-    try: yield net
+    try:
+        yield net
     finally:
-        if net is not model: net.drop()
+        if net is not model:
+            net.drop()
+
 
 def explain_speed(model):
     "How `fast` serves `model`, as a sentence."
-    if _PLAIN.get(): return "attacks run on the model itself, as asked for"
+    if _PLAIN.get():
+        return "attacks run on the model itself, as asked for"
     known = _COPIES.get(model)
-    if known is None: return "not attacked yet"
-    if isinstance(known, str): return known
+    if known is None:
+        return "not attacked yet"
+    if isinstance(known, str):
+        return known
     stems = sum(isinstance(new, SpaceToDepth) for new, _, _ in known.pairs)
-    return f"attacks run on a copy with {sum(bn is not None for _, _, bn in known.pairs)} BatchNorms folded into convolutions" + " and the stem unfolded" * bool(stems)
+    return (
+        f"attacks run on a copy with {sum(bn is not None for _, _, bn in known.pairs)} BatchNorms "
+        "folded into convolutions" + " and the stem unfolded" * bool(stems)
+    )

@@ -18,14 +18,22 @@ from .lowrank import Carrier, LowRankBranch, frozen_call
 
 # %% ../nbs/12e_frozen.ipynb #3a442d0a
 class FrozenFE:
-    "What they share: only the head is trained, and the feature extractor, in eval mode, isn't touched."
-    def parameters(self): return [self.model.get_parameter(name) for name in split_parameters(self.model)[1]]
-    def train(self): self.model.eval()
-    def path(self, x): return frozen_call(self.model, x)
+    """What they share: only the head is trained, and the feature extractor, in eval mode, isn't
+    touched."""
+
+    def parameters(self):
+        return [self.model.get_parameter(name) for name in split_parameters(self.model)[1]]
+
+    def train(self):
+        self.model.eval()
+
+    def path(self, x):
+        return frozen_call(self.model, x)
 
 # %% ../nbs/12e_frozen.ipynb #4bba77ce
 class SLF(FrozenFE, Method):
     "CE(nat), for the head alone. Source: RobustSSL, standard linear fine-tuning."
+
     name, label = "slf", "SLF (frozen, natural head)"
 
     def losses(self, x, y):
@@ -33,25 +41,37 @@ class SLF(FrozenFE, Method):
         self.nat = nat.detach()
         return self.loss(nat, None, y)
 
-    def loss(self, nat, adv, y): return {"ce_nat": F.cross_entropy(nat, y)}
+    def loss(self, nat, adv, y):
+        return {"ce_nat": F.cross_entropy(nat, y)}
 
 # %% ../nbs/12e_frozen.ipynb #76431c07
 class ALF(FrozenFE, AT):
-    "CE(adv), for the head alone. Source: RobustSSL, adversarial linear fine-tuning; RoLI's first stage."
+    """CE(adv), for the head alone.
+
+    Source: RobustSSL, adversarial linear fine-tuning; RoLI's first stage."""
+
     name, label = "alf", "ALF (frozen, robust head)"
 
 # %% ../nbs/12e_frozen.ipynb #9932013a
 class LoRAAT(FrozenFE, AT):
-    "CE(adv) for low-rank factors and the head on a frozen net; the factors end up merged. A stand-in for LoFT (Fu et al. 2024), text not at hand."
+    """CE(adv) for low-rank factors and the head on a frozen net; the factors end up merged.
+
+    A stand-in for LoFT (Fu et al. 2024), text not at hand."""
+
     name, label, options = "lora_at", "LoRA-AT (frozen)", AT.options | {"rank": 8}
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         self.lora = LowRankBranch(copy.deepcopy(model), self.rank)
 
-    def modules(self): return super().modules() | {"lora": self.lora}
-    def parameters(self): return [*super().parameters(), *self.lora.parameters()]
-    def path(self, x): return functional_call(self.model, self.lora.weights(), (x,))
+    def modules(self):
+        return super().modules() | {"lora": self.lora}
+
+    def parameters(self):
+        return [*super().parameters(), *self.lora.parameters()]
+
+    def path(self, x):
+        return functional_call(self.model, self.lora.weights(), (x,))
 
     def attack(self, x, y):
         self.after_train()
@@ -59,16 +79,27 @@ class LoRAAT(FrozenFE, AT):
 
     @torch.no_grad()
     def after_train(self):
-        for name, weight in self.lora.weights().items(): self.model.get_parameter(name).copy_(weight)
+        for name, weight in self.lora.weights().items():
+            self.model.get_parameter(name).copy_(weight)
 
 # %% ../nbs/12e_frozen.ipynb #70933fd7
 class FullLoRA(FrozenFE, AT):
-    "CE(adv) for LayerNorms, low-rank factors beside every layer, and the head of a frozen standard ViT. Source: Yuan et al. 2024 (FullLoRA)."
+    """CE(adv) for LayerNorms, low-rank factors beside every layer, and the head of a frozen
+    standard ViT.
+
+    Source: Yuan et al. 2024 (FullLoRA)."""
+
     name, label, options = "full_lora", "FullLoRA (frozen)", AT.options | {"rank": 8}
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         self.model = Carrier(model, LowRankBranch(model, self.rank, "*", "ln_lora"))
 
-    def parameters(self): return [*self.model.adapter.parameters(), *(self.model.get_parameter(name) for name in split_parameters(self.model)[1])]
-    def path(self, x): return self.model(x)
+    def parameters(self):
+        return [
+            *self.model.adapter.parameters(),
+            *(self.model.get_parameter(name) for name in split_parameters(self.model)[1]),
+        ]
+
+    def path(self, x):
+        return self.model(x)

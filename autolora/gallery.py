@@ -18,63 +18,128 @@ from .drawing import blank, finish, runs_of
 
 # %% ../nbs/10c_gallery.ipynb #80a06aea
 def image_uri(image):
-    "A PNG data address for one image (C, H, W) in [0, 1]: three channels in colour, otherwise the first in grey."
+    """A PNG data address for one image (C, H, W) in [0, 1]: three channels in colour, otherwise the
+    first in grey."""
     shown = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
-    return image_array_to_data_uri((255 * np.clip(shown, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0))
+    return image_array_to_data_uri(
+        (255 * np.clip(shown, 0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    )
 
 # %% ../nbs/10c_gallery.ipynb #f4a5f901
 def amplification(nat, adv):
-    "The largest whole factor (at least 1) by which the perturbation `adv` - `nat` can be multiplied and still fit 0.5 +- 0.5."
+    """The largest whole factor (at least 1) by which the perturbation `adv` - `nat` can be
+    multiplied and still fit 0.5 +- 0.5."""
     largest = np.abs(adv - nat).max(initial=0)
     return max(1, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1
 
 # %% ../nbs/10c_gallery.ipynb #186beec3
 def _caption(name, truth):
-    "The class `name`, short enough to stand under a picture, escaped, and marked as wrong where it isn't `truth`."
-    return html.escape(name if len(name) <= 14 else f"{name[:13]}…") + ("" if name == truth else "<br><b>(wrong)</b>")
+    """The class `name`, short enough to stand under a picture, escaped, and marked as wrong where
+    it isn't `truth`."""
+    return html.escape(name if len(name) <= 14 else f"{name[:13]}…") + (
+        "" if name == truth else "<br><b>(wrong)</b>"
+    )
 
 # %% ../nbs/10c_gallery.ipynb #ba698250
 def plot_examples(nat, adv, y, pred_nat, pred_adv, most=6):
-    """Natural images, the perturbation amplified, adversarial images: one column for each of the first `most`, with what the model sees.
+    """Natural images, the perturbation amplified, adversarial images: one column for each of the
+    first `most`, with what the model sees.
 
-    `nat`, `adv`: arrays (n, C, H, W) in [0, 1]; `y`, `pred_nat`, `pred_adv`: the names of the n true and predicted classes."""
+    `nat`, `adv`: arrays (n, C, H, W) in [0, 1]; `y`, `pred_nat`, `pred_adv`: the names of the n
+    true and predicted classes."""
     nat, adv = (np.asarray(images, float)[:most] for images in (nat, adv))
     factor = amplification(nat, adv)
-    fig = make_subplots(figure=blank(), rows=3, cols=max(1, len(nat)), horizontal_spacing=0.02, vertical_spacing=0.09)
-    for row, (images, seen) in enumerate(((nat, pred_nat), (0.5 + factor * (adv - nat), None), (adv, pred_adv)), 1):
+    fig = make_subplots(
+        figure=blank(),
+        rows=3,
+        cols=max(1, len(nat)),
+        horizontal_spacing=0.02,
+        vertical_spacing=0.09,
+    )
+    for row, (images, seen) in enumerate(
+        ((nat, pred_nat), (0.5 + factor * (adv - nat), None), (adv, pred_adv)), 1
+    ):
         for col, image in enumerate(images, 1):
             fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
-            if seen is not None: fig.update_xaxes(title=dict(text=_caption(seen[col - 1], y[col - 1]), standoff=4, font_size=11), row=row, col=col)
+            if seen is not None:
+                fig.update_xaxes(
+                    title=dict(text=_caption(seen[col - 1], y[col - 1]), standoff=4, font_size=11),
+                    row=row,
+                    col=col,
+                )
     bare = dict(showticklabels=False, showgrid=False)
-    finish(fig, "What the adversary does", "Under each image: what the model sees. A wrong answer is marked.", 540).update_xaxes(**bare).update_yaxes(**bare)
-    for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1): fig.update_yaxes(title_text=label, row=row, col=1)
+    finish(
+        fig,
+        "What the adversary does",
+        "Under each image: what the model sees. A wrong answer is marked.",
+        540,
+    ).update_xaxes(**bare).update_yaxes(**bare)
+    for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1):
+        fig.update_yaxes(title_text=label, row=row, col=1)
     return fig.update_layout(margin_b=48)
 
 # %% ../nbs/10c_gallery.ipynb #7e407ee5
 def _opinions(saved, i, kind, classes):
-    "What each path says of image `i`, `kind` \"nat\" or \"adv\", with its confidence; words for the runs that recorded only the prediction."
+    """What each path says of image `i`, `kind` "nat" or "adv", with its confidence; words for the
+    runs that recorded only the prediction."""
     name = lambda k: html.escape(str(classes[k])[:16])
-    truth, said = saved["y"][i], {words: saved[f"{path}_{kind}"][i] for path, words in (("fe", "FE"), ("branch", "branch")) if f"{path}_{kind}" in saved}
-    if not said: return f"FE: {name(saved[f'pred_{kind}'][i])}"
-    return "<br>".join(f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %)" + " ✕" * int(p.argmax() != truth) for words, p in said.items())
+    truth, said = (
+        saved["y"][i],
+        {
+            words: saved[f"{path}_{kind}"][i]
+            for path, words in (("fe", "FE"), ("branch", "branch"))
+            if f"{path}_{kind}" in saved
+        },
+    )
+    if not said:
+        return f"FE: {name(saved[f'pred_{kind}'][i])}"
+    return "<br>".join(
+        f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %)" + " ✕" * int(p.argmax() != truth)
+        for words, p in said.items()
+    )
+
 
 def plot_example(examples, i=0, classes=None):
-    """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and what each path says of it.
+    """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and
+    what each path says of it.
 
-    `examples`: a dict name -> `Run.examples`, names as in `plot_angles`. `classes`: their names (None: numbers). FE is the plain
-    model, the robust path; the branch is the natural one, where the method has one."""
+    `examples`: a dict name -> `Run.examples`, names as in `plot_angles`. `classes`: their names
+    (None: numbers). FE is the plain model, the robust path; the branch is the natural one, where
+    the method has one."""
     runs = [run for run in runs_of(examples) if len(run[1]) and i < len(run[1]["y"])]
-    fig = make_subplots(figure=blank(), rows=max(1, len(runs)), cols=3, horizontal_spacing=0.03, vertical_spacing=0.24 / max(1, len(runs)))
+    fig = make_subplots(
+        figure=blank(),
+        rows=max(1, len(runs)),
+        cols=3,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.24 / max(1, len(runs)),
+    )
     for row, (label, saved, _, _) in enumerate(runs, 1):
         nat, adv = (np.asarray(saved[k][i], float) for k in ("nat", "adv"))
         names = classes or list(range(1 + int(saved["y"].max())))
         factor = amplification(nat, adv)
-        for col, (image, words) in enumerate(((nat, _opinions(saved, i, "nat", names)), (0.5 + factor * (adv - nat), f"perturbation<br>× {factor}"),
-                                              (adv, _opinions(saved, i, "adv", names))), 1):
+        for col, (image, words) in enumerate(
+            (
+                (nat, _opinions(saved, i, "nat", names)),
+                (0.5 + factor * (adv - nat), f"perturbation<br>× {factor}"),
+                (adv, _opinions(saved, i, "adv", names)),
+            ),
+            1,
+        ):
             fig.add_trace(go.Image(source=image_uri(image), hoverinfo="skip"), row=row, col=col)
             fig.update_xaxes(title=dict(text=words, standoff=4, font_size=11), row=row, col=col)
         fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
     bare, first = dict(showticklabels=False, showgrid=False), runs[0][1] if runs else {}
     truth = html.escape(str(classes[first["y"][i]] if classes else first["y"][i])) if runs else ""
-    words = f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against the FE. ✕: wrong." if runs else ""
-    return finish(fig, "One image, two paths", words, 60 + 200 * max(1, len(runs))).update_layout(margin_b=48).update_xaxes(**bare).update_yaxes(**bare)
+    words = (
+        f"Image {i + 1}, truly {truth}. Left natural, right adversarial: found by PGD-10 against "
+        "the FE. ✕: wrong."
+        if runs
+        else ""
+    )
+    return (
+        finish(fig, "One image, two paths", words, 60 + 200 * max(1, len(runs)))
+        .update_layout(margin_b=48)
+        .update_xaxes(**bare)
+        .update_yaxes(**bare)
+    )

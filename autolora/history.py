@@ -19,33 +19,45 @@ from .core import AutoLoRaError, pct
 # %% ../nbs/09_history.ipynb #b66b85b2
 def cannot_write(path, error):
     "The `AutoLoRaError` for an `OSError` while writing `path`."
-    return AutoLoRaError(f"{path} can't be written ({error.strerror or error}): free some space or choose another out folder; what was saved before is untouched.")
+    return AutoLoRaError(
+        f"{path} can't be written ({error.strerror or error}): free some space or choose another "
+        "out folder; what was saved before is untouched."
+    )
 
 # %% ../nbs/09_history.ipynb #55deffc6
 # How torch.save and safetensors say that a write failed: neither raises an OSError.
 FAILED_WRITE = ("unexpected pos", "PytorchStreamWriter", "os error", "I/O error")
 
+
 def write_atomic(path, write):
-    "Make the file `path` by `write(temporary_path)`, whole or not at all. Raises `AutoLoRaError` if the disk is full or the folder read-only."
+    """Make the file `path` by `write(temporary_path)`, whole or not at all.
+
+    Raises `AutoLoRaError` if the disk is full or the folder read-only."""
     path, temporary = Path(path), None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         write(temporary)
-        with open(temporary, "rb") as file: os.fsync(file.fileno())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is for sharing
         os.replace(temporary, path)
     except Exception as error:
-        if temporary: Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError): raise cannot_write(path, error) from error
-        if any(sign in str(error) for sign in FAILED_WRITE): raise cannot_write(path, OSError(28, "no space left, or the disk failed")) from error
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        if any(sign in str(error) for sign in FAILED_WRITE):
+            raise cannot_write(path, OSError(28, "no space left, or the disk failed")) from error
         raise
 
 # %% ../nbs/09_history.ipynb #b06cfb36
 def _plain(value):
     "`value` with every NaN or infinity, at any depth, as None: JSON has neither."
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../nbs/09_history.ipynb #44491a3d
@@ -53,17 +65,26 @@ def read_events(path):
     "The events of a log file as a list of dicts, oldest first; half-written lines are skipped."
     events = []
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []:
-        try: events.append(json.loads(line))
-        except json.JSONDecodeError: continue
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
     return events
 
 # %% ../nbs/09_history.ipynb #fbf4cc27
 COLUMNS = ["epoch", "lr", "lam1", "lam2", "sa", "ra", "angle", "seconds"]
 
+
 def history_frame(events):
-    "The epochs among `events` as a pandas DataFrame, one row an epoch, `COLUMNS` first; the last record of an epoch counts."
+    """The epochs among `events` as a pandas DataFrame, one row an epoch, `COLUMNS` first; the last
+    record of an epoch counts."""
     import pandas as pd
-    epochs = {e["epoch"]: {k: v for k, v in e.items() if k != "event"} for e in events if e.get("event") == "epoch"}
+
+    epochs = {
+        e["epoch"]: {k: v for k, v in e.items() if k != "event"}
+        for e in events
+        if e.get("event") == "epoch"
+    }
     frame = pd.DataFrame([epochs[k] for k in sorted(epochs)])
     return frame.reindex(columns=COLUMNS + [c for c in frame.columns if c not in COLUMNS])
 
@@ -75,15 +96,27 @@ def _rebuild(run):
     from safetensors.torch import load_file
 
     from autolora.backbones import BACKBONES, fresh_head, load_backbone
+
     name, classes = run.config["backbone"], run.config["num_classes"]
     if run._own_model is None and name not in BACKBONES:
-        raise AutoLoRaError(f"This run's backbone '{name}' is a module of your own: open it with Run.open(path, model=the_module).")
+        raise AutoLoRaError(
+            f"This run's backbone '{name}' is a module of your own: open it with Run.open(path, "
+            "model=the_module)."
+        )
     if not (run.path / "model.safetensors").is_file():
-        raise AutoLoRaError(f"The run in {run.path} has no model yet: it is unfinished, continue it with resume=True (--resume).")
-    model = load_backbone(name, classes, weights=None) if run._own_model is None else fresh_head(copy.deepcopy(run._own_model), classes)
+        raise AutoLoRaError(
+            f"The run in {run.path} has no model yet: it is unfinished, continue it with "
+            "resume=True (--resume)."
+        )
+    model = (
+        load_backbone(name, classes, weights=None)
+        if run._own_model is None
+        else fresh_head(copy.deepcopy(run._own_model), classes)
+    )
     tensors = load_file(run.path / "model.safetensors")
     if any(name.startswith("adapter.") for name in tensors):  # a model that carries its branch
         from autolora.lowrank import Carrier, LowRankBranch
+
         model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
     model.load_state_dict(tensors)
     return model.eval()
@@ -92,11 +125,18 @@ def _rebuild(run):
 def _rebuild_branch(run):
     "The run's low-rank branch on its model, or None where the method has none."
     path = run.path / "branch.safetensors"
-    if not path.is_file(): return None
+    if not path.is_file():
+        return None
     from safetensors.torch import load_file
 
     from autolora.lowrank import LowRankBranch
-    branch = LowRankBranch(run.model, run.config["rank"], (run.config.get("options") or {}).get("where"), run.config.get("parametrisation", "lora"))
+
+    branch = LowRankBranch(
+        run.model,
+        run.config["rank"],
+        (run.config.get("options") or {}).get("where"),
+        run.config.get("parametrisation", "lora"),
+    )
     branch.load_state_dict(load_file(path))
     return branch
 
@@ -104,24 +144,45 @@ def _rebuild_branch(run):
 def _summary(run):
     "Markdown: what the run is, and its final figures where there are some."
     config, report = run.config, run.report
-    head = f"**{config.get('method')}** · {config.get('backbone')} on {config.get('task')} · {config.get('threat')} · seed {config.get('seed')} · `{run.path}`"
-    if not report: return f"{head}\n\n{len(run.history)} of {config.get('epochs')} epochs, no final evaluation yet."
-    rows = "".join(f"| {r['attack'].replace('none', 'natural')} | {pct(r['accuracy'])} | {pct(r['low'])} to {pct(r['high'])} | {r['n']} |\n" for r in report["evaluations"])
-    return f"{head}\n\n| attack | accuracy % | 95 % interval | n |\n|---|---|---|---|\n{rows}\nReport: `{run.path / 'report.html'}`"
+    head = (
+        f"**{config.get('method')}** · {config.get('backbone')} on {config.get('task')} · "
+        f"{config.get('threat')} · seed {config.get('seed')} · `{run.path}`"
+    )
+    if not report:
+        return (
+            f"{head}\n\n{len(run.history)} of {config.get('epochs')} epochs, no final "
+            "evaluation yet."
+        )
+    rows = "".join(
+        f"| {r['attack'].replace('none', 'natural')} | {pct(r['accuracy'])} | {pct(r['low'])} to "
+        f"{pct(r['high'])} | {r['n']} |\n"
+        for r in report["evaluations"]
+    )
+    return (
+        f"{head}\n\n| attack | accuracy % | 95 % interval | n "
+        f"|\n|---|---|---|---|\n{rows}\nReport: `{run.path / 'report.html'}`"
+    )
 
 # %% ../nbs/09_history.ipynb #71ae3eaf
 def read_examples(folder):
-    "The attacked images in a run folder's `examples.npz` as a dict of arrays (see `exhibits.write_examples`), {} before there are any."
+    """The attacked images in a run folder's `examples.npz` as a dict of arrays (see
+    `exhibits.write_examples`), {} before there are any."""
     import numpy as np
+
     path = Path(folder) / "examples.npz"
-    if not path.is_file(): return {}
-    with np.load(path) as saved: return dict(saved)
+    if not path.is_file():
+        return {}
+    with np.load(path) as saved:
+        return dict(saved)
 
 # %% ../nbs/09_history.ipynb #1edd78a2
 class Run:
-    """A run folder: `config`, `events`, `history` (a DataFrame), `report`, and the `model` and `branch` that came of it.
+    """A run folder: `config`, `events`, `history` (a DataFrame), `report`, and the `model` and
+    `branch` that came of it.
 
-    `model`, where given, is the user's own `nn.Module` that the weights belong to: only backbones known by name are rebuilt alone."""
+    `model`, where given, is the user's own `nn.Module` that the weights belong to: only backbones
+    known by name are rebuilt alone."""
+
     def __init__(self, path, model=None):
         self.path, self._own_model, self._read = Path(path), model, (-1, [], None)
 
@@ -129,20 +190,27 @@ class Run:
     def open(cls, path, model=None):
         "The run in the folder `path`. Raises `AutoLoRaError` if there is none."
         if not (Path(path) / "config.json").is_file():
-            raise AutoLoRaError(f"There is no run in {path} (no config.json): give the folder that finetune or `autolora finetune` wrote.")
+            raise AutoLoRaError(
+                f"There is no run in {path} (no config.json): give the folder that finetune or "
+                "`autolora finetune` wrote."
+            )
         return cls(path, model)
 
     @cached_property
-    def config(self): return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+    def config(self):
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     @property
-    def events(self): return self._fresh()[1]
+    def events(self):
+        return self._fresh()[1]
 
     @property
-    def history(self): return self._fresh()[2]
+    def history(self):
+        return self._fresh()[2]
 
     def _fresh(self):
-        "`(size, events, history)` of the log, read again only when it has grown: who follows a run asks often."
+        """`(size, events, history)` of the log, read again only when it has grown: who follows a
+        run asks often."""
         path = self.path / "events.jsonl"
         size = path.stat().st_size if path.is_file() else 0
         if size != self._read[0]:
@@ -162,30 +230,39 @@ class Run:
 
     @cached_property
     def model(self):
-        "The fine-tuned model: an `nn.Module` in eval mode, images (N, C, H, W) in [0, 1] to logits."
+        """The fine-tuned model: an `nn.Module` in eval mode, images (N, C, H, W) in [0, 1] to
+        logits."""
         return _rebuild(self)
 
     @cached_property
     def branch(self):
-        "The low-rank branch of `model` (None where the method has none); `branch(x, scale)` slides from robust (0) to natural (1)."
+        """The low-rank branch of `model` (None where the method has none); `branch(x, scale)`
+        slides from robust (0) to natural (1)."""
         return _rebuild_branch(self)
 
-    def _repr_markdown_(self): return _summary(self)
+    def _repr_markdown_(self):
+        return _summary(self)
 
     @property
-    def finished(self): return self.report is not None
+    def finished(self):
+        return self.report is not None
 
     def log(self, event, **fields):
-        "Append one event, flushed to the disk before this returns. Raises `AutoLoRaError` when it can't be written."
+        """Append one event, flushed to the disk before this returns.
+
+        Raises `AutoLoRaError` when it can't be written."""
         path = self.path / "events.jsonl"
         line = json.dumps({"event": event, **_plain(fields)}, allow_nan=False).encode() + b"\n"
         try:
             with open(path, "ab+") as file:
-                if file.seek(0, os.SEEK_END): file.seek(-1, os.SEEK_END)
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
                 torn = file.read(1) not in (b"", b"\n")  # a killed process left half a line
                 file.write(b"\n" * torn + line)
-                file.flush(); os.fsync(file.fileno())
-        except OSError as error: raise cannot_write(path, error) from error
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def write_json(self, name, data):
         "Write `data` as the folder's JSON file `name`, whole or not at all."
@@ -194,19 +271,36 @@ class Run:
 
 # %% ../nbs/09_history.ipynb #4d20f50d
 def create_run(path, config, resume=False):
-    """The `Run` in the new folder `path` with `config` (a dict for JSON), or with `resume` the one that was begun there.
+    """The `Run` in the new folder `path` with `config` (a dict for JSON), or with `resume` the one
+    that was begun there.
 
-    Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of other settings."""
+    Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of
+    other settings."""
     path, config = Path(path), _plain(config)
     if (path / "config.json").is_file():
         found = Run.open(path).config
-        differ = [f"{k} {found.get(k)!r} there, {config.get(k)!r} asked for" for k in sorted({*found, *config}) if k != "versions" and found.get(k) != config.get(k)]
-        if differ: raise AutoLoRaError(f"{path} already holds a different run ({'; '.join(differ[:4])}): choose another out folder.")
-        if not resume: raise AutoLoRaError(f"{path} already holds this run: open it with Run.open, continue it with resume=True (--resume), or choose another out folder.")
+        differ = [
+            f"{k} {found.get(k)!r} there, {config.get(k)!r} asked for"
+            for k in sorted({*found, *config})
+            if k != "versions" and found.get(k) != config.get(k)
+        ]
+        if differ:
+            raise AutoLoRaError(
+                f"{path} already holds a different run ({'; '.join(differ[:4])}): choose another "
+                "out folder."
+            )
+        if not resume:
+            raise AutoLoRaError(
+                f"{path} already holds this run: open it with Run.open, continue it with "
+                "resume=True (--resume), or choose another out folder."
+            )
         return Run(path)
-    if path.is_dir() and any(path.iterdir()): raise AutoLoRaError(f"{path} is not empty and holds no run: choose another out folder.")
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise cannot_write(path, error) from error
+    if path.is_dir() and any(path.iterdir()):
+        raise AutoLoRaError(f"{path} is not empty and holds no run: choose another out folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     run = Run(path)
     run.write_json("config.json", config)
     return run

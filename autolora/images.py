@@ -19,106 +19,182 @@ from .core import AutoLoRaError
 # %% ../nbs/02b_images.ipynb #29d2bd69
 def _channels_first(x):
     "The tensor `x`, (N, H, W), (N, H, W, C) or (N, C, H, W), as (N, C, H, W) with C of 1 or 3."
-    if x.dim() == 3: return x[:, None]
+    if x.dim() == 3:
+        return x[:, None]
     first, last = (x.dim() == 4 and x.shape[axis] in (1, 3) for axis in (1, -1))
     if first == last:
-        problem = "could have its channels first or last" if first else "has no channel axis of length 1 or 3"
-        raise AutoLoRaError(f"Images of shape {tuple(x.shape)}: this {problem}; pass (N, H, W), (N, H, W, C) or (N, C, H, W).")
+        problem = (
+            "could have its channels first or last"
+            if first
+            else "has no channel axis of length 1 or 3"
+        )
+        raise AutoLoRaError(
+            f"Images of shape {tuple(x.shape)}: this {problem}; pass (N, H, W), (N, H, W, C) or "
+            "(N, C, H, W)."
+        )
     return x if first else x.permute(0, 3, 1, 2)
 
 # %% ../nbs/02b_images.ipynb #84e61a2a
 def as_images(x):
-    "Arrays or tensors of images as a uint8 (0 to 255) or float32 ([0, 1]) tensor (N, C, H, W); `AutoLoRaError` for any other values."
-    try: x = x.detach().cpu() if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
-    except TypeError as error: raise AutoLoRaError(f"Images of type {x.dtype} are no numbers: pass uint8 or float arrays.") from error
-    if 0 in x.shape: raise AutoLoRaError(f"Images of shape {tuple(x.shape)} are empty: pass at least one image.")
-    if x.dtype == torch.uint8: return _channels_first(x)
+    """Arrays or tensors of images as a uint8 (0 to 255) or float32 ([0, 1]) tensor (N, C, H, W);
+    `AutoLoRaError` for any other values."""
+    try:
+        x = x.detach().cpu() if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
+    except TypeError as error:
+        raise AutoLoRaError(
+            f"Images of type {x.dtype} are no numbers: pass uint8 or float arrays."
+        ) from error
+    if 0 in x.shape:
+        raise AutoLoRaError(f"Images of shape {tuple(x.shape)} are empty: pass at least one image.")
+    if x.dtype == torch.uint8:
+        return _channels_first(x)
     if not x.is_floating_point():
-        raise AutoLoRaError(f"Images of type {x.dtype} have no known range: pass uint8 from 0 to 255 or floats from 0 to 1.")
-    if not x.isfinite().all(): raise AutoLoRaError("Some image values are NaN or infinite: clean the images first.")
+        raise AutoLoRaError(
+            f"Images of type {x.dtype} have no known range: pass uint8 from 0 to 255 or floats "
+            "from 0 to 1."
+        )
+    if not x.isfinite().all():
+        raise AutoLoRaError("Some image values are NaN or infinite: clean the images first.")
     low, high = x.min().item(), x.max().item()
     if low < 0 or high > 1:
-        fix = "divide by 255 or pass uint8" if low >= 0 else "pass the images before normalisation, which belongs inside the model"
-        raise AutoLoRaError(f"Image values run from {low:.3g} to {high:.3g}, not within [0, 1]: {fix}.")
+        fix = (
+            "divide by 255 or pass uint8"
+            if low >= 0
+            else "pass the images before normalisation, which belongs inside the model"
+        )
+        raise AutoLoRaError(
+            f"Image values run from {low:.3g} to {high:.3g}, not within [0, 1]: {fix}."
+        )
     return _channels_first(x.float())
 
 # %% ../nbs/02b_images.ipynb #b1896d4a
 def fit(images, size):
-    "`images` (N, C, H, W) cut to their central square and resized to size x size (bilinear, antialiased); unchanged where `size` is None."
+    """`images` (N, C, H, W) cut to their central square and resized to size x size (bilinear,
+    antialiased); unchanged where `size` is None."""
     h, w = images.shape[2:]
-    if size is None or (h, w) == (size, size): return images
+    if size is None or (h, w) == (size, size):
+        return images
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
-    square = images[..., top:top + side, left:left + side]
+    square = images[..., top : top + side, left : left + side]
     return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
 
 # %% ../nbs/02b_images.ipynb #d4f34679
 def as_labels(y, n, what="training"):
-    "Labels of `n` images as an int64 tensor (n,); `AutoLoRaError` unless they are whole numbers from 0."
+    """Labels of `n` images as an int64 tensor (n,); `AutoLoRaError` unless they are whole numbers
+    from 0."""
     y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
-    if y.dtype.kind not in "iu": raise AutoLoRaError(f"The {what} labels are {y.dtype}: pass whole numbers, 0 for the first class.")
+    if y.dtype.kind not in "iu":
+        raise AutoLoRaError(
+            f"The {what} labels are {y.dtype}: pass whole numbers, 0 for the first class."
+        )
     y = torch.from_numpy(y.astype(np.int64))
-    if y.shape != (n,): raise AutoLoRaError(f"{n} {what} images came with labels of shape {tuple(y.shape)}: pass one label an image.")
-    if n and y.min() < 0: raise AutoLoRaError(f"A {what} label is {y.min().item()}: labels count classes from 0, so shift or drop it.")
+    if y.shape != (n,):
+        raise AutoLoRaError(
+            f"{n} {what} images came with labels of shape {tuple(y.shape)}: pass one label an "
+            "image."
+        )
+    if n and y.min() < 0:
+        raise AutoLoRaError(
+            f"A {what} label is {y.min().item()}: labels count classes from 0, so shift or drop it."
+        )
     return y
 
 # %% ../nbs/02b_images.ipynb #a54447d4
 class LazyImages:
-    """`n` images decoded on demand: `images[index]`, a tensor of indices, gives uint8 or float32 (len(index), C, H, W).
+    """`n` images decoded on demand: `images[index]`, a tensor of indices, gives uint8 or float32
+    (len(index), C, H, W).
 
-    `read(i)`: image i as a PIL image, or as an array or tensor (H, W), (C, H, W) or (H, W, C), valued as `load_task` says.
-    `size`: cut to the central square and resize to size x size. Raises `AutoLoRaError` where an image can't be read or differs
-    in shape from the others."""
+    `read(i)`: image i as a PIL image, or as an array or tensor (H, W), (C, H, W) or (H, W, C),
+    valued as `load_task` says. `size`: cut to the central square and resize to size x size. Raises
+    `AutoLoRaError` where an image can't be read or differs in shape from the others."""
+
     def __init__(self, read, n, size=None):
         self.read, self.size, self.mode = read, size, "L"
         sample = torch.arange(0, n, max(1, n // 20))
-        if any(getattr(self._opened(i), "mode", None) not in ("L", "LA", "1") for i in sample.tolist()): self.mode = "RGB"
+        if any(
+            getattr(self._opened(i), "mode", None) not in ("L", "LA", "1") for i in sample.tolist()
+        ):
+            self.mode = "RGB"
         first = self._decode(0)
         self.shape, self.dtype = first.shape, first.dtype
         self[sample]
 
     def __getitem__(self, index):
         images = torch.empty((len(index), *self.shape), dtype=self.dtype)
-        array = images.numpy()  # filled by NumPy: torch would start its threads for every single image
+        array = (
+            images.numpy()
+        )  # filled by NumPy: torch would start its threads for every single image
         for place, i in enumerate(index.tolist()):
             image = self._decode(i)
             if image.shape != self.shape or image.dtype != self.dtype:
-                raise AutoLoRaError(f"Image {i} is {image.dtype} {tuple(image.shape)} and the first {self.dtype} {tuple(self.shape)}: "
-                                    "give a size, such as size=224 (--size 224), to bring all to one.")
+                raise AutoLoRaError(
+                    f"Image {i} is {image.dtype} {tuple(image.shape)} and the first {self.dtype} "
+                    f"{tuple(self.shape)}: "
+                    "give a size, such as size=224 (--size 224), to bring all to one."
+                )
             array[place] = image
         return images
 
     def _opened(self, i):
-        try: return self.read(i)
-        except OSError as error: raise AutoLoRaError(f"Image {i} can't be read ({error}): replace or remove it.") from error
+        try:
+            return self.read(i)
+        except OSError as error:
+            raise AutoLoRaError(
+                f"Image {i} can't be read ({error}): replace or remove it."
+            ) from error
 
     def _decode(self, i):
         image = self._opened(i)
-        return fit(as_images(image[None]), self.size)[0] if hasattr(image, "shape") else self._pixels(image, i)
+        return (
+            fit(as_images(image[None]), self.size)[0]
+            if hasattr(image, "shape")
+            else self._pixels(image, i)
+        )
 
     def _pixels(self, image, i):
         "A PIL image as uint8 (C, H, W), fitted as `fit` does."
         from PIL import Image, ImageOps
-        if image.mode[0] in "IF": raise AutoLoRaError(f"Image {i} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits.")
-        if self.size: image.draft(self.mode, (2 * self.size, 2 * self.size))  # a large JPEG is decoded at a fraction of its size
-        try: image = image.convert(self.mode)
-        except OSError as error: raise AutoLoRaError(f"Image {i} can't be read ({error}): replace or remove it.") from error
-        if self.size: image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+
+        if image.mode[0] in "IF":
+            raise AutoLoRaError(
+                f"Image {i} has more than 8 bits a channel (mode {image.mode}): convert it to 8 "
+                "bits."
+            )
+        if self.size:
+            image.draft(
+                self.mode, (2 * self.size, 2 * self.size)
+            )  # a large JPEG is decoded at a fraction of its size
+        try:
+            image = image.convert(self.mode)
+        except OSError as error:
+            raise AutoLoRaError(
+                f"Image {i} can't be read ({error}): replace or remove it."
+            ) from error
+        if self.size:
+            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(
+            2, 0, 1
+        )
 
 # %% ../nbs/02b_images.ipynb #536e7a6e
 class Split:
     """Images with labels; images come as float32 in [0, 1] when asked for.
 
-    `source`: what `source[index]` reads images (n, C, H, W) from, a uint8 or float32 tensor or `LazyImages`.
-    `y`: labels, int64 (n,). `groups`: int64 (n,) or None; images of one group never stand on both sides of a split.
-    `index`: where in `source` this split's images lie; all of it by default."""
+    `source`: what `source[index]` reads images (n, C, H, W) from, a uint8 or float32 tensor or
+    `LazyImages`. `y`: labels, int64 (n,). `groups`: int64 (n,) or None; images of one group never
+    stand on both sides of a split. `index`: where in `source` this split's images lie; all of it by
+    default."""
+
     def __init__(self, source, y, groups=None, index=None):
         self.source, self.y, self.groups = source, y, groups
         self.index = torch.arange(len(y)) if index is None else index
 
-    def __len__(self): return len(self.y)
-    def __repr__(self): return f"Split({len(self)} images of {'x'.join(map(str, self.shape))})"
+    def __len__(self):
+        return len(self.y)
+
+    def __repr__(self):
+        return f"Split({len(self)} images of {'x'.join(map(str, self.shape))})"
 
     @property
     def shape(self):
@@ -126,29 +202,42 @@ class Split:
         return tuple(self.source.shape[-3:])
 
     def images(self, idx=None):
-        "Images `idx` (a tensor of indices, a slice, or None for all) as float32 (n, C, H, W) in [0, 1]."
+        """Images `idx` (a tensor of indices, a slice, or None for all) as float32 (n, C, H, W) in
+        [0, 1]."""
         images = self.source[self.index if idx is None else self.index[idx]]
         return images.float().div_(255) if images.dtype == torch.uint8 else images
 
     def take(self, idx):
         "The split of images `idx` only, a tensor of indices or a slice."
-        return Split(self.source, self.y[idx], None if self.groups is None else self.groups[idx], self.index[idx])
+        return Split(
+            self.source,
+            self.y[idx],
+            None if self.groups is None else self.groups[idx],
+            self.index[idx],
+        )
 
     def unpacked(self):
         "This split with its images decoded, where they come packed; otherwise itself."
-        return Split(self.source[self.index], self.y, self.groups) if isinstance(self.source, PackedImages) else self
+        return (
+            Split(self.source[self.index], self.y, self.groups)
+            if isinstance(self.source, PackedImages)
+            else self
+        )
 
     def batches(self, batch_size, generator=None, drop_last=False, part=slice(None)):
-        "Batches (x, y), x as in `images`: shuffled by `generator` (a CPU `torch.Generator`) where one is given, else in order; of each only `part`."
+        """Batches (x, y), x as in `images`: shuffled by `generator` (a CPU `torch.Generator`) where
+        one is given, else in order; of each only `part`."""
         n = len(self)
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         for start in range(0, n - n % batch_size if drop_last else n, batch_size):
-            idx = order[start:start + batch_size][part]
+            idx = order[start : start + batch_size][part]
             yield self.images(idx), self.y[idx]
 
 # %% ../nbs/02b_images.ipynb #7040f848
 class PackedImages(LazyImages):
-    "Encoded images end to end in one uint8 array `blob`; image i is `blob[offsets[i]:offsets[i + 1]]`."
+    """Encoded images end to end in one uint8 array `blob`; image i is `blob[offsets[i]:offsets[i +
+    1]]`."""
+
     def __init__(self, blob, offsets, size=None):
         self.blob, self.offsets = blob, offsets
         super().__init__(self.open, len(offsets) - 1, size)
@@ -156,50 +245,67 @@ class PackedImages(LazyImages):
     def open(self, i):
         "Image i as a PIL image, not yet decoded."
         from PIL import Image
-        return Image.open(io.BytesIO(self.blob[self.offsets[i]:self.offsets[i + 1]]))
+
+        return Image.open(io.BytesIO(self.blob[self.offsets[i] : self.offsets[i + 1]]))
 
 # %% ../nbs/02b_images.ipynb #d9aa8dc4
 def shift_and_flip(x, generator=None, pad=4, flip=True):
-    """Each image of `x` (N, C, H, W) shifted by up to `pad` pixels each way, zeros moving in; with `flip`, half of them mirrored.
+    """Each image of `x` (N, C, H, W) shifted by up to `pad` pixels each way, zeros moving in; with
+    `flip`, half of them mirrored.
 
     The same as a random crop after padding by `pad`. The result has the memory format of `x`."""
     n, _, h, w = x.shape
     device = generator.device if generator else x.device
-    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=device).to(x.device)
+    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=device).to(
+        x.device
+    )
     mirror = (torch.rand(n, 1, generator=generator, device=device) < 0.5 * flip).to(x.device)
     rows, columns = torch.arange(h, device=x.device) + shift[0], torch.arange(w, device=x.device)
     columns = torch.where(mirror, w - 1 - columns, columns) + shift[1]
     padded = F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)
     images = torch.arange(n, device=x.device).view(n, 1, 1)
-    return torch.empty_like(x).copy_(padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2))
+    return torch.empty_like(x).copy_(
+        padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    )
 
 # %% ../nbs/02b_images.ipynb #d77bed10
 def augmentation(shape, flip=None):
-    "`shift_and_flip` for images of `shape` (C, H, W): the usual shift; `flip` defaults to True for colour images only."
+    """`shift_and_flip` for images of `shape` (C, H, W): the usual shift; `flip` defaults to True
+    for colour images only."""
     colour = shape[0] == 3
-    return functools.partial(shift_and_flip, pad=max(1, min(shape[1:]) // (8 if colour else 14)), flip=colour if flip is None else flip)
+    return functools.partial(
+        shift_and_flip,
+        pad=max(1, min(shape[1:]) // (8 if colour else 14)),
+        flip=colour if flip is None else flip,
+    )
 
 # %% ../nbs/02b_images.ipynb #0fcc3d3a
 def _shares(counts, n):
     "`n` split in proportion to `counts` (K,): whole numbers that sum to `n`, by largest remainder."
     exact = n * counts.double() / counts.sum()
     shares = exact.floor().long()
-    shares[(exact - shares).argsort(descending=True, stable=True)[:n - int(shares.sum())]] += 1
+    shares[(exact - shares).argsort(descending=True, stable=True)[: n - int(shares.sum())]] += 1
     return shares
 
 # %% ../nbs/02b_images.ipynb #696b8cb3
 def draw(y, n, generator, groups=None, keep=1):
-    """Indices of about `n` images with labels `y`: each class in its share, `groups` whole, `keep` groups of each class left out.
+    """Indices of about `n` images with labels `y`: each class in its share, `groups` whole, `keep`
+    groups of each class left out.
 
     Exactly `n` without groups, unless a class has no more than `keep` images."""
-    groups = torch.arange(len(y)) if groups is None else torch.unique(groups, return_inverse=True)[1]
-    sizes, label = torch.bincount(groups), torch.empty(int(groups.max()) + 1, dtype=torch.long).scatter_(0, groups, y)
+    groups = (
+        torch.arange(len(y)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    )
+    sizes, label = (
+        torch.bincount(groups),
+        torch.empty(int(groups.max()) + 1, dtype=torch.long).scatter_(0, groups, y),
+    )
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
     for c, share in enumerate(_shares(torch.bincount(y), n)):
         mine = (label == c).nonzero().flatten()
         mine = mine[torch.randperm(len(mine), generator=generator)]
         full = sizes[mine].cumsum(0) - sizes[mine] >= share
-        chosen[mine[~full][:max(0, len(mine) - keep)]] = True
+        chosen[mine[~full][: max(0, len(mine) - keep)]] = True
     return chosen[groups].nonzero().flatten()
 
 # %% ../nbs/02b_images.ipynb #24164cae

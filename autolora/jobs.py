@@ -27,18 +27,28 @@ from .history import Run, cannot_write
 
 # %% ../nbs/15d_jobs.ipynb #0d8153d3
 def checked(calls):
-    "The calls of `finetune` (dicts of keyword arguments) as `Job`s. Raises `AutoLoRaError` for what can't be handed to a process of its own."
+    """The calls of `finetune` (dicts of keyword arguments) as `Job`s.
+
+    Raises `AutoLoRaError` for what can't be handed to a process of its own."""
     for call in calls:
-        try: json.dumps(call, default=os.fspath)
-        except TypeError as error: raise AutoLoRaError(f"A run in a process of its own is told by names and paths, not by objects ({error}): save your data as an .npz pack, and name the backbone.") from error
+        try:
+            json.dumps(call, default=os.fspath)
+        except TypeError as error:
+            raise AutoLoRaError(
+                "A run in a process of its own is told by names and paths, not by objects "
+                f"({error}): save your data as an .npz pack, and name the backbone."
+            ) from error
     outs = [str(call["out"]) for call in calls]
-    if len({*outs}) < len(outs): raise AutoLoRaError("Two runs would write to the same folder: give each an out of its own.")
+    if len({*outs}) < len(outs):
+        raise AutoLoRaError("Two runs would write to the same folder: give each an out of its own.")
     return [Job({**call, "out": str(call["out"])}) for call in calls]
 
 # %% ../nbs/15d_jobs.ipynb #05a3b7fb
 def perform(call, threads=1):
-    "Begin or go on with the run of the dict `call` in this process, with so many CPU threads; returns the `Job`, finished or failed."
+    """Begin or go on with the run of the dict `call` in this process, with so many CPU threads;
+    returns the `Job`, finished or failed."""
     import torch
+
     torch.set_num_threads(threads)
     job = Job({"progress": False, **call, "resume": True})
     do(job, Control())
@@ -47,13 +57,19 @@ def perform(call, threads=1):
 # %% ../nbs/15d_jobs.ipynb #caec0ae9
 GONE = 3  # exit status of a worker whose starter is gone
 
+
 def work():
-    "The main function of a worker process (`python -m autolora.jobs`): one call, as a line of JSON on standard input. Returns the exit status."
+    """The main function of a worker process (`python -m autolora.jobs`): one call, as a line of
+    JSON on standard input.
+
+    Returns the exit status."""
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(GONE)), daemon=True).start()
     job = perform(order["call"], order["threads"])
-    if job.message: sys.stderr.write(f"\n{SAID}{job.message}\n")
+    if job.message:
+        sys.stderr.write(f"\n{SAID}{job.message}\n")
     return int(job.state != "finished")
+
 
 SAID = "autolora: "  # begins the line with a worker's last sentence
 
@@ -62,128 +78,240 @@ def cores():
     "How many CPU cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
 def places(jobs=None, threads=1):
-    "The environments, as dicts, of the workers that run at once: one a GPU, else as many as the cores hold with `threads` each; `jobs` says how many instead."
+    """The environments, as dicts, of the workers that run at once: one a GPU, else as many as the
+    cores hold with `threads` each; `jobs` says how many instead."""
     import torch
-    if jobs is not None and jobs < 1: raise AutoLoRaError(f"jobs must be at least 1, not {jobs}.")
+
+    if jobs is not None and jobs < 1:
+        raise AutoLoRaError(f"jobs must be at least 1, not {jobs}.")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    gpus = [names[i] if i < len(names) and names[i] else str(i) for i in range(torch.cuda.device_count())]
+    gpus = [
+        names[i] if i < len(names) and names[i] else str(i)
+        for i in range(torch.cuda.device_count())
+    ]
     fixed = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return [fixed | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs or len(gpus) or max(1, cores() // threads))]
+    return [
+        fixed | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
+        for i in range(jobs or len(gpus) or max(1, cores() // threads))
+    ]
 
 # %% ../nbs/15d_jobs.ipynb #a1e8fcee
 @dataclass
 class Worker:
     "A process at work on a `Job`, in one of `places`; `log`: the file with all that it says."
+
     job: Job
     place: dict
     threads: int = 1
     process: subprocess.Popen = field(init=False)
 
     @property
-    def log(self): return Path(f"{self.job.out}.log")
+    def log(self):
+        return Path(f"{self.job.out}.log")
 
     def __post_init__(self):
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             said = self.log.open("w")
-        except OSError as error: raise cannot_write(self.log, error) from error
-        package = os.pathsep.join([str(Path(autolora.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with said: self.process = subprocess.Popen([sys.executable, "-m", "autolora.jobs"], stdin=subprocess.PIPE, stdout=said, stderr=said, text=True,
-                                                   env=os.environ | self.place | {"PYTHONPATH": package}, start_new_session=True)
+        except OSError as error:
+            raise cannot_write(self.log, error) from error
+        package = os.pathsep.join(
+            [str(Path(autolora.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        with said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "autolora.jobs"],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                text=True,
+                env=os.environ | self.place | {"PYTHONPATH": package},
+                start_new_session=True,
+            )
         with contextlib.suppress(BrokenPipeError):  # it has died already: seen at the next look
-            self.process.stdin.write(json.dumps({"call": self.job.call, "threads": self.threads}, default=os.fspath) + "\n")
+            self.process.stdin.write(
+                json.dumps({"call": self.job.call, "threads": self.threads}, default=os.fspath)
+                + "\n"
+            )
             self.process.stdin.flush()
         self.job.state = "running"
 
     def end(self):
         "Stop the process at once; its last finished epoch is kept."
-        self.process.kill(); self.process.wait()
-        with contextlib.suppress(BrokenPipeError): self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
     def settle(self):
-        "Note in the job how the ended process ended; returns whether somebody or something killed it."
-        with contextlib.suppress(BrokenPipeError): self.process.stdin.close()
+        """Note in the job how the ended process ended; returns whether somebody or something killed
+        it."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         status, said = self.process.returncode, self.log.read_text(errors="replace")
-        words = next((line.removeprefix(SAID) for line in reversed(said.splitlines()) if line.startswith(SAID)), "")
-        self.job.state, self.job.message = ("finished", "") if status == 0 else ("failed", words or how_it_ended(status, self.log))
-        if status == 0 and not said: self.log.unlink()
+        words = next(
+            (
+                line.removeprefix(SAID)
+                for line in reversed(said.splitlines())
+                if line.startswith(SAID)
+            ),
+            "",
+        )
+        self.job.state, self.job.message = (
+            ("finished", "") if status == 0 else ("failed", words or how_it_ended(status, self.log))
+        )
+        if status == 0 and not said:
+            self.log.unlink()
         return status < 0 and not words
 
 # %% ../nbs/15d_jobs.ipynb #d3207d0b
 def how_it_ended(status, log):
-    "A sentence for a worker that ended with `status` and said nothing itself; `log`: where its output is."
-    if status >= 0: return f"The process ended with status {status} before it could say why: its output is in {log}."
-    name = signal.Signals(-status).name if -status in {*map(int, signal.Signals)} else f"signal {-status}"
-    cause = "often because the memory ran out: use fewer jobs at once or a smaller batch_size" if name == "SIGKILL" else f"its output is in {log}"
-    return f"The process was killed from outside ({name}), {cause}; the last finished epoch is kept, and resuming goes on from it."
+    """A sentence for a worker that ended with `status` and said nothing itself; `log`: where its
+    output is."""
+    if status >= 0:
+        return (
+            f"The process ended with status {status} before it could say why: its output is in "
+            f"{log}."
+        )
+    name = (
+        signal.Signals(-status).name
+        if -status in {*map(int, signal.Signals)}
+        else f"signal {-status}"
+    )
+    cause = (
+        "often because the memory ran out: use fewer jobs at once or a smaller batch_size"
+        if name == "SIGKILL"
+        else f"its output is in {log}"
+    )
+    return (
+        f"The process was killed from outside ({name}), {cause}; the last finished epoch is "
+        "kept, and resuming goes on from it."
+    )
 
 # %% ../nbs/15d_jobs.ipynb #c80b747e
 def launch(calls, jobs=None, threads=1, progress=True):
-    """Run the `calls` of `finetune` (dicts of keyword arguments, `out` among them), each in a process of its own; returns their `Job`s, in order, when all have ended.
+    """Run the `calls` of `finetune` (dicts of keyword arguments, `out` among them), each in a
+    process of its own; returns their `Job`s, in order, when all have ended.
 
-    `jobs`: how many at once (None: one a GPU, else one for every `threads` cores). Existing folders are resumed, finished ones left as they
-    are. `progress`: a bar on stderr. A failed run is a job with a message; Ctrl-C ends all workers, and the same call goes on later.
-    Raises `AutoLoRaError` for calls that can't be handed over."""
+    `jobs`: how many at once (None: one a GPU, else one for every `threads` cores). Existing folders
+    are resumed, finished ones left as they are. `progress`: a bar on stderr. A failed run is a job
+    with a message; Ctrl-C ends all workers, and the same call goes on later. Raises `AutoLoRaError`
+    for calls that can't be handed over."""
     all_jobs, free, at_work, killed = checked(calls), places(jobs, threads), [], set()
     waiting = deque(all_jobs)
     with following(all_jobs, progress) as look:
         try:
             while waiting or at_work:
-                while waiting and free: at_work.append(Worker(waiting.popleft(), free.pop(0), threads))
+                while waiting and free:
+                    at_work.append(Worker(waiting.popleft(), free.pop(0), threads))
                 time.sleep(0.1)
                 for worker in [w for w in at_work if w.process.poll() is not None]:
-                    at_work.remove(worker); free.append(worker.place)
+                    at_work.remove(worker)
+                    free.append(worker.place)
                     if worker.settle() and worker.job.out not in killed:
-                        killed.add(worker.job.out); waiting.appendleft(worker.job); worker.job.state = "waiting"
+                        killed.add(worker.job.out)
+                        waiting.appendleft(worker.job)
+                        worker.job.state = "waiting"
                 look()
         finally:
-            for worker in at_work: worker.end()
+            for worker in at_work:
+                worker.end()
     return all_jobs
 
 # %% ../nbs/15d_jobs.ipynb #5b7d51fa
 @contextlib.contextmanager
 def following(jobs, progress=True):
-    "Yields a function that brings a bar on stderr up to date with the event logs of the `Job`s; it counts runs, a run at work by its share of epochs."
+    """Yields a function that brings a bar on stderr up to date with the event logs of the `Job`s;
+    it counts runs, a run at work by its share of epochs."""
     from tqdm import tqdm
+
     logs, last = {job.out: Run(job.out) for job in jobs}, [0.0]
-    with tqdm(total=len(jobs), unit="run", disable=not progress, dynamic_ncols=True, bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]") as bar:
+    with tqdm(
+        total=len(jobs),
+        unit="run",
+        disable=not progress,
+        dynamic_ncols=True,
+        bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]",
+    ) as bar:
+
         def look():
-            if time.monotonic() - last[0] < 1 and any(job.state in ("waiting", "running") for job in jobs): return
+            if time.monotonic() - last[0] < 1 and any(
+                job.state in ("waiting", "running") for job in jobs
+            ):
+                return
             last[0], bar.n = time.monotonic(), sum(share(job, logs[job.out]) for job in jobs)
-            bar.set_postfix_str(", ".join(f"{n} {state}" for state in ("running", "failed") if (n := sum(job.state == state for job in jobs))))
+            bar.set_postfix_str(
+                ", ".join(
+                    f"{n} {state}"
+                    for state in ("running", "failed")
+                    if (n := sum(job.state == state for job in jobs))
+                )
+            )
+
         yield look
+
 
 def share(job, run):
     "The share of `job` that is done, in [0, 1], by its `Run`'s log."
-    if job.state in ("finished", "failed") or not (run.path / "config.json").is_file(): return float(job.state in ("finished", "failed"))
+    if job.state in ("finished", "failed") or not (run.path / "config.json").is_file():
+        return float(job.state in ("finished", "failed"))
     return 0.95 * len(run.history) / run.config["epochs"]
 
 # %% ../nbs/15d_jobs.ipynb #34d8fd13
-def submit(calls, jobs=None, threads=1, progress=True, folder="runs/submitit", cluster=None, **parameters):
+def submit(
+    calls, jobs=None, threads=1, progress=True, folder="runs/submitit", cluster=None, **parameters
+):
     """`launch` through a scheduler, by submitit; returns the `Job`s when all have ended.
 
-    `jobs`: how many at once (None: as the scheduler likes). `folder`: for submitit's own files. `cluster`: None (Slurm where there is one),
-    "slurm", "local" or "debug" (in this process). `parameters`: of its executor, such as `timeout_min=60, slurm_partition="gpu", gpus_per_node=1`.
+    `jobs`: how many at once (None: as the scheduler likes). `folder`: for submitit's own files.
+    `cluster`: None (Slurm where there is one), "slurm", "local" or "debug" (in this process).
+    `parameters`: of its executor, such as `timeout_min=60, slurm_partition="gpu", gpus_per_node=1`.
     Raises `AutoLoRaError` if submitit isn't installed."""
     try:
         import submitit
-    except ImportError as error: raise AutoLoRaError("Runs are handed to a scheduler by submitit, which is not installed: pip install 'autolora[cluster]'.") from error
+    except ImportError as error:
+        raise AutoLoRaError(
+            "Runs are handed to a scheduler by submitit, which is not installed: pip install "
+            "'autolora[cluster]'."
+        ) from error
     all_jobs, executor = checked(calls), submitit.AutoExecutor(folder=folder, cluster=cluster)
-    executor.update_parameters(**{"cpus_per_task": threads, **({"slurm_array_parallelism": jobs} if jobs else {}), **parameters})
-    handles = executor.map_array(perform, [job.call for job in all_jobs], [threads] * len(all_jobs)) if all_jobs else []
+    executor.update_parameters(
+        **{
+            "cpus_per_task": threads,
+            **({"slurm_array_parallelism": jobs} if jobs else {}),
+            **parameters,
+        }
+    )
+    handles = (
+        executor.map_array(perform, [job.call for job in all_jobs], [threads] * len(all_jobs))
+        if all_jobs
+        else []
+    )
     with following(all_jobs, progress) as look:
         while any(job.state == "waiting" for job in all_jobs):
             for job, handle in zip(all_jobs, handles, strict=True):
-                if job.state == "waiting" and handle.done(): settle(job, handle)
+                if job.state == "waiting" and handle.done():
+                    settle(job, handle)
             look()
             time.sleep(0.5)
     return all_jobs
 
+
 def settle(job, handle):
     "Note in `job` how the scheduler's `handle` ended."
     lost = handle.exception()
-    job.state, job.message = ("failed", f"The scheduler lost this run ({str(lost).splitlines()[0]}): see {handle.paths.stderr}.") if lost else (handle.result().state, handle.result().message)
+    job.state, job.message = (
+        (
+            "failed",
+            f"The scheduler lost this run ({str(lost).splitlines()[0]}): see "
+            f"{handle.paths.stderr}.",
+        )
+        if lost
+        else (handle.result().state, handle.result().message)
+    )
 
 # %% ../nbs/15d_jobs.ipynb #81c6b302
-if __name__ == "__main__": sys.exit(work())
+if __name__ == "__main__":
+    sys.exit(work())

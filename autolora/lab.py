@@ -30,25 +30,61 @@ from .views import alert, named, outcome, pictures, progress, table_html, thumbn
 
 # %% ../nbs/17_lab.ipynb #1c488447
 TRAINER = Trainer()
-SLIDERS = {"example": {"label": "image", "min": 1, "max": 8, "step": 1}, "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2}}
+SLIDERS = {
+    "example": {"label": "image", "min": 1, "max": 8, "step": 1},
+    "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2},
+}
+
 
 def _button(words, icon, hint, press):
-    button = widgets.Button(description=words, icon=icon, tooltip=hint, layout=widgets.Layout(width="auto", flex="1 1 auto"))
+    button = widgets.Button(
+        description=words,
+        icon=icon,
+        tooltip=hint,
+        layout=widgets.Layout(width="auto", flex="1 1 auto"),
+    )
     button.on_click(press)
     return button
 
-class Lab:
-    """The panel, to be displayed in a notebook. Run folders are made and looked for in `root`.
 
-    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s, to choose from. `runs`: folders to open
-    at once. `trainer`: None is the one that the labs of a kernel share."""
+class Lab:
+    """The panel, to be displayed in a notebook.
+
+    Run folders are made and looked for in `root`.
+
+    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s, to
+    choose from. `runs`: folders to open at once. `trainer`: None is the one that the labs of a
+    kernel share."""
+
     latest = None
 
     def __init__(self, root="runs", backbones=(), data=(), runs=(), trainer=None):
-        self.root, self.trainer, self.controls, self.costs = Path(root), trainer or TRAINER, Controls(backbones, data), Costs()
-        self.canvas = Canvas(sliders=SLIDERS, values={"example": 1, "scales": 0.0}, layout=widgets.Layout(width="100%"))
-        self._easel, self._painter, self._stand, self._drawing, self._follower = Easel(), None, None, threading.RLock(), None
-        self._adopted, self._outcomes, self._wish, self._said, self._lost, self._undrawn = set(), {}, 0, "", "", ""
+        self.root, self.trainer, self.controls, self.costs = (
+            Path(root),
+            trainer or TRAINER,
+            Controls(backbones, data),
+            Costs(),
+        )
+        self.canvas = Canvas(
+            sliders=SLIDERS,
+            values={"example": 1, "scales": 0.0},
+            layout=widgets.Layout(width="100%"),
+        )
+        self._easel, self._painter, self._stand, self._drawing, self._follower = (
+            Easel(),
+            None,
+            None,
+            threading.RLock(),
+            None,
+        )
+        self._adopted, self._outcomes, self._wish, self._said, self._lost, self._undrawn = (
+            set(),
+            {},
+            0,
+            "",
+            "",
+            "",
+        )
         self._build()
         self._listen()
         Lab.latest = self
@@ -61,82 +97,217 @@ class Lab:
     # -- what it is made of
 
     def _build(self):
-        self.start, self.pause = _button("Start", "play", "Train with this choice", self._start), _button("Pause", "pause", "Hold the training where it is", lambda _: self._ask(self.trainer.pause))
-        self.resume, self.stop = _button("Resume", "forward", "Go on after a pause, a stop or an error", lambda _: self._ask(self.trainer.resume)), _button("Stop and keep", "stop", "End the training and keep the best weights so far", lambda _: self._ask(self.trainer.stop))
-        self.copy, self.report = _button("Copy as code", "code", "This choice as Python and as a shell command", self._copy), _button("Report", "file", "A page for each run shown, to read and to send", self._report)
-        self.about, self.facts, self.state, self.pace, self.tables = (widgets.HTML() for _ in range(5))
-        self.bar = widgets.FloatProgress(min=0, max=1, layout=widgets.Layout(width="98%"), tooltip="How much of the run at work is done")
-        self.code = widgets.Textarea(rows=7, disabled=False, layout=widgets.Layout(width="98%", display="none"), tooltip="This choice as code")
-        self.runs = widgets.SelectMultiple(description="Runs", rows=6, tooltip="The runs to show together", layout=widgets.Layout(width="98%"))
-        self.studies, self.board = widgets.Dropdown(description="Study", options=[("none", "")], tooltip="A study to show below the runs, as `autolora compare` makes them", layout=widgets.Layout(width="98%")), None
-        self.path = widgets.Text(description="Open run", placeholder="path of a run or a study", tooltip="The folder of a run or of a study, from anywhere", continuous_update=False, layout=widgets.Layout(width="98%"))
+        self.start, self.pause = (
+            _button("Start", "play", "Train with this choice", self._start),
+            _button(
+                "Pause",
+                "pause",
+                "Hold the training where it is",
+                lambda _: self._ask(self.trainer.pause),
+            ),
+        )
+        self.resume, self.stop = (
+            _button(
+                "Resume",
+                "forward",
+                "Go on after a pause, a stop or an error",
+                lambda _: self._ask(self.trainer.resume),
+            ),
+            _button(
+                "Stop and keep",
+                "stop",
+                "End the training and keep the best weights so far",
+                lambda _: self._ask(self.trainer.stop),
+            ),
+        )
+        self.copy, self.report = (
+            _button(
+                "Copy as code", "code", "This choice as Python and as a shell command", self._copy
+            ),
+            _button(
+                "Report", "file", "A page for each run shown, to read and to send", self._report
+            ),
+        )
+        self.about, self.facts, self.state, self.pace, self.tables = (
+            widgets.HTML() for _ in range(5)
+        )
+        self.bar = widgets.FloatProgress(
+            min=0,
+            max=1,
+            layout=widgets.Layout(width="98%"),
+            tooltip="How much of the run at work is done",
+        )
+        self.code = widgets.Textarea(
+            rows=7,
+            disabled=False,
+            layout=widgets.Layout(width="98%", display="none"),
+            tooltip="This choice as code",
+        )
+        self.runs = widgets.SelectMultiple(
+            description="Runs",
+            rows=6,
+            tooltip="The runs to show together",
+            layout=widgets.Layout(width="98%"),
+        )
+        self.studies, self.board = (
+            widgets.Dropdown(
+                description="Study",
+                options=[("none", "")],
+                tooltip="A study to show below the runs, as `autolora compare` makes them",
+                layout=widgets.Layout(width="98%"),
+            ),
+            None,
+        )
+        self.path = widgets.Text(
+            description="Open run",
+            placeholder="path of a run or a study",
+            tooltip="The folder of a run or of a study, from anywhere",
+            continuous_update=False,
+            layout=widgets.Layout(width="98%"),
+        )
         self.controls.fields["data"].children += (self.about,)
-        row = lambda *parts: widgets.HBox(parts, layout=widgets.Layout(flex_flow="row wrap", width="98%"))
-        left = widgets.VBox([self.controls, row(self.start, self.pause, self.resume, self.stop), self.state, self.bar, self.pace, self.facts, row(self.copy, self.report), self.code,
-                             self.runs, self.studies, self.path], layout=widgets.Layout(flex="1 1 300px", min_width="270px"))
-        self.right = widgets.VBox([self.canvas, self.tables], layout=widgets.Layout(flex="100 1 480px", min_width="300px"))
-        self.panel = widgets.HBox([left, self.right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")).add_class("autolora-lab")
+        row = lambda *parts: widgets.HBox(
+            parts, layout=widgets.Layout(flex_flow="row wrap", width="98%")
+        )
+        left = widgets.VBox(
+            [
+                self.controls,
+                row(self.start, self.pause, self.resume, self.stop),
+                self.state,
+                self.bar,
+                self.pace,
+                self.facts,
+                row(self.copy, self.report),
+                self.code,
+                self.runs,
+                self.studies,
+                self.path,
+            ],
+            layout=widgets.Layout(flex="1 1 300px", min_width="270px"),
+        )
+        self.right = widgets.VBox(
+            [self.canvas, self.tables], layout=widgets.Layout(flex="100 1 480px", min_width="300px")
+        )
+        self.panel = widgets.HBox(
+            [left, self.right],
+            layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%"),
+        ).add_class("autolora-lab")
 
     def _listen(self):
         self.controls.observe_all(lambda change: self._changed())
         self.runs.observe(lambda change: self.draw(), "value")
         self.studies.observe(lambda change: self._show_study(change["new"]), "value")
         self.canvas.observe(lambda change: self.draw(), ["opened", "values"])
-        self.path.observe(lambda change: change["new"].strip() and self._ask(lambda: self.open(change["new"].strip())), "value")
+        self.path.observe(
+            lambda change: (
+                change["new"].strip() and self._ask(lambda: self.open(change["new"].strip()))
+            ),
+            "value",
+        )
 
     # -- what a person does
 
     def _ask(self, request):
         "Make a request, and say what is wrong with it if something is."
-        try: request(); self._said = ""
-        except AutoLoRaError as error: self._said = str(error)
+        try:
+            request()
+            self._said = ""
+        except AutoLoRaError as error:
+            self._said = str(error)
         self._follow_soon()
 
-    def _start(self, _): self._ask(lambda: self._begin(self.controls.read()))
+    def _start(self, _):
+        self._ask(lambda: self._begin(self.controls.read()))
 
     def _begin(self, choice):
-        if choice is None: raise AutoLoRaError("Correct what is marked, then press Start again.")
+        if choice is None:
+            raise AutoLoRaError("Correct what is marked, then press Start again.")
         calls = self.costs.calls(choice)
-        names = [default_out(call["method"], _name(call["backbone"]), _name(call["data"]), call["seed"], self.root) for call in calls]
-        self.trainer.start([call | {"out": _unused(name)} for call, name in zip(calls, names, strict=True)])
+        names = [
+            default_out(
+                call["method"],
+                _name(call["backbone"]),
+                _name(call["data"]),
+                call["seed"],
+                self.root,
+            )
+            for call in calls
+        ]
+        self.trainer.start(
+            [call | {"out": _unused(name)} for call, name in zip(calls, names, strict=True)]
+        )
         self._lost, self.runs.value = "", ()
 
     def _copy(self, _):
         choice = self.controls.read()
-        if choice is None: return
+        if choice is None:
+            return
+
         def show():
             python, shell = code_of(self.costs.calls(choice))
-            self.code.value, self.code.layout.display = f"{python}\n\n# the same in a shell:\n" + "\n".join(f"# {line}" for line in shell.splitlines()), ""
+            self.code.value, self.code.layout.display = (
+                f"{python}\n\n# the same in a shell:\n"
+                + "\n".join(f"# {line}" for line in shell.splitlines()),
+                "",
+            )
             self.canvas.copy(python)
+
         self._ask(show)
 
     def _report(self, _):
         def write():
-            if not self.shown(): raise AutoLoRaError("No run is shown: start one, or choose some in the list of runs.")
-            for name, run in self.shown().items(): self.canvas.hand_over(f"Report of {name}, also in {run.path / 'report.html'}", write_report(run).read_text(encoding="utf-8"))
+            if not self.shown():
+                raise AutoLoRaError(
+                    "No run is shown: start one, or choose some in the list of runs."
+                )
+            for name, run in self.shown().items():
+                self.canvas.hand_over(
+                    f"Report of {name}, also in {run.path / 'report.html'}",
+                    write_report(run).read_text(encoding="utf-8"),
+                )
+
         self._ask(write)
 
     def open(self, *paths):
-        "Show the folders `paths`: runs together with those shown, of studies the last. Raises `AutoLoRaError` if one holds neither."
+        """Show the folders `paths`: runs together with those shown, of studies the last.
+
+        Raises `AutoLoRaError` if one holds neither."""
         studies = [str(path) for path in paths if (Path(path) / "study.json").is_file()]
         opened = [str(Run.open(path).path) for path in paths if str(path) not in studies]
         kept = [str(path) for path in self.runs.value]
         with self._drawing:
-            found = sorted((str(path.parent) for path in self.root.glob("*/config.json")), reverse=True)
-            self.runs.options = [(_label(self._easel.run(path)), path) for path in dict.fromkeys([*opened, *kept, *found])]
+            found = sorted(
+                (str(path.parent) for path in self.root.glob("*/config.json")), reverse=True
+            )
+            self.runs.options = [
+                (_label(self._easel.run(path)), path)
+                for path in dict.fromkeys([*opened, *kept, *found])
+            ]
             self.runs.value = tuple(dict.fromkeys([*kept, *opened]))
         self._list_studies(studies)
 
     def _show_study(self, path):
-        if self.board is None:  # made when it is asked for: its canvas brings all of plotly to the page a second time
+        if (
+            self.board is None
+        ):  # made when it is asked for: its canvas brings all of plotly to the page a second time
             self.board = Board()
             self.right.children += (self.board,)
         self.board.follow(path) if path else self.board.clear()
 
     def _list_studies(self, opened):
-        at_hand = dict.fromkeys([*opened, *filter(None, [self.studies.value]), *sorted(str(path.parent) for path in self.root.glob("*/study.json"))])
-        options, chosen = (("none", ""), *((Path(path).name, path) for path in at_hand)), (opened or [self.studies.value])[-1]
-        if options != self.studies.options: self.studies.options = options  # which chooses the first of them
+        at_hand = dict.fromkeys(
+            [
+                *opened,
+                *filter(None, [self.studies.value]),
+                *sorted(str(path.parent) for path in self.root.glob("*/study.json")),
+            ]
+        )
+        options, chosen = (
+            (("none", ""), *((Path(path).name, path) for path in at_hand)),
+            (opened or [self.studies.value])[-1],
+        )
+        if options != self.studies.options:
+            self.studies.options = options  # which chooses the first of them
         self.studies.value = chosen
 
     # -- what it shows
@@ -146,32 +317,47 @@ class Lab:
         return named([self._easel.run(path) for path in self.runs.value])
 
     def draw(self, anew=False):
-        "Draw what has changed, or everything `anew`; while the painter's process is at work, that does it a moment later."
+        """Draw what has changed, or everything `anew`; while the painter's process is at work, that
+        does it a moment later."""
         with self._drawing:
-            if self._painter is None: self._show(self._easel.paint(self._order(anew)))
+            if self._painter is None:
+                self._show(self._easel.paint(self._order(anew)))
 
     def _order(self, anew=False):
         job, (image, scale) = self.trainer.job, self._at()
         work = str(job.out) if job and job.out in self._adopted else None
-        return {"folders": list(self.runs.value), "opened": sorted(self.canvas.opened), "image": image, "scale": scale, "work": work, "anew": anew}
+        return {
+            "folders": list(self.runs.value),
+            "opened": sorted(self.canvas.opened),
+            "image": image,
+            "scale": scale,
+            "work": work,
+            "anew": anew,
+        }
 
     def _at(self):
         "Where the sliders stand: the number of the image, from 0, and the scale."
         return int(self.canvas.values["example"]) - 1, round(self.canvas.values["scales"], 1)
 
     def _show(self, answer):
-        if answer["panels"]: self.canvas.show(answer["panels"])
+        if answer["panels"]:
+            self.canvas.show(answer["panels"])
         self.tables.value, self._stand = answer.get("tables", self.tables.value), answer["work"]
 
     def _follow_soon(self):
         with self._drawing:
             self._report_state()
-            if self._follower: return
-            self._follower = threading.Thread(target=self._follow, daemon=True, name="autolora follower")
+            if self._follower:
+                return
+            self._follower = threading.Thread(
+                target=self._follow, daemon=True, name="autolora follower"
+            )
             self._follower.start()
 
     def _follow(self):
-        "While a training is at work: say how it goes, show new runs, have drawn what changed. At its end once more, here."
+        """While a training is at work: say how it goes, show new runs, have drawn what changed.
+
+        At its end once more, here."""
         worked = False
         while Lab.latest is self and self.trainer.busy:
             worked = True
@@ -180,74 +366,120 @@ class Lab:
         self._dismiss()
         self._report_state()  # before the last pictures, which take half a second
         self._look(final=worked)
-        with self._drawing: self._follower = None
+        with self._drawing:
+            self._follower = None
         if Lab.latest is self:
-            if self.trainer.busy: self._follow_soon()  # started since
-            elif worked: self._changed()
-        elif Lab.latest: self.state.value = alert("Another lab in this kernel follows the trainings now: run this cell again to have them here.")
+            if self.trainer.busy:
+                self._follow_soon()  # started since
+            elif worked:
+                self._changed()
+        elif Lab.latest:
+            self.state.value = alert(
+                "Another lab in this kernel follows the trainings now: run this cell again to have "
+                "them here."
+            )
 
     def _look(self, final=False):
         with self._drawing:
             try:
                 self._adopt()
-                if self.trainer.busy and not (final or self._lost): self._have_painted()
-                else: self.draw(anew=final)
+                if self.trainer.busy and not (final or self._lost):
+                    self._have_painted()
+                else:
+                    self.draw(anew=final)
                 self._undrawn = ""
-            except Exception as error: self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."  # the training goes on
+            except Exception as error:
+                # the training goes on
+                self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
             self._report_state()
 
     def _adopt(self):
         "Show the runs that have begun since the last look."
-        fresh = [job.out for job in self.trainer.jobs if job.out not in self._adopted and (job.out / "config.json").is_file()]
+        fresh = [
+            job.out
+            for job in self.trainer.jobs
+            if job.out not in self._adopted and (job.out / "config.json").is_file()
+        ]
         self._adopted.update(fresh)
-        if fresh: self.open(*fresh)
+        if fresh:
+            self.open(*fresh)
 
     def _have_painted(self):
-        "Take what the painter's process has drawn, and give it the next order; without it, draw here."
+        """Take what the painter's process has drawn, and give it the next order; without it, draw
+        here."""
         try:
             self._painter = self._painter or Painter()
             answer = self._painter.answer()
-            if answer: self._show(answer)
-            if not self._painter.asked: self._painter.ask(self._order())
+            if answer:
+                self._show(answer)
+            if not self._painter.asked:
+                self._painter.ask(self._order())
         except (AutoLoRaError, OSError) as error:
-            self._lost = f"{error} The pictures are drawn in the kernel now, which slows the training a little."
+            self._lost = (
+                f"{error} The pictures are drawn in the kernel now, which slows the "
+                "training a little."
+            )
             self._dismiss()
             self.draw(anew=True)
 
     def _dismiss(self):
         with self._drawing:
-            if self._painter: self._painter.close()
+            if self._painter:
+                self._painter.close()
             self._painter = None
 
     def _report_state(self):
         busy, jobs, paused = self.trainer.busy, self.trainer.jobs, self.trainer.control.paused
-        self.start.disabled, self.pause.disabled, self.stop.disabled = busy, not busy or paused, not busy
+        self.start.disabled, self.pause.disabled, self.stop.disabled = (
+            busy,
+            not busy or paused,
+            not busy,
+        )
         self.resume.disabled = not paused if busy else all(job.state == "finished" for job in jobs)
-        lines = [f"<b>{html.escape(METHODS[job.call.get('method', 'autolora')].label)}</b>: {html.escape(self._state_of(job))}" for job in jobs]
-        state = "".join(f"<div>{line}</div>" for line in lines) + "".join(alert(words) for words in (self._said, self._lost, self._undrawn) if words)
+        lines = [
+            f"<b>{html.escape(METHODS[job.call.get('method', 'autolora')].label)}</b>: "
+            f"{html.escape(self._state_of(job))}"
+            for job in jobs
+        ]
+        state = "".join(f"<div>{line}</div>" for line in lines) + "".join(
+            alert(words) for words in (self._said, self._lost, self._undrawn) if words
+        )
         self.state.value = f"<div role='status'>{state}</div>"
         job, words = self.trainer.job, ""
         if job:
             known = self._stand and self._stand["folder"] == str(job.out)
-            self.bar.value, words = progress(self._stand, self.trainer.control.position) if known else (0.0, "preparing")
+            self.bar.value, words = (
+                progress(self._stand, self.trainer.control.position)
+                if known
+                else (0.0, "preparing")
+            )
         self.pace.value = html.escape(words)
 
     def close(self):
         "Follow no longer; a training at work goes on."
-        if Lab.latest is self: Lab.latest = None
-        if follower := self._follower: follower.join(10)
-        self._checker.cancel(); self._checker.join(10)
+        if Lab.latest is self:
+            Lab.latest = None
+        if follower := self._follower:
+            follower.join(10)
+        self._checker.cancel()
+        self._checker.join(10)
 
     def _state_of(self, job):
         if job.state == "finished":
-            if job.out not in self._outcomes: self._outcomes[job.out] = outcome(self._easel.run(job.out))
+            if job.out not in self._outcomes:
+                self._outcomes[job.out] = outcome(self._easel.run(job.out))
             return self._outcomes[job.out]
-        return "paused" if job.state == "running" and self.trainer.control.paused else job.message or job.state
+        return (
+            "paused"
+            if job.state == "running" and self.trainer.control.paused
+            else job.message or job.state
+        )
 
     # -- before Start
 
     def _changed(self):
-        "A choice was changed: check it, and measure what it will cost, a moment later and in another thread."
+        """A choice was changed: check it, and measure what it will cost, a moment later and in
+        another thread."""
         self._wish += 1
         checker = threading.Timer(0.3, self._check, [self._wish])
         checker.daemon = True
@@ -256,44 +488,89 @@ class Lab:
 
     def _check(self, wish):
         choice = self.controls.read()
-        if wish != self._wish or choice is None: return
-        if not self.trainer.at_work.acquire(blocking=False):  # measuring now would slow the training down, and be wrong
-            self.facts.value = "<small>What this choice would cost is measured when the training is over.</small>"
+        if wish != self._wish or choice is None:
             return
-        try: self._try(choice, wish)
-        finally: self.trainer.at_work.release()
+        if not self.trainer.at_work.acquire(
+            blocking=False
+        ):  # measuring now would slow the training down, and be wrong
+            self.facts.value = (
+                "<small>What this choice would cost is measured when the training is over.</small>"
+            )
+            return
+        try:
+            self._try(choice, wish)
+        finally:
+            self.trainer.at_work.release()
 
     def _try(self, choice, wish):
-        "Load the data, train two steps and forget them, and say what was found, at the field it belongs to."
-        try: task = load_task(choice["data"], limit=choice["limit"], size=choice["size"])
-        except AutoLoRaError as error: return self.controls.fields["data"].refuse(str(error))
-        self.about.value, self.facts.value = thumbnails(task), "<small>Measuring a training step ...</small>"
-        try: self.costs.measure(choice, task)
-        except AutoLoRaError as error: self.facts.value = ""; return self.controls.fields["backbone"].refuse(str(error))
-        if wish == self._wish: self.facts.value = self.costs.words(choice, self.root)
+        """Load the data, train two steps and forget them, and say what was found, at the field it
+        belongs to."""
+        try:
+            task = load_task(choice["data"], limit=choice["limit"], size=choice["size"])
+        except AutoLoRaError as error:
+            return self.controls.fields["data"].refuse(str(error))
+        self.about.value, self.facts.value = (
+            thumbnails(task),
+            "<small>Measuring a training step ...</small>",
+        )
+        try:
+            self.costs.measure(choice, task)
+        except AutoLoRaError as error:
+            self.facts.value = ""
+            return self.controls.fields["backbone"].refuse(str(error))
+        if wish == self._wish:
+            self.facts.value = self.costs.words(choice, self.root)
 
     # -- where it is shown
 
-    def __repr__(self): return "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
+    def __repr__(self):
+        return (
+            "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets "
+            "(JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same "
+            "pictures without controls."
+        )
 
     def _repr_mimebundle_(self, **kwargs):
-        return self.panel._repr_mimebundle_(**kwargs) | {"text/plain": repr(self), "text/html": self._static()}
+        return self.panel._repr_mimebundle_(**kwargs) | {
+            "text/plain": repr(self),
+            "text/html": self._static(),
+        }
 
     def _static(self):
-        "HTML for a page without widgets, such as an exported notebook: why there is no panel, the angles, their numbers and the results."
-        if not self.runs.value: return f"<p>{html.escape(repr(self))}</p>"
+        """HTML for a page without widgets, such as an exported notebook: why there is no panel, the
+        angles, their numbers and the results."""
+        if not self.runs.value:
+            return f"<p>{html.escape(repr(self))}</p>"
         angles = pictures(self.shown())["angles"]
         return f"<p>{html.escape(repr(self))}</p>{angles.to_html(full_html=False, include_plotlyjs='cdn')}{table_html(angles)}{self.tables.value}"
 
     def show(self):
-        "Draw the pictures of the chosen runs one after another with plotly's own renderer, without widgets."
-        for figure in pictures(self.shown(), *self._at()).values(): figure.show()
+        """Draw the pictures of the chosen runs one after another with plotly's own renderer,
+        without widgets."""
+        for figure in pictures(self.shown(), *self._at()).values():
+            figure.show()
 
 # %% ../nbs/17_lab.ipynb #3b3f0828
-def _name(chosen): return Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
-def _label(run): return " · ".join(map(str, (run.config.get("method"), run.config.get("task"), f"seed {run.config.get('seed')}", run.path.name[:15])))
+def _name(chosen):
+    return Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
+
+
+def _label(run):
+    return " · ".join(
+        map(
+            str,
+            (
+                run.config.get("method"),
+                run.config.get("task"),
+                f"seed {run.config.get('seed')}",
+                run.path.name[:15],
+            ),
+        )
+    )
+
 
 def _unused(path):
-    "`path`, or with a number behind it if it is taken: two presses of Start within a second are two runs."
+    """`path`, or with a number behind it if it is taken: two presses of Start within a second are
+    two runs."""
     taken = (path.with_name(f"{path.name}-{i}") if i else path for i in range(1000))
     return next(free for free in taken if not free.exists())

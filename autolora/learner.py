@@ -28,76 +28,138 @@ from .recomputation import recomputed
 # %% ../nbs/11_learner.ipynb #ac37c6ae
 @torch.no_grad()
 def count_correct(model, split, threat, device, batch_size=256):
-    "The numbers of images of `split` that `model` classifies correctly: naturally, and under PGD-10 (an image counts as robust if both hold)."
+    """The numbers of images of `split` that `model` classifies correctly: naturally, and under
+    PGD-10 (an image counts as robust if both hold)."""
     sa = ra = 0
     with eval_mode(model):
         for x, y in split.take(share()).batches(batch_size):
             x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
             right = model(x).argmax(1) == y
-            x, y, sa = x[right], y[right], sa + right.sum().item()  # the others are lost, whatever the attack would do
-            if len(y): ra += (model(pgd(model, x, y, threat, random_start=False)).argmax(1) == y).sum().item()
+            x, y, sa = (
+                x[right],
+                y[right],
+                sa + right.sum().item(),
+            )  # the others are lost, whatever the attack would do
+            if len(y):
+                ra += (
+                    (model(pgd(model, x, y, threat, random_start=False)).argmax(1) == y)
+                    .sum()
+                    .item()
+                )
     return tuple(int(count) for count in total([sa, ra]))
 
 # %% ../nbs/11_learner.ipynb #37a4560c
 class Callback:
-    "Override what you need; `learner` is the `Learner`, whose `record` becomes this epoch's event in the log."
-    def before_fit(self, learner): pass
-    def before_epoch(self, learner): pass
-    def before_step(self, learner): pass
-    def after_train(self, learner): pass
-    def after_epoch(self, learner): pass
-    def after_fit(self, learner): pass
+    """Override what you need; `learner` is the `Learner`, whose `record` becomes this epoch's event
+    in the log."""
+
+    def before_fit(self, learner):
+        pass
+
+    def before_epoch(self, learner):
+        pass
+
+    def before_step(self, learner):
+        pass
+
+    def after_train(self, learner):
+        pass
+
+    def after_epoch(self, learner):
+        pass
+
+    def after_fit(self, learner):
+        pass
 
 # %% ../nbs/11_learner.ipynb #f16b4a26
 class CoolDown(Callback):
-    "Over the last `share` of the run, lead the schedule's learning rate linearly to zero. Source: Hägele et al. 2024; not in the paper."
+    """Over the last `share` of the run, lead the schedule's learning rate linearly to zero.
+
+    Source: Hägele et al. 2024; not in the paper."""
+
     share = 0.3
 
-    def before_step(self, learner): learner.set_lr(learner.schedule.lr * min(1, (1 - learner.progress) / self.share))
+    def before_step(self, learner):
+        learner.set_lr(learner.schedule.lr * min(1, (1 - learner.progress) / self.share))
 
 # %% ../nbs/11_learner.ipynb #ca4cade4
 class Progress(Callback):
-    "On stderr: the cost estimate, then a bar with an ETA that counts training steps, SA and RA (validation) of the last epoch beside it."
+    """On stderr: the cost estimate, then a bar with an ETA that counts training steps, SA and RA
+    (validation) of the last epoch beside it."""
+
     def before_fit(self, learner):
         from tqdm import tqdm
+
         steps = steps_per_epoch(learner.task, learner.batch_size)
         if start := learner.run.last("start"):
-            tqdm.write(f"{learner.epochs} epochs of {steps} steps from a learning rate of {start['lr']:.2g}: about {duration(start['estimated_seconds'])}", file=sys.stderr)
-        self.bar = tqdm(total=learner.epochs * steps, initial=learner.epoch * steps, unit="step", mininterval=1, dynamic_ncols=True)
+            tqdm.write(
+                f"{learner.epochs} epochs of {steps} steps from a learning rate of "
+                f"{start['lr']:.2g}: about {duration(start['estimated_seconds'])}",
+                file=sys.stderr,
+            )
+        self.bar = tqdm(
+            total=learner.epochs * steps,
+            initial=learner.epoch * steps,
+            unit="step",
+            mininterval=1,
+            dynamic_ncols=True,
+        )
 
-    def before_step(self, learner): self.bar.update(round(learner.progress * self.bar.total) - self.bar.n)
+    def before_step(self, learner):
+        self.bar.update(round(learner.progress * self.bar.total) - self.bar.n)
 
     def after_epoch(self, learner):
         self.bar.update(round(learner.epoch / learner.epochs * self.bar.total) - self.bar.n)
-        self.bar.set_description(f"epoch {learner.epoch}/{learner.epochs} SA {pct(learner.record['sa'])} RA {pct(learner.record['ra'])}")
+        self.bar.set_description(
+            f"epoch {learner.epoch}/{learner.epochs} SA {pct(learner.record['sa'])} RA "
+            f"{pct(learner.record['ra'])}"
+        )
 
-    def after_fit(self, learner): self.bar.close()
+    def after_fit(self, learner):
+        self.bar.close()
 
 # %% ../nbs/11_learner.ipynb #0e306b7d
 class RecordAngles(Callback):
-    "At the end of an epoch's training, the angles between natural and adversarial gradients on a fixed `share` of the training images."
+    """At the end of an epoch's training, the angles between natural and adversarial gradients on a
+    fixed `share` of the training images."""
+
     def __init__(self, task, seed=0, share=0.015):
         n = max(8, round(share * len(task.train)))
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:n]
-        self.x, self.y, self.batch_size = task.train.images(chosen), task.train.y[chosen], min(64, max(4, n // 4))
+        self.x, self.y, self.batch_size = (
+            task.train.images(chosen),
+            task.train.y[chosen],
+            min(64, max(4, n // 4)),
+        )
 
     def after_train(self, learner):
-        if learner.epoch % math.ceil(45 / learner.steps): return  # one measurement costs about as much as a step or two
+        if learner.epoch % math.ceil(45 / learner.steps):
+            return  # one measurement costs about as much as a step or two
         method, start = learner.method, time.perf_counter()
-        x, y = self.x.to(learner.device, memory_format=torch.channels_last), self.y.to(learner.device)
-        size = max(4, self.batch_size // (method.parts * (1 + method.recompute)))  # a step that needed less memory leaves no room for more here
-        found = gradient_similarity(method.model, x, y, method.threat, method.loss, method.detached_path, size)
+        x, y = (
+            self.x.to(learner.device, memory_format=torch.channels_last),
+            self.y.to(learner.device),
+        )
+        size = max(
+            4, self.batch_size // (method.parts * (1 + method.recompute))
+        )  # a step that needed less memory leaves no room for more here
+        found = gradient_similarity(
+            method.model, x, y, method.threat, method.loss, method.detached_path, size
+        )
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
 # %% ../nbs/11_learner.ipynb #95c27fb1
 class FullPassSA(Callback):
-    "Take the standard accuracy for the loss weights from a full pass over the (augmented) training data, as published, instead of the training pass."
+    """Take the standard accuracy for the loss weights from a full pass over the (augmented)
+    training data, as published, instead of the training pass."""
+
     @torch.no_grad()
     def after_train(self, learner):
         path, right, seen = learner.method.branch or learner.method.model, 0, 0
         rng_state = learner.data_rng.get_state()
         with eval_mode(path):
-            for x, y in learner.batches(): right, seen = right + (path(x).argmax(1) == y).sum().item(), seen + len(y)
+            for x, y in learner.batches():
+                right, seen = right + (path(x).argmax(1) == y).sum().item(), seen + len(y)
         learner.data_rng.set_state(rng_state)
         learner.train_sa = learner.record["full_sa"] = right / seen
 
@@ -105,39 +167,59 @@ class FullPassSA(Callback):
 def steps_per_epoch(task, batch_size):
     "Whole batches in `task`'s training images; `AutoLoRaError` if there is none."
     steps = len(task.train) // batch_size
-    if not steps: raise AutoLoRaError(f"{len(task.train)} training images are fewer than a batch of {batch_size}: give more images or a smaller batch_size.")
+    if not steps:
+        raise AutoLoRaError(
+            f"{len(task.train)} training images are fewer than a batch of {batch_size}: give more "
+            "images or a smaller batch_size."
+        )
     return steps
 
+
 def fork(rng):
-    "A seed drawn from `rng`, another one in each process: the order of the images is common to all, their noise is not."
+    """A seed drawn from `rng`, another one in each process: the order of the images is common to
+    all, their noise is not."""
     return torch.randint(2**62, (), generator=rng).item() + rank()
 
+
 def training_batches(task, batch_size, rng, device, pool=slice(None)):
-    """One epoch of whole training batches `(x, y)`, or this process's share of each, shuffled and augmented by the CPU generator `rng`, on `device`,
-    channels last; from the training images `pool` (indices, all by default)."""
+    """One epoch of whole training batches `(x, y)`, or this process's share of each, shuffled and
+    augmented by the CPU generator `rng`, on `device`, channels last; from the training images
+    `pool` (indices, all by default)."""
     own = torch.Generator().manual_seed(fork(rng))
-    for x, y in task.train.take(pool).batches(batch_size, generator=rng, drop_last=True, part=share()):
+    for x, y in task.train.take(pool).batches(
+        batch_size, generator=rng, drop_last=True, part=share()
+    ):
         x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
         yield (task.augment(x, own) if task.augment else x), y
 
+
 def ahead(items):
-    "The iterable `items`, each made in another thread while the one before it is used; an exception comes where its item would have."
+    """The iterable `items`, each made in another thread while the one before it is used; an
+    exception comes where its item would have."""
     made, ended = queue.Queue(maxsize=2), object()
+
     def work():
         try:
-            for item in items: made.put((item, None))
-        except BaseException as error: made.put((ended, error))
-        else: made.put((ended, None))
+            for item in items:
+                made.put((item, None))
+        except BaseException as error:
+            made.put((ended, error))
+        else:
+            made.put((ended, None))
+
     threading.Thread(target=work, daemon=True).start()
     while True:
         item, error = made.get()
-        if error: raise error
-        if item is ended: return
+        if error:
+            raise error
+        if item is ended:
+            return
         yield item
 
 # %% ../nbs/11_learner.ipynb #6eef0fb8
 def descend(method, optimizer, x, y):
-    "One step of `optimizer` down `method.losses(x, y)` over all processes' shares of the batch, in `method.parts` parts; the terms, as a dict of scalar tensors."
+    """One step of `optimizer` down `method.losses(x, y)` over all processes' shares of the batch,
+    in `method.parts` parts; the terms, as a dict of scalar tensors."""
     n, nats, advs, sums = total([len(y)])[0], [], [], 0
     optimizer.zero_grad(set_to_none=True)
     with recomputed(method.model) if method.recompute else contextlib.nullcontext():
@@ -156,52 +238,79 @@ def take_weights(method):
     "A copy of the tensors of all of `method`'s modules: a dict module name -> state dict."
     return {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}
 
+
 def put_weights(method, weights):
     "Load what `take_weights` gave."
-    for name, module in method.modules().items(): module.load_state_dict(weights[name])
+    for name, module in method.modules().items():
+        module.load_state_dict(weights[name])
 
 # %% ../nbs/11_learner.ipynb #0db569f3
 def set_rate(optimizer, lr):
-    "Set the learning rate of `optimizer` to `lr`, and to its part of that in a parameter group that has a `share`."
-    for group in optimizer.param_groups: group["lr"] = lr * group.get("share", 1.0)
-
+    """Set the learning rate of `optimizer` to `lr`, and to its part of that in a parameter group
+    that has a `share`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("share", 1.0)
 
 # %% ../nbs/11_learner.ipynb #225c34f5
 class Learner:
-    """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose config gives the `seed` of the data order.
+    """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose
+    config gives the `seed` of the data order.
 
-    `schedule`: has `lr` and `step(ra)`, such as `AutoLR`. `epochs`, `batch_size`: whole numbers; an incomplete last batch is left
-    out (another shuffle comes each epoch). Raises `AutoLoRaError` if there are fewer training images than a batch."""
+    `schedule`: has `lr` and `step(ra)`, such as `AutoLR`. `epochs`, `batch_size`: whole numbers; an
+    incomplete last batch is left out (another shuffle comes each epoch). Raises `AutoLoRaError` if
+    there are fewer training images than a batch."""
+
     def __init__(self, method, task, run, schedule, epochs, batch_size=128, callbacks=()):
         self.method, self.task, self.run, self.schedule = method, task, run, schedule
         self.epochs, self.batch_size, self.callbacks = epochs, batch_size, list(callbacks)
-        self.optimizer, self.device = method.optimizer(schedule.lr), next(method.model.parameters()).device
-        self.data_rng, self.epoch, self.best = torch.Generator().manual_seed(run.config["seed"]), 0, None
+        self.optimizer, self.device = (
+            method.optimizer(schedule.lr),
+            next(method.model.parameters()).device,
+        )
+        self.data_rng, self.epoch, self.best = (
+            torch.Generator().manual_seed(run.config["seed"]),
+            0,
+            None,
+        )
         self.done = False  # the schedule has ended the run before its last epoch
-        self.pool = None   # the training images that an epoch takes, None for all
+        self.pool = None  # the training images that an epoch takes, None for all
         steps_per_epoch(task, batch_size)
 
     @property
-    def steps(self): return steps_per_epoch(self.task, self.batch_size) if self.pool is None else len(self.pool) // self.batch_size
+    def steps(self):
+        return (
+            steps_per_epoch(self.task, self.batch_size)
+            if self.pool is None
+            else len(self.pool) // self.batch_size
+        )
 
     @property
-    def progress(self): return (self.epoch + self.step / self.steps) / self.epochs
+    def progress(self):
+        return (self.epoch + self.step / self.steps) / self.epochs
 
-    def set_lr(self, lr): set_rate(self.optimizer, lr)
+    def set_lr(self, lr):
+        set_rate(self.optimizer, lr)
 
     def call(self, moment):
-        for callback in self.callbacks: getattr(callback, moment)(self)
+        for callback in self.callbacks:
+            getattr(callback, moment)(self)
 
     def fit(self, resume=False):
-        """Train to the last epoch, then load the best validation weights and save them. With `resume`, go on from the last checkpoint.
+        """Train to the last epoch, then load the best validation weights and save them.
 
-        Whatever ends the training early, a request, an interrupt or an error, the best weights so far are loaded and saved too."""
-        if resume: self.load_checkpoint()
+        With `resume`, go on from the last checkpoint.
+
+        Whatever ends the training early, a request, an interrupt or an error, the best weights so
+        far are loaded and saved too."""
+        if resume:
+            self.load_checkpoint()
         self.call("before_fit")
         try:
-            while self.epoch < self.epochs and not self.done: self.fit_epoch()
+            while self.epoch < self.epochs and not self.done:
+                self.fit_epoch()
         finally:
-            if self.best: self.keep_best()
+            if self.best:
+                self.keep_best()
             self.call("after_fit")
 
     def fit_epoch(self):
@@ -215,22 +324,32 @@ class Learner:
         self.method.end_epoch(self.train_sa)
         self.epoch, self.done = self.epoch + 1, decision.stop
         self.call("after_epoch")
-        self.run.log("epoch", **self.record, seconds=time.perf_counter() - start - self.record.get("paused_seconds", 0.0))
+        self.run.log(
+            "epoch",
+            **self.record,
+            seconds=time.perf_counter() - start - self.record.get("paused_seconds", 0.0),
+        )
         self.save_checkpoint()
 
     def train_epoch(self):
         self.method.train()
-        self.method.rng.manual_seed(fork(self.data_rng)); torch.manual_seed(fork(self.data_rng))
+        self.method.rng.manual_seed(fork(self.data_rng))
+        torch.manual_seed(fork(self.data_rng))
         self.set_lr(self.schedule.lr)
         totals, right, seen = {}, 0, 0
         for step, (x, y) in enumerate(self.batches()):
             self.step = step
             self.method.before_step(self.progress)
             self.call("before_step")
-            self.record["attack_steps"] = self.record.get("attack_steps", 0) + getattr(self.method, "steps", 0)
-            if step == 0: self.record["lr"] = self.optimizer.param_groups[0]["lr"]
-            for name, term in self.train_step(x, y).items(): totals[name] = totals.get(name, 0.0) + term
-            if self.method.nat is not None: right, seen = right + (self.method.nat.argmax(1) == y).sum(), seen + len(y)
+            self.record["attack_steps"] = self.record.get("attack_steps", 0) + getattr(
+                self.method, "steps", 0
+            )
+            if step == 0:
+                self.record["lr"] = self.optimizer.param_groups[0]["lr"]
+            for name, term in self.train_step(x, y).items():
+                totals[name] = totals.get(name, 0.0) + term
+            if self.method.nat is not None:
+                right, seen = right + (self.method.nat.argmax(1) == y).sum(), seen + len(y)
         self.record |= {name: float(term) / self.steps for name, term in totals.items()}
         self.record["loss"] = sum(self.record[name] for name in totals)
         right, seen = total([float(right), float(seen)])
@@ -239,46 +358,93 @@ class Learner:
 
     def batches(self):
         "This epoch's training batches."
-        made = training_batches(self.task, self.batch_size, self.data_rng, self.device, slice(None) if self.pool is None else self.pool)
+        made = training_batches(
+            self.task,
+            self.batch_size,
+            self.data_rng,
+            self.device,
+            slice(None) if self.pool is None else self.pool,
+        )
         return ahead(made) if isinstance(self.task.train.source, LazyImages) else made
 
     def train_step(self, x, y):
         terms = descend(self.method, self.optimizer, x, y)
         if not torch.isfinite(sum(terms.values())):
-            raise AutoLoRaError(f"The loss is no longer a finite number in epoch {self.epoch + 1} at a learning rate of {self.optimizer.param_groups[0]['lr']:.3g}: "
-                                "start again with a smaller lr; the last finished epoch is kept in the run folder.")
+            raise AutoLoRaError(
+                f"The loss is no longer a finite number in epoch {self.epoch + 1} at a learning "
+                f"rate of {self.optimizer.param_groups[0]['lr']:.3g}: "
+                "start again with a smaller lr; the last finished epoch is kept in the run folder."
+            )
         return terms
 
     def validate(self):
-        "Measure SA and RA on the validation split, let the schedule decide, keep or restore the best weights."
+        """Measure SA and RA on the validation split, let the schedule decide, keep or restore the
+        best weights."""
         n = len(self.task.val)
         sa, ra = count_correct(self.method.model, self.task.val, self.method.threat, self.device)
         self.record["schedule_lr"] = self.schedule.lr
         decision = self.schedule.step(ra / n if self.method.settled else None)
-        if decision.new_best: self.best = {"epoch": self.epoch + 1, "weights": take_weights(self.method)}
-        self.record |= {"sa": sa / n, "ra": ra / n, "n_val": n, "new_best": decision.new_best, "reason": decision.reason,
-                        "next_lr": decision.lr, "restored": self.best["epoch"] if decision.restore else None}
-        if decision.restore: put_weights(self.method, self.best["weights"])
+        if decision.new_best:
+            self.best = {"epoch": self.epoch + 1, "weights": take_weights(self.method)}
+        self.record |= {
+            "sa": sa / n,
+            "ra": ra / n,
+            "n_val": n,
+            "new_best": decision.new_best,
+            "reason": decision.reason,
+            "next_lr": decision.lr,
+            "restored": self.best["epoch"] if decision.restore else None,
+        }
+        if decision.restore:
+            put_weights(self.method, self.best["weights"])
         return decision
 
     def save_checkpoint(self):
-        state = {"epoch": self.epoch, "weights": {name: module.state_dict() for name, module in self.method.modules().items()}, "best": self.best, "done": self.done, "pool": self.pool, "optimizer": self.optimizer.state_dict(),
-                 "schedule": self.schedule.state_dict(), "method": self.method.state_dict(), "data_rng": self.data_rng.get_state()}
+        state = {
+            "epoch": self.epoch,
+            "weights": {
+                name: module.state_dict() for name, module in self.method.modules().items()
+            },
+            "best": self.best,
+            "done": self.done,
+            "pool": self.pool,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "method": self.method.state_dict(),
+            "data_rng": self.data_rng.get_state(),
+        }
         write_atomic(self.run.path / "resume.pt", lambda path: torch.save(state, path))
 
     def load_checkpoint(self):
-        "Go back to the last checkpoint; without one, the run begins anew. Raises `AutoLoRaError` if it can't be read."
+        """Go back to the last checkpoint; without one, the run begins anew.
+
+        Raises `AutoLoRaError` if it can't be read."""
         path = self.run.path / "resume.pt"
-        if not path.is_file(): return
-        try: state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error: raise AutoLoRaError(f"{path} can't be read ({type(error).__name__}): delete it to start this run anew.") from error
-        try: self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error: raise AutoLoRaError(f"{path} was written by another version of autolora, with another optimiser: delete it to start this run anew.") from error
+        if not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise AutoLoRaError(
+                f"{path} can't be read ({type(error).__name__}): delete it to start this run anew."
+            ) from error
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise AutoLoRaError(
+                f"{path} was written by another version of autolora, with another optimiser: "
+                "delete it to start this run anew."
+            ) from error
         put_weights(self.method, state["weights"])
         self.schedule.load_state_dict(state["schedule"])
         self.method.load_state_dict(state["method"])
         self.data_rng.set_state(state["data_rng"].cpu())
-        self.epoch, self.best, self.done, self.pool = state["epoch"], state["best"], state["done"], state.get("pool")
+        self.epoch, self.best, self.done, self.pool = (
+            state["epoch"],
+            state["best"],
+            state["done"],
+            state.get("pool"),
+        )
 
     def keep_best(self):
         "Load the weights of the best epoch and save them."
@@ -288,6 +454,10 @@ class Learner:
     def save_weights(self):
         "Write the method's weights as they are now, a safetensors file a module."
         from safetensors.torch import save_file
+
         for name, module in self.method.modules().items():
             tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-            write_atomic(self.run.path / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
+            write_atomic(
+                self.run.path / f"{name}.safetensors",
+                lambda path, tensors=tensors: save_file(tensors, path),
+            )

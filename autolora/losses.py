@@ -10,22 +10,25 @@ from torch.nn import functional as F
 
 # %% ../nbs/06_losses.ipynb #b5acc91c
 def kl_divergence(nat, adv):
-    """The scalar KL(p_nat || p_adv) >= 0 in nats, averaged over the batch; logits `nat` and `adv` of shape (N, K).
+    """The scalar KL(p_nat || p_adv) >= 0 in nats, averaged over the batch; logits `nat` and `adv`
+    of shape (N, K).
 
-    Gradient flows to both. Source: Zhang et al. 2019 (TRADES), with the divergence in the direction of their code."""
+    Gradient flows to both. Source: Zhang et al. 2019 (TRADES), with the divergence in the direction
+    of their code."""
     return F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="batchmean", log_target=True)
 
 # %% ../nbs/06_losses.ipynb #eaf79cd7
 def trades_loss(nat, adv, y, beta=6.0):
     """TRADES' terms `{"ce_nat", "kl"}`, weighted scalars that sum to the objective.
 
-    `nat`, `adv`: logits (N, K) for the natural and the adversarial images. `y`: labels (N,). `beta` >= 0: the weight of the KL
-    term. Source: Zhang et al. 2019; eq. 1 of Xu et al. 2024."""
+    `nat`, `adv`: logits (N, K) for the natural and the adversarial images. `y`: labels (N,). `beta`
+    >= 0: the weight of the KL term. Source: Zhang et al. 2019; eq. 1 of Xu et al. 2024."""
     return {"ce_nat": F.cross_entropy(nat, y), "kl": beta * kl_divergence(nat, adv)}
 
 # %% ../nbs/06_losses.ipynb #b790ac84
 def halves(values, lam):
-    "`lam` times the mean of the first half of `values` (n,), which has n // 2 of them, plus the mean of the rest."
+    """`lam` times the mean of the first half of `values` (n,), which has n // 2 of them, plus the
+    mean of the rest."""
     h = len(values) // 2
     return lam * values[:h].sum() / max(1, h) + values[h:].mean()
 
@@ -33,19 +36,27 @@ def halves(values, lam):
 def twins_loss(nat, adv, y, beta=6.0, lam=1.0):
     """TWINS-TRADES' terms `{"ce_nat", "kl"}`, weighted scalars that sum to the objective.
 
-    `nat`, `adv`: logits (N, K), the first N // 2 rows from the net with frozen BatchNorm, the others from the adaptive one.
-    `y`: labels (N,). `beta` >= 0: the weight of the KL terms. `lam` >= 0: that of the frozen net. Source: Liu et al. 2023, their code."""
-    h, kl = len(y) // 2, F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="none", log_target=True).sum(1)
-    return {"ce_nat": halves(F.cross_entropy(nat, y, reduction="none"), lam), "kl": beta * (lam * kl[:h].sum() + kl[h:].sum()) / len(y)}
+    `nat`, `adv`: logits (N, K), the first N // 2 rows from the net with frozen BatchNorm, the
+    others from the adaptive one. `y`: labels (N,). `beta` >= 0: the weight of the KL terms. `lam`
+    >= 0: that of the frozen net. Source: Liu et al. 2023, their code."""
+    h, kl = (
+        len(y) // 2,
+        F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="none", log_target=True).sum(1),
+    )
+    return {
+        "ce_nat": halves(F.cross_entropy(nat, y, reduction="none"), lam),
+        "kl": beta * (lam * kl[:h].sum() + kl[h:].sum()) / len(y),
+    }
 
 # %% ../nbs/06_losses.ipynb #7a889f24
 def autolora_loss(nat, adv, y, lam1, lam2, teacher=None, lam_adv=None):
     """AutoLoRa's terms `{"ce_nat", "ce_adv", "kl"}`, weighted scalars that sum to the objective.
 
-    `nat`: logits (N, K) of the branch for the natural images. `adv`: logits (N, K) of the plain model for the adversarial images.
-    `y`: labels (N,). `lam1` in [0, 1] and `lam2` >= 0: from `schedule.loss_weights`. `teacher`: the logits (N, K) that the KL term
-    compares with, None for `nat` itself, as published; detached, they keep it from the branch. `lam_adv`: the weight of the adversarial
-    cross-entropy, None for 1 - lam1, as published. Source: eq. 5 of Xu et al. 2024."""
+    `nat`: logits (N, K) of the branch for the natural images. `adv`: logits (N, K) of the plain
+    model for the adversarial images. `y`: labels (N,). `lam1` in [0, 1] and `lam2` >= 0: from
+    `schedule.loss_weights`. `teacher`: the logits (N, K) that the KL term compares with, None for
+    `nat` itself, as published; detached, they keep it from the branch. `lam_adv`: the weight of the
+    adversarial cross-entropy, None for 1 - lam1, as published. Source: eq. 5 of Xu et al. 2024."""
     return {
         "ce_nat": lam1 * F.cross_entropy(nat, y),
         "ce_adv": (1 - lam1 if lam_adv is None else lam_adv) * F.cross_entropy(adv, y),
@@ -54,5 +65,8 @@ def autolora_loss(nat, adv, y, lam1, lam2, teacher=None, lam_adv=None):
 
 # %% ../nbs/06_losses.ipynb #7297d977
 def invariance(predicted, target):
-    "1 - cos, the mean over the images, between features `predicted` (N, D) and `target` (N, D), which gets no gradient. In [0, 2]."
+    """1 - cos, the mean over the images, between features `predicted` (N, D) and `target` (N, D),
+    which gets no gradient.
+
+    In [0, 2]."""
     return 1 - F.cosine_similarity(predicted, target.detach(), dim=1).mean()

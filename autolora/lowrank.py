@@ -27,9 +27,11 @@ def tensor_of(model, name):
     path, _, leaf = name.rpartition(".")
     return getattr(model.get_submodule(path), leaf)
 
+
 def detached(model):
     "The feature extractor's parameters, detached: name -> tensor."
     return {name: tensor_of(model, name).detach() for name in split_parameters(model)[0]}
+
 
 def frozen_call(model, x):
     "The logits of `model` for `x`, of which only the head (and `x`) receives a gradient."
@@ -38,69 +40,115 @@ def frozen_call(model, x):
 # %% ../nbs/05_lowrank.ipynb #47716c81
 ADAPTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 
-def adaptable(model):
-    """The dotted names of the feature extractor's convolution, linear and attention weights, the stem's first.
 
-    Attention weights are the fused `in_proj_weight` or the separate `q_proj_weight`, `k_proj_weight` and `v_proj_weight`."""
+def adaptable(model):
+    """The dotted names of the feature extractor's convolution, linear and attention weights, the
+    stem's first.
+
+    Attention weights are the fused `in_proj_weight` or the separate `q_proj_weight`,
+    `k_proj_weight` and `v_proj_weight`."""
     fe = set(split_parameters(model)[0])
-    names = (name for prefix, module in model.named_modules() if isinstance(module, ADAPTABLE)
-             for name, _ in module.named_parameters(prefix, recurse=False))
+    names = (
+        name
+        for prefix, module in model.named_modules()
+        if isinstance(module, ADAPTABLE)
+        for name, _ in module.named_parameters(prefix, recurse=False)
+    )
     return [name for name in names if name.endswith("weight") and name in fe]
 
 # %% ../nbs/05_lowrank.ipynb #118af1ab
 def select(model, where=None):
-    """The names of the weights that get a branch: all of `adaptable(model)` but the stem, or those among them that `where` picks.
+    """The names of the weights that get a branch: all of `adaptable(model)` but the stem, or those
+    among them that `where` picks.
 
-    `where`: fnmatch patterns over dotted parameter names, in a list or with commas between (any may match; the stem can be picked), or
-    a function name -> bool.
-    Raises `AutoLoRaError` if nothing is left."""
+    `where`: fnmatch patterns over dotted parameter names, in a list or with commas between (any may
+    match; the stem can be picked), or a function name -> bool. Raises `AutoLoRaError` if nothing is
+    left."""
     names = adaptable(model)
-    if not where: chosen = names[1:]
-    elif callable(where): chosen = [name for name in names if where(name)]
+    if not where:
+        chosen = names[1:]
+    elif callable(where):
+        chosen = [name for name in names if where(name)]
     else:
         patterns = where.split(",") if isinstance(where, str) else where
         chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if chosen: return chosen
-    if not where: raise AutoLoRaError("The model has no weight between its stem and its head to adapt: name some with where=, or use a deeper model.")
-    raise AutoLoRaError(f"where= picks none of the model's adaptable weights: use names or patterns such as {', '.join(names[:3]) or 'none, as it has no such weight'}.")
+    if chosen:
+        return chosen
+    if not where:
+        raise AutoLoRaError(
+            "The model has no weight between its stem and its head to adapt: name some with "
+            "where=, or use a deeper model."
+        )
+    raise AutoLoRaError(
+        "where= picks none of the model's adaptable weights: use names or patterns such as "
+        f"{', '.join(names[:3]) or 'none, as it has no such weight'}."
+    )
 
 # %% ../nbs/05_lowrank.ipynb #85af5654
 def owner(model, name):
     "The module whose parameter is called `name`."
     return model.get_submodule(name.rpartition(".")[0])
 
+
 def hookable(model, name):
-    "Whether a change of activations fits the weight `name`: its layer runs as a layer, not as a part of attention, and gets several channels."
+    """Whether a change of activations fits the weight `name`: its layer runs as a layer, not as a
+    part of attention, and gets several channels."""
     path = name.rpartition(".")[0]
-    return model.get_parameter(name).shape[1] * getattr(owner(model, name), "groups", 1) > 1 and not any(isinstance(model.get_submodule(p), nn.MultiheadAttention) for p in (path, path.rpartition(".")[0]))
+    return model.get_parameter(name).shape[1] * getattr(
+        owner(model, name), "groups", 1
+    ) > 1 and not any(
+        isinstance(model.get_submodule(p), nn.MultiheadAttention)
+        for p in (path, path.rpartition(".")[0])
+    )
 
 # %% ../nbs/05_lowrank.ipynb #6f0f2888
 class LowRankBranch(nn.Module):
-    """The natural path of `model`: called with images (N, C, H, W) it gives logits (N, K) that train its factors and the head, nothing else.
+    """The natural path of `model`: called with images (N, C, H, W) it gives logits (N, K) that
+    train its factors and the head, nothing else.
 
-    `rank` >= 1: r of the published r = 8. `where`: which weights, as in `select`; None means all but the stem and the head.
-    `parametrisation`: one of `PARAMETRISATIONS`. The model must not be replaced afterwards, but may be trained, moved (move the branch
-    too) and loaded. Deep-copy the two together, `copy.deepcopy([model, branch])`: `copy.deepcopy(branch)` alone brings its own copy of the model.
-    Raises `AutoLoRaError` for a rank below 1, an unknown parametrisation or if `where` picks nothing. Source: eq. 5 of Xu et al. 2024."""
+    `rank` >= 1: r of the published r = 8. `where`: which weights, as in `select`; None means all
+    but the stem and the head. `parametrisation`: one of `PARAMETRISATIONS`. The model must not be
+    replaced afterwards, but may be trained, moved (move the branch too) and loaded. Deep-copy the
+    two together, `copy.deepcopy([model, branch])`: `copy.deepcopy(branch)` alone brings its own
+    copy of the model. Raises `AutoLoRaError` for a rank below 1, an unknown parametrisation or if
+    `where` picks nothing. Source: eq. 5 of Xu et al. 2024."""
+
     def __init__(self, model, rank=8, where=None, parametrisation="lora"):
         super().__init__()
-        if not (isinstance(rank, int) and rank >= 1): raise AutoLoRaError(f"rank must be a whole number from 1, not {rank!r}.")
-        if parametrisation not in PARAMETRISATIONS: raise unknown("parametrisation", parametrisation, PARAMETRISATIONS)
-        object.__setattr__(self, "model", model)  # past nn.Module, which would register its parameters a second time
+        if not (isinstance(rank, int) and rank >= 1):
+            raise AutoLoRaError(f"rank must be a whole number from 1, not {rank!r}.")
+        if parametrisation not in PARAMETRISATIONS:
+            raise unknown("parametrisation", parametrisation, PARAMETRISATIONS)
+        object.__setattr__(
+            self, "model", model
+        )  # past nn.Module, which would register its parameters a second time
         self.rank, self.names = rank, select(model, where)
         self.keys = {}  # name of a weight -> its factors by name -> under what each is kept
-        self.forms = {name: PARAMETRISATIONS[parametrisation if PARAMETRISATIONS[parametrisation].delta or hookable(model, name) else "lora"] for name in self.names}
-        for name, form in self.forms.items(): self._start(name, form)
+        self.forms = {
+            name: PARAMETRISATIONS[
+                parametrisation
+                if PARAMETRISATIONS[parametrisation].delta or hookable(model, name)
+                else "lora"
+            ]
+            for name in self.names
+        }
+        for name, form in self.forms.items():
+            self._start(name, form)
 
     def _start(self, name, form):
-        "Make the factors of one weight, but those that it shares with an earlier one, and make sure that they can learn."
+        """Make the factors of one weight, but those that it shares with an earlier one, and make
+        sure that they can learn."""
         weight, module = self.model.get_parameter(name).detach(), owner(self.model, name)
         own, common = name.replace(".", "/"), "x".join(map(str, weight.shape))
         made = form.init(weight if form.delta else module, self.rank)
         self.keys[name] = {factor: common if factor in form.shared else own for factor in made}
         for factor, tensor in made.items():
-            if not hasattr(self, factor): setattr(self, factor, nn.ParameterDict())
-            if self.keys[name][factor] not in getattr(self, factor): getattr(self, factor)[self.keys[name][factor]] = nn.Parameter(tensor, requires_grad=factor not in form.fixed)
+            if not hasattr(self, factor):
+                setattr(self, factor, nn.ParameterDict())
+            if self.keys[name][factor] not in getattr(self, factor):
+                getattr(self, factor)[self.keys[name][factor]] = nn.Parameter(
+                    tensor, requires_grad=factor not in form.fixed
+                )
         check_start(form, self.factors(name), weight, module, f"the branch at {name}")
 
     def factors(self, name):
@@ -108,52 +156,86 @@ class LowRankBranch(nn.Module):
         return {factor: getattr(self, factor)[key] for factor, key in self.keys[name].items()}
 
     def base(self):
-        "The feature extractor's weights that the branch starts from, name -> tensor: the model's, detached."
+        """The feature extractor's weights that the branch starts from, name -> tensor: the model's,
+        detached."""
         return detached(self.model)
 
     def weights(self, scale=1.0):
-        """The feature extractor's weights on the branch, name -> tensor, for `torch.func.functional_call`; the head is left out.
+        """The feature extractor's weights on the branch, name -> tensor, for
+        `torch.func.functional_call`; the head is left out.
 
-        `scale`: 1 is the trained branch, 0 the plain model; in between, one trained model slides from robust to natural."""
+        `scale`: 1 is the trained branch, 0 the plain model; in between, one trained model slides
+        from robust to natural."""
         base = self.base()
-        return base | {name: base[name] + scale / self.rank * form.delta(self.factors(name), base[name].shape) for name, form in self.forms.items() if form.delta}
+        return base | {
+            name: base[name] + scale / self.rank * form.delta(self.factors(name), base[name].shape)
+            for name, form in self.forms.items()
+            if form.delta
+        }
 
     @contextlib.contextmanager
     def beside(self, scale):
         "Inside, the layers whose change is one of activations give it too, `scale` times."
-        def change(form, factors, module, args, out): return out + scale / self.rank * form.act(factors, module, args[0], out)
-        handles = [owner(self.model, name).register_forward_hook(partial(change, form, self.factors(name))) for name, form in self.forms.items() if form.act]
-        try: yield
+
+        def change(form, factors, module, args, out):
+            return out + scale / self.rank * form.act(factors, module, args[0], out)
+
+        handles = [
+            owner(self.model, name).register_forward_hook(partial(change, form, self.factors(name)))
+            for name, form in self.forms.items()
+            if form.act
+        ]
+        try:
+            yield
         finally:
-            for handle in handles: handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def forward(self, x, scale=1.0):
-        "Logits of the branch; in training mode it updates the model's BatchNorm statistics, as any forward does."
-        with self.beside(scale): return functional_call(self.model, self.weights(scale), (x,))
+        """Logits of the branch; in training mode it updates the model's BatchNorm statistics, as
+        any forward does."""
+        with self.beside(scale):
+            return functional_call(self.model, self.weights(scale), (x,))
 
     @torch.no_grad()
     def merged(self, scale=1.0):
-        """A copy of the model with `scale` times the branch in it, free of any graph: a plain model with changed weights.
+        """A copy of the model with `scale` times the branch in it, free of any graph: a plain model
+        with changed weights.
 
-        Where the parametrisation works on activations, which no weight can stand for, it is a `Carrier`."""
-        if any(form.act for form in self.forms.values()): return Carrier(*copy.deepcopy((self.model, self)), scale)
+        Where the parametrisation works on activations, which no weight can stand for, it is a
+        `Carrier`."""
+        if any(form.act for form in self.forms.values()):
+            return Carrier(*copy.deepcopy((self.model, self)), scale)
         merged = copy.deepcopy(self.model)
-        for name, weight in self.weights(scale).items(): merged.get_parameter(name).copy_(weight)
+        for name, weight in self.weights(scale).items():
+            merged.get_parameter(name).copy_(weight)
         return merged
 
     @torch.no_grad()
     def gain(self):
-        """How many times as far an SGD step moves the branch's change of a weight as it moves the weight itself, at the start (B = 0).
+        """How many times as far an SGD step moves the branch's change of a weight as it moves the
+        weight itself, at the start (B = 0).
 
-        The mean over the adapted weights of the largest eigenvalue of A A^T / rank^2: a step on B moves B A / rank by that much. With
-        other factors, those that the step is seen through take A's place; 1 where there are none."""
-        def seen(name, form): return math.prod(torch.linalg.matrix_norm(self.factors(name)[drive].flatten(1), 2).item() for drive in form.drives)
-        return sum((seen(name, form) / self.rank) ** 2 if form.drives else 1.0 for name, form in self.forms.items()) / len(self.forms)
+        The mean over the adapted weights of the largest eigenvalue of A A^T / rank^2: a step on B
+        moves B A / rank by that much. With other factors, those that the step is seen through take
+        A's place; 1 where there are none."""
+
+        def seen(name, form):
+            return math.prod(
+                torch.linalg.matrix_norm(self.factors(name)[drive].flatten(1), 2).item()
+                for drive in form.drives
+            )
+
+        return sum(
+            (seen(name, form) / self.rank) ** 2 if form.drives else 1.0
+            for name, form in self.forms.items()
+        ) / len(self.forms)
 
     def observe(self):
         "To be called before each training step, for parametrisations that watch their gradients."
         for name, form in self.forms.items():
-            if form.observe: form.observe(self.factors(name))
+            if form.observe:
+                form.observe(self.factors(name))
 
     def train(self, mode=True):
         "Switch the model's mode, in which the branch runs."
@@ -161,20 +243,30 @@ class LowRankBranch(nn.Module):
         return super().train(mode)
 
     def modules(self):
-        "The branch's modules and the model's, whose modes `eval_mode` has to know; `parameters()` remains the factors."
+        """The branch's modules and the model's, whose modes `eval_mode` has to know; `parameters()`
+        remains the factors."""
         yield from super().modules()
         yield from self.model.modules()
 
 # %% ../nbs/05_lowrank.ipynb #f5803ff4
 class OpenBranch(LowRankBranch):
-    "A `LowRankBranch` whose answers train the feature extractor too: the factors without the stop-gradient. Not in the paper."
-    def base(self): return {name: tensor_of(self.model, name) for name in split_parameters(self.model)[0]}
+    """A `LowRankBranch` whose answers train the feature extractor too: the factors without the
+    stop-gradient.
+
+    Not in the paper."""
+
+    def base(self):
+        return {name: tensor_of(self.model, name) for name in split_parameters(self.model)[0]}
 
 # %% ../nbs/05_lowrank.ipynb #d262e726
 class Carrier(nn.Module):
-    "`net` with its branch `adapter` at `scale` as one plain module: images to logits. The net's feature extractor gets no gradient."
+    """`net` with its branch `adapter` at `scale` as one plain module: images to logits.
+
+    The net's feature extractor gets no gradient."""
+
     def __init__(self, net, adapter, scale=1.0):
         super().__init__()
         self.net, self.adapter, self.scale = net, adapter, scale
 
-    def forward(self, x): return self.adapter(x, self.scale)
+    def forward(self, x):
+        return self.adapter(x, self.scale)

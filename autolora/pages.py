@@ -16,37 +16,59 @@ import plotly.graph_objects as go
 class Code(str):
     "Text to be shown as it stands."
 
+
 Folded = namedtuple("Folded", "summary table")  # a DataFrame that opens on demand
 
 # %% ../nbs/13c_pages.ipynb #2e6b78a8
 def to_html(block):
     "One block as HTML; all text in it is escaped."
-    if isinstance(block, Code): return f"<pre tabindex='0'><code>{html.escape(block)}</code></pre>"
-    if isinstance(block, list): return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>"
-    if isinstance(block, Folded): return f"<details><summary>{html.escape(block.summary)}</summary>{to_html(block.table)}</details>"
-    if isinstance(block, pd.DataFrame): return f"<div class='table' tabindex='0'>{block.to_html(index=False, border=0, na_rep='–', justify='left')}</div>"
-    if isinstance(block, go.Figure): return _figure_html(block)
+    if isinstance(block, Code):
+        return f"<pre tabindex='0'><code>{html.escape(block)}</code></pre>"
+    if isinstance(block, list):
+        return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>"
+    if isinstance(block, Folded):
+        return f"<details><summary>{html.escape(block.summary)}</summary>{to_html(block.table)}</details>"
+    if isinstance(block, pd.DataFrame):
+        return (
+            "<div class='table' "
+            f"tabindex='0'>{block.to_html(index=False, border=0, na_rep='–', justify='left')}</div>"
+        )
+    if isinstance(block, go.Figure):
+        return _figure_html(block)
     return f"<p>{html.escape(block)}</p>"
 
 # %% ../nbs/13c_pages.ipynb #de158d86
 def _figure_html(figure):
-    "A plotly figure as HTML that needs plotly.js on the page; transparent, so that it fits a light and a dark page."
+    """A plotly figure as HTML that needs plotly.js on the page; transparent, so that it fits a
+    light and a dark page."""
     title, words = figure.layout.title.text, figure.layout.title.subtitle.text or ""
-    drawn = go.Figure(figure).update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    plot = drawn.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-    return f"<figure role='group' aria-label='Plot: {html.escape(title)} {html.escape(words.replace('<br>', ' '))}'>{plot}</figure>"
+    drawn = go.Figure(figure).update_layout(
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)"
+    )
+    plot = drawn.to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    )
+    return (
+        f"<figure role='group' aria-label='Plot: {html.escape(title)} "
+        f"{html.escape(words.replace('<br>', ' '))}'>{plot}</figure>"
+    )
 
 # %% ../nbs/13c_pages.ipynb #9661496c
 def escaped(text):
     "`text` on one line, with nothing in it that Markdown or HTML would take for markup."
-    return " ".join(html.escape(str(text), quote=False).split()).translate({ord(c): f"\\{c}" for c in "\\`*[]|"})
+    return " ".join(html.escape(str(text), quote=False).split()).translate(
+        {ord(c): f"\\{c}" for c in "\\`*[]|"}
+    )
 
 # %% ../nbs/13c_pages.ipynb #891b6fef
 def to_markdown(block):
     "One block as Markdown; a figure gives nothing, a folded table is a table."
-    if isinstance(block, Code): return f"```\n{block}\n```\n"
-    if isinstance(block, list): return "".join(f"- {escaped(item)}\n" for item in block)
-    if isinstance(block, Folded): return to_markdown(block.table)
+    if isinstance(block, Code):
+        return f"```\n{block}\n```\n"
+    if isinstance(block, list):
+        return "".join(f"- {escaped(item)}\n" for item in block)
+    if isinstance(block, Folded):
+        return to_markdown(block.table)
     if isinstance(block, pd.DataFrame):
         rows = [block.columns, ["---"] * len(block.columns), *block.itertuples(index=False)]
         return "".join(f"| {' | '.join(map(escaped, row))} |\n" for row in rows)
@@ -65,15 +87,21 @@ SCRIPT = """const dark = matchMedia("(prefers-color-scheme: dark)");
 const paint = () => document.querySelectorAll(".js-plotly-plot").forEach(d => Plotly.relayout(d, {"font.color": dark.matches ? "#e8e8e8" : "#1b1b1b"}));
 dark.addEventListener("change", paint); addEventListener("load", paint);"""
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
 
 # %% ../nbs/13c_pages.ipynb #8efd3baf
 def html_page(title, sections):
     "One HTML page that needs no network: `title` and the dict name -> blocks `sections`."
     from plotly.offline import get_plotlyjs
+
     title = html.escape(title)
     links = "".join(f"<li><a href='#s{i}'>{name}</a></li>" for i, name in enumerate(sections))
-    body = "\n".join(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>" for i, (name, blocks) in enumerate(sections.items()))
+    body = "\n".join(
+        f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>"
+        for i, (name, blocks) in enumerate(sections.items())
+    )
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}: autolora report</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head>

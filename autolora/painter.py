@@ -22,85 +22,151 @@ from .views import as_panels, moved, named, pictures, standing, tables
 
 # %% ../nbs/16e_painter.ipynb #4fa61d58
 class Easel:
-    "Draws run folders, and draws again only what has changed. `rest`: so many times the last drawing's processor time goes by before a grown log is drawn again."
-    def __init__(self, rest=20): self.rest, self.known, self.drawn, self.slid, self.due = rest, {}, ((), ()), (), 0.0
+    """Draws run folders, and draws again only what has changed.
+
+    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn
+    again."""
+
+    def __init__(self, rest=20):
+        self.rest, self.known, self.drawn, self.slid, self.due = rest, {}, ((), ()), (), 0.0
 
     def run(self, folder):
         "The one `Run` of a folder, which reads its log again only when that has grown."
         return self.known.setdefault(str(folder), Run(folder))
 
     def paint(self, order):
-        """What is new on the canvas, as plain data: `panels`, `tables` (HTML, absent where as before) and `work` (`views.standing`, or None).
+        """What is new on the canvas, as plain data: `panels`, `tables` (HTML, absent where as
+        before) and `work` (`views.standing`, or None).
 
-        `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the folder of the run at work, or None),
-        `anew` (whether to draw everything, changed or not)."""
+        `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the
+        folder of the run at work, or None), `anew` (whether to draw everything, changed or not)."""
         runs = named([self.run(folder) for folder in order["folders"]])
         work = standing(self.run(order["work"])) if order["work"] else None
-        choice, slid, files = (order["folders"], order["opened"]), (order["image"], order["scale"]), _files(order["folders"])
+        choice, slid, files = (
+            (order["folders"], order["opened"]),
+            (order["image"], order["scale"]),
+            _files(order["folders"]),
+        )
         waiting = time.perf_counter() < self.due and files != self.drawn[1]
-        if order["anew"] or choice != self.drawn[0] or files != self.drawn[1] and not waiting: return self._all(order, runs, choice, slid, files) | {"work": work}
-        if slid == self.slid: return {"panels": [], "work": work}
+        if order["anew"] or choice != self.drawn[0] or files != self.drawn[1] and not waiting:
+            return self._all(order, runs, choice, slid, files) | {"work": work}
+        if slid == self.slid:
+            return {"panels": [], "work": work}
         self.slid = slid
         return {"panels": as_panels(moved(runs, *slid), order["opened"]), "work": work}
 
     def _all(self, order, runs, choice, slid, files):
         start = time.process_time()
-        drawn = {"panels": as_panels(pictures(runs, *slid), order["opened"]), "tables": tables(runs)}
-        self.drawn, self.slid, self.due = (choice, files), slid, time.perf_counter() + self.rest * (time.process_time() - start)
+        drawn = {
+            "panels": as_panels(pictures(runs, *slid), order["opened"]),
+            "tables": tables(runs),
+        }
+        self.drawn, self.slid, self.due = (
+            (choice, files),
+            slid,
+            time.perf_counter() + self.rest * (time.process_time() - start),
+        )
         return drawn
+
 
 def _files(folders):
     "What tells that a run folder has changed."
-    files = [Path(folder) / name for folder in folders for name in ("events.jsonl", "examples.npz", "report.json")]
+    files = [
+        Path(folder) / name
+        for folder in folders
+        for name in ("events.jsonl", "examples.npz", "report.json")
+    ]
     return [(f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
 
 # %% ../nbs/16e_painter.ipynb #d95b13e8
-CHILD = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); getattr(os, 'nice', int)(10); from autolora.painter import serve; serve()"
+CHILD = (
+    "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); getattr(os, 'nice', "
+    "int)(10); from autolora.painter import serve; serve()"
+)
+
 
 def serve():
     "The child's whole life: answer each order on stdin with a line on stdout, until stdin ends."
     easel, answers, sys.stdout = Easel(), sys.stdout, sys.stderr
     for line in sys.stdin:
-        try: answer = easel.paint(json.loads(line))
-        except Exception as error: answer = {"error": f"{type(error).__name__}: {error}"}
-        try: answers.write(json.dumps(answer) + "\n"); answers.flush()
-        except BrokenPipeError: return
+        try:
+            answer = easel.paint(json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        try:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+        except BrokenPipeError:
+            return
+
 
 class Painter:
-    """An `Easel` in a process of its own, of low priority. `ask` it one order, then look for the `answer`.
+    """An `Easel` in a process of its own, of low priority.
+
+    `ask` it one order, then look for the `answer`.
 
     `patience`: seconds after which a process without an answer counts as hanging."""
+
     patience = 60
 
     def __init__(self):
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        env=env, creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0))
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),
+        )
         self.asked, self._answers = None, queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True, name="autolora painter").start()
 
     def _listen(self):
-        for line in self.process.stdout: self._answers.put(line)
+        for line in self.process.stdout:
+            self._answers.put(line)
 
     def ask(self, order):
         "Hand over an order for `Easel.paint`; the last one must have been answered."
         self.asked = time.monotonic()
-        try: self.process.stdin.write(json.dumps(order).encode() + b"\n"); self.process.stdin.flush()
-        except OSError: pass  # `answer` says so
+        try:
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # `answer` says so
 
     def answer(self):
-        "What `Easel.paint` gave for the order, None before it did. Raises `AutoLoRaError` if the process is gone, hangs, or met an error."
-        try: line = self._answers.get_nowait()
+        """What `Easel.paint` gave for the order, None before it did.
+
+        Raises `AutoLoRaError` if the process is gone, hangs, or met an error."""
+        try:
+            line = self._answers.get_nowait()
         except queue.Empty:
-            if self.process.poll() is not None: raise AutoLoRaError(f"The process that draws beside the training has ended (exit status {self.process.returncode}).") from None
-            if self.asked and time.monotonic() > self.asked + self.patience: raise AutoLoRaError(f"The process that draws beside the training has not answered for {self.patience} s.") from None
+            if self.process.poll() is not None:
+                raise AutoLoRaError(
+                    "The process that draws beside the training has ended (exit status "
+                    f"{self.process.returncode})."
+                ) from None
+            if self.asked and time.monotonic() > self.asked + self.patience:
+                raise AutoLoRaError(
+                    "The process that draws beside the training has not answered for "
+                    f"{self.patience} s."
+                ) from None
             return None
         self.asked, answer = None, json.loads(line)
-        if "error" in answer: raise AutoLoRaError(f"The process that draws beside the training met an error ({answer['error']}).")
+        if "error" in answer:
+            raise AutoLoRaError(
+                f"The process that draws beside the training met an error ({answer['error']})."
+            )
         return answer
 
     def close(self):
         "End the process."
         self.process.kill()
         self.process.wait()
-        with contextlib.suppress(OSError): self.process.stdin.close()  # what was never sent can't be flushed
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # what was never sent can't be flushed

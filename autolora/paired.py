@@ -18,18 +18,25 @@ from .core import AutoLoRaError
 
 # %% ../nbs/00d_paired.ipynb #4d0d5c7e
 def t_interval(values, level=0.95):
-    "`(mean, low, high)` of the numbers `values`, NaN left out: Student's interval of the mean; its ends are NaN for fewer than two numbers."
+    """`(mean, low, high)` of the numbers `values`, NaN left out: Student's interval of the mean;
+    its ends are NaN for fewer than two numbers."""
     from scipy.stats import t
+
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
-    if len(values) < 2: return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
     half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 # %% ../nbs/00d_paired.ipynb #33ecaa93
 @dataclass(frozen=True)
 class Difference:
-    "`mean` difference over `n` seeds with its 95 % interval (`low`, `high`), Cohen's `d` (d_z) with its own, and the two-sided `p_t` and `p_w` (Wilcoxon). NaN: unknown."
+    """`mean` difference over `n` seeds with its 95 % interval (`low`, `high`), Cohen's `d` (d_z)
+    with its own, and the two-sided `p_t` and `p_w` (Wilcoxon).
+
+    NaN: unknown."""
+
     n: int
     mean: float
     low: float
@@ -43,40 +50,76 @@ class Difference:
     @property
     def note(self):
         "What this n, or these differences, can't tell; empty where there is nothing to say."
-        if self.n == 0: return "no seed has both"
-        if self.n == 1: return "one seed: no test is possible"
-        if math.isnan(self.p_t): return "the same difference at every seed: no test is possible"
-        return f"n = {self.n}: Wilcoxon's p can't be below {2 ** (1 - self.n):.3g}" if self.n < 6 else ""
+        if self.n == 0:
+            return "no seed has both"
+        if self.n == 1:
+            return "one seed: no test is possible"
+        if math.isnan(self.p_t):
+            return "the same difference at every seed: no test is possible"
+        return (
+            f"n = {self.n}: Wilcoxon's p can't be below {2 ** (1 - self.n):.3g}"
+            if self.n < 6
+            else ""
+        )
 
 # %% ../nbs/00d_paired.ipynb #f00fdc2c
 def effect_interval(t, n, level=0.95):
-    "`(d, low, high)`: Cohen's d_z = t / sqrt(n) of a paired t statistic over `n` pairs, and its interval from the noncentral t distribution."
+    """`(d, low, high)`: Cohen's d_z = t / sqrt(n) of a paired t statistic over `n` pairs, and its
+    interval from the noncentral t distribution."""
     from scipy.optimize import brentq
     from scipy.stats import chi, norm
+
     nodes, weights = np.polynomial.legendre.leggauss(400)
-    spread = chi.ppf((nodes + 1) / 2, n - 1) / math.sqrt(n - 1)   # of the standard deviations that samples of n have
+    spread = chi.ppf((nodes + 1) / 2, n - 1) / math.sqrt(
+        n - 1
+    )  # of the standard deviations that samples of n have
     below = lambda centre: weights @ norm.cdf(t * spread - centre) / 2
-    ends = [brentq(lambda centre, tail=tail: below(centre) - tail, -10 - 6 * abs(t), 10 + 6 * abs(t)) for tail in ((1 + level) / 2, (1 - level) / 2)]
+    ends = [
+        brentq(lambda centre, tail=tail: below(centre) - tail, -10 - 6 * abs(t), 10 + 6 * abs(t))
+        for tail in ((1 + level) / 2, (1 - level) / 2)
+    ]
     return t / math.sqrt(n), ends[0] / math.sqrt(n), ends[1] / math.sqrt(n)
 
 # %% ../nbs/00d_paired.ipynb #ca479ceb
 def difference(a, b):
-    "The `Difference` of the paired numbers `a` - `b` (one a seed, in the same order; a pair with a NaN is left out). Sources: Student 1908; Wilcoxon 1945."
+    """The `Difference` of the paired numbers `a` - `b` (one a seed, in the same order; a pair with
+    a NaN is left out).
+
+    Sources: Student 1908; Wilcoxon 1945."""
     from scipy.stats import wilcoxon
+
     a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape: raise AutoLoRaError(f"There are {a.size} and {b.size} values: paired tests need the same seeds on both sides.")
+    if a.shape != b.shape:
+        raise AutoLoRaError(
+            f"There are {a.size} and {b.size} values: paired tests need the same seeds on both "
+            "sides."
+        )
     each = (a - b)[~np.isnan(a - b)]
     n, (mean, low, high) = len(each), t_interval(each)
-    if n < 2 or np.ptp(each) < 1e-12: return Difference(n, mean, low, high)
-    return Difference(n, mean, low, high, *effect_interval(float(mean / each.std(ddof=1) * math.sqrt(n)), n), _p_t(each), float(wilcoxon(each).pvalue))
+    if n < 2 or np.ptp(each) < 1e-12:
+        return Difference(n, mean, low, high)
+    return Difference(
+        n,
+        mean,
+        low,
+        high,
+        *effect_interval(float(mean / each.std(ddof=1) * math.sqrt(n)), n),
+        _p_t(each),
+        float(wilcoxon(each).pvalue),
+    )
+
 
 def _p_t(each):
     from scipy.stats import ttest_1samp
+
     return float(ttest_1samp(each, 0).pvalue)
 
 # %% ../nbs/00d_paired.ipynb #487ac1cd
 def holm(p):
-    "The p values `p` corrected for being a family (NaN stay and don't count): so many that the chance of any false alarm is bounded. Source: Holm 1979."
+    """The p values `p` corrected for being a family (NaN stay and don't count): so many that the
+    chance of any false alarm is bounded.
+
+    Source: Holm 1979."""
     p = np.asarray(p, float)
     order, known = np.argsort(p), int((~np.isnan(p)).sum())
     corrected, largest = np.full(len(p), math.nan), 0.0
@@ -88,41 +131,109 @@ def holm(p):
 # %% ../nbs/00d_paired.ipynb #2f15cc0c
 CIRCUMSTANCES = ["task", "backbone", "condition"]
 
-def pairs(table, measure="ra", against=None):
-    """A DataFrame of the pairs of arms in `table` (columns arm, seed, `CIRCUMSTANCES` and the shares `measure`), seed by seed.
 
-    `against`: only the pairs with this arm, where not all are asked about. Columns: those circumstances, `measure`, `a`, `b`, the fields of `Difference` for a - b (mean, low and high in percentage points), `holm_t`, `holm_w` (the p values
-    corrected over all rows), `family` (how many there are) and `note`. An arm without any value under some circumstances has no pairs there."""
+def pairs(table, measure="ra", against=None):
+    """A DataFrame of the pairs of arms in `table` (columns arm, seed, `CIRCUMSTANCES` and the
+    shares `measure`), seed by seed.
+
+    `against`: only the pairs with this arm, where not all are asked about. Columns: those
+    circumstances, `measure`, `a`, `b`, the fields of `Difference` for a - b (mean, low and high in
+    percentage points), `holm_t`, `holm_w` (the p values corrected over all rows), `family` (how
+    many there are) and `note`. An arm without any value under some circumstances has no pairs
+    there."""
     table = table[table.groupby([*CIRCUMSTANCES, "arm"])[measure].transform("count") > 0]
-    rows = [pair for found in ([*group_pairs(where, group, measure, against)] for where, group in table.groupby(CIRCUMSTANCES, sort=False)) for pair in found]
-    frame = pd.DataFrame(rows, columns=[*CIRCUMSTANCES, "measure", "a", "b", "n", "mean", "low", "high", "d", "d_low", "d_high", "p_t", "p_w", "note"])
-    return frame.assign(holm_t=holm(frame.p_t), holm_w=holm(frame.p_w), family=int(frame.p_t.notna().sum()))
+    rows = [
+        pair
+        for found in (
+            [*group_pairs(where, group, measure, against)]
+            for where, group in table.groupby(CIRCUMSTANCES, sort=False)
+        )
+        for pair in found
+    ]
+    frame = pd.DataFrame(
+        rows,
+        columns=[
+            *CIRCUMSTANCES,
+            "measure",
+            "a",
+            "b",
+            "n",
+            "mean",
+            "low",
+            "high",
+            "d",
+            "d_low",
+            "d_high",
+            "p_t",
+            "p_w",
+            "note",
+        ],
+    )
+    return frame.assign(
+        holm_t=holm(frame.p_t), holm_w=holm(frame.p_w), family=int(frame.p_t.notna().sum())
+    )
+
 
 def group_pairs(where, group, measure, against=None):
     "The rows of `pairs` for the runs `group` under the circumstances `where`."
-    by_seed = group.pivot_table(index="seed", columns="arm", values=measure, aggfunc="first", sort=False, dropna=False)
+    by_seed = group.pivot_table(
+        index="seed", columns="arm", values=measure, aggfunc="first", sort=False, dropna=False
+    )
     for a, b in combinations(dict.fromkeys(group.arm), 2):
-        if against not in (None, a, b): continue
+        if against not in (None, a, b):
+            continue
         found = difference(100 * by_seed[a], 100 * by_seed[b])
-        lost = f"{len(by_seed) - found.n} of {len(by_seed)} seeds have no pair" if found.n < len(by_seed) else ""
-        yield dict(zip(CIRCUMSTANCES, where, strict=True)) | {"measure": measure, "a": a, "b": b, **vars(found), "note": "; ".join(filter(None, (found.note, lost)))}
+        lost = (
+            f"{len(by_seed) - found.n} of {len(by_seed)} seeds have no pair"
+            if found.n < len(by_seed)
+            else ""
+        )
+        yield dict(zip(CIRCUMSTANCES, where, strict=True)) | {
+            "measure": measure,
+            "a": a,
+            "b": b,
+            **vars(found),
+            "note": "; ".join(filter(None, (found.note, lost))),
+        }
 
 # %% ../nbs/00d_paired.ipynb #9c3e12d4
 @dataclass(frozen=True)
 class Correlation:
     "Pearson's `r` over `n` runs with its 95 % interval; NaN where there are too few."
+
     n: int
     r: float
     low: float
     high: float
 
-    def __str__(self): return f"r = {self.r:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}" if self.low == self.low else f"too few runs for a correlation (n = {self.n})"
+    def __str__(self):
+        return (
+            f"r = {self.r:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
+            if self.low == self.low
+            else f"too few runs for a correlation (n = {self.n})"
+        )
+
 
 def correlation(x, y, groups=None):
-    "The `Correlation` of the numbers `x` and `y`, NaN left out; with `groups` (one label a run) within them. Source: Fisher 1921."
-    frame = pd.DataFrame({"x": x, "y": y, "group": "" if groups is None else groups}).astype({"x": float, "y": float}).dropna()
+    """The `Correlation` of the numbers `x` and `y`, NaN left out; with `groups` (one label a run)
+    within them.
+
+    Source: Fisher 1921."""
+    frame = (
+        pd.DataFrame({"x": x, "y": y, "group": "" if groups is None else groups})
+        .astype({"x": float, "y": float})
+        .dropna()
+    )
     rest = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
     n, free = len(frame), len(frame) - (frame.group.nunique() - 1) - 3
-    if free < 1 or (rest.std() < 1e-12).any(): return Correlation(n, math.nan, math.nan, math.nan)
+    if free < 1 or (rest.std() < 1e-12).any():
+        return Correlation(n, math.nan, math.nan, math.nan)
     r, half = float(np.corrcoef(rest.x, rest.y)[0, 1]), 1.959964 / math.sqrt(free)
-    return Correlation(n, r, *(float(np.tanh(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + s * half)) for s in (-1, 1)))
+    return Correlation(
+        n,
+        r,
+        *(
+            float(np.tanh(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + s * half))
+            for s in (-1, 1)
+        ),
+    )

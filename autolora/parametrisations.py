@@ -23,11 +23,16 @@ from .core import AutoLoRaError
 # %% ../nbs/04b_parametrisations.ipynb #e6720948
 @dataclass(frozen=True)
 class Parametrisation:
-    """One way to write down the branch's change. `init(weight, rank)` (activation-side: `init(module, rank)`): its factors, name -> tensor.
+    """One way to write down the branch's change.
 
-    Either `delta(factors, shape)`, the change of a weight, or `act(factors, module, x, out)`, that of a layer's output. `drives`: the
-    factors through which the one that starts at zero is seen: their spectral norms tell how fast it moves the change. `shared`: factors
-    that all weights of one shape have in common; `fixed`: those that are not trained. `observe(factors)`: called before each step."""
+    `init(weight, rank)` (activation-side: `init(module, rank)`): its factors, name -> tensor.
+
+    Either `delta(factors, shape)`, the change of a weight, or `act(factors, module, x, out)`, that
+    of a layer's output. `drives`: the factors through which the one that starts at zero is seen:
+    their spectral norms tell how fast it moves the change. `shared`: factors that all weights of
+    one shape have in common; `fixed`: those that are not trained. `observe(factors)`: called before
+    each step."""
+
     description: str
     init: Callable
     delta: Callable | None = None
@@ -39,18 +44,22 @@ class Parametrisation:
 
 # %% ../nbs/04b_parametrisations.ipynb #533cb33c
 def matrix_shape(shape, rank):
-    "`(rows, inner, columns)` of the factored matrix for a weight of `shape` (out, in, ...): see above."
+    """`(rows, inner, columns)` of the factored matrix for a weight of `shape` (out, in, ...): see
+    above."""
     kernel = shape[2:3].numel()
     rows, columns = shape[0] * kernel, shape.numel() // (shape[0] * kernel)
     return rows, min(rank * min(kernel, columns // shape[1]), rows, columns), columns
 
 # %% ../nbs/04b_parametrisations.ipynb #e039cc94
 def init_lora(weight, rank):
-    """The factors A (inner, columns) from N(0, 1) and B (rows, inner) zero for one weight, on its device and in its dtype.
+    """The factors A (inner, columns) from N(0, 1) and B (rows, inner) zero for one weight, on its
+    device and in its dtype.
 
-    Draws from torch's global generator. Source: Hu et al. 2022 (loralib) and the released AutoLoRa code, which agree for groups = 1."""
+    Draws from torch's global generator. Source: Hu et al. 2022 (loralib) and the released AutoLoRa
+    code, which agree for groups = 1."""
     rows, inner, columns = matrix_shape(weight.shape, rank)
     return {"A": weight.new_empty(inner, columns).normal_(), "B": weight.new_zeros(rows, inner)}
+
 
 def delta_lora(f, shape):
     "The change of a weight of `shape`: the product of its factors, read back row by row."
@@ -61,11 +70,19 @@ def even_divisor(n):
     "The largest divisor of `n` not above its square root."
     return next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
 
+
 def init_lokr(weight, rank):
-    "C (o1, i1) from a normal distribution, and the low-rank factors A, B of a weight (out / o1, in / i1, ...). Source: Yeh et al. 2024 (LyCORIS)."
+    """C (o1, i1) from a normal distribution, and the low-rank factors A, B of a weight (out / o1,
+    in / i1, ...).
+
+    Source: Yeh et al. 2024 (LyCORIS)."""
     out, inp = even_divisor(weight.shape[0]), even_divisor(weight.shape[1])
     small = weight.new_empty(weight.shape[0] // out, weight.shape[1] // inp, *weight.shape[2:])
-    return {"C": weight.new_empty(out, inp).normal_() / max(out, inp) ** 0.5, **init_lora(small, rank)}
+    return {
+        "C": weight.new_empty(out, inp).normal_() / max(out, inp) ** 0.5,
+        **init_lora(small, rank),
+    }
+
 
 def delta_lokr(f, shape):
     "The Kronecker product of C and the weight that A and B stand for."
@@ -74,63 +91,117 @@ def delta_lokr(f, shape):
     return torch.kron(f["C"].reshape(out, inp, *[1] * (len(shape) - 2)), small)
 
 # %% ../nbs/04b_parametrisations.ipynb #56fe13c7
-ROSA_BATCHES, ROSA_SHARE = 16, 0.01  # how many batches choose the mask, and what share of a weight's entries it leaves
+ROSA_BATCHES, ROSA_SHARE = (
+    16,
+    0.01,
+)  # how many batches choose the mask, and what share of a weight's entries it leaves
+
 
 def init_rosa(weight, rank):
-    "A and B as in LoRA, S (as the weight) zero; fixed: the mask M (empty at first), the summed squares V, the number N of batches seen."
-    return init_lora(weight, rank) | {name: torch.zeros_like(weight) for name in "SMV"} | {"N": weight.new_zeros(())}
+    """A and B as in LoRA, S (as the weight) zero; fixed: the mask M (empty at first), the summed
+    squares V, the number N of batches seen."""
+    return (
+        init_lora(weight, rank)
+        | {name: torch.zeros_like(weight) for name in "SMV"}
+        | {"N": weight.new_zeros(())}
+    )
+
 
 def delta_rosa(f, shape):
-    "B A + M S once the mask is chosen; before, B A, through which S still gets the gradient of the whole weight."
-    return delta_lora(f, shape) + (f["M"] * f["S"] if f["N"] >= ROSA_BATCHES else f["S"] - f["S"].detach())
+    """B A + M S once the mask is chosen; before, B A, through which S still gets the gradient of
+    the whole weight."""
+    return delta_lora(f, shape) + (
+        f["M"] * f["S"] if f["N"] >= ROSA_BATCHES else f["S"] - f["S"].detach()
+    )
+
 
 @torch.no_grad()
 def observe_rosa(f):
-    "Add up the squared gradient that the last step left in S; after `ROSA_BATCHES` of them choose the mask and begin S at zero."
-    if f["N"] >= ROSA_BATCHES or f["S"].grad is None: return
+    """Add up the squared gradient that the last step left in S; after `ROSA_BATCHES` of them choose
+    the mask and begin S at zero."""
+    if f["N"] >= ROSA_BATCHES or f["S"].grad is None:
+        return
     f["V"] += f["S"].grad ** 2
     f["N"] += 1
-    if f["N"] < ROSA_BATCHES: return
+    if f["N"] < ROSA_BATCHES:
+        return
     keep = max(1, round(ROSA_SHARE * f["V"].numel()))
-    chosen = torch.zeros_like(f["V"]).flatten().index_fill_(0, f["V"].flatten().topk(keep).indices, 1)
+    chosen = (
+        torch.zeros_like(f["V"]).flatten().index_fill_(0, f["V"].flatten().topk(keep).indices, 1)
+    )
     f["M"].copy_(chosen.view(f["V"].shape))
     f["S"].zero_()
 
 # %% ../nbs/04b_parametrisations.ipynb #623b25b3
 def init_efft(weight, rank):
-    "U (rows, inner) from N(0, 1) and V (inner, columns) zero, shared; the core C (inner, inner), the weight's own. Source: Chen 2023 (EFFT)."
-    rows, inner, columns = matrix_shape(weight.shape, rank)
-    return {"U": weight.new_empty(rows, inner).normal_(), "C": weight.new_empty(inner, inner).normal_() / inner**0.5, "V": weight.new_zeros(inner, columns)}
+    """U (rows, inner) from N(0, 1) and V (inner, columns) zero, shared; the core C (inner, inner),
+    the weight's own.
 
-def delta_efft(f, shape): return (f["U"] @ f["C"] @ f["V"]).view(shape)
+    Source: Chen 2023 (EFFT)."""
+    rows, inner, columns = matrix_shape(weight.shape, rank)
+    return {
+        "U": weight.new_empty(rows, inner).normal_(),
+        "C": weight.new_empty(inner, inner).normal_() / inner**0.5,
+        "V": weight.new_zeros(inner, columns),
+    }
+
+
+def delta_efft(f, shape):
+    return (f["U"] @ f["C"] @ f["V"]).view(shape)
 
 # %% ../nbs/04b_parametrisations.ipynb #137a8729
 def project(module, x, weight):
-    "`x` through the layer `module`'s operation with another `weight` (inner, in, ...), without bias and without groups."
-    if isinstance(module, nn.Linear): return F.linear(x, weight)
+    """`x` through the layer `module`'s operation with another `weight` (inner, in, ...), without
+    bias and without groups."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight)
     padding = module.padding
-    if module.padding_mode != "zeros": x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
-    return (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3](x, weight, None, module.stride, padding, module.dilation)
+    if module.padding_mode != "zeros":
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    return (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3](
+        x, weight, None, module.stride, padding, module.dilation
+    )
+
 
 def mix(module, x, matrix):
     "The channels of `x`, an activation of the layer `module`, multiplied by `matrix` (new, old)."
-    return F.linear(x, matrix) if isinstance(module, nn.Linear) else torch.einsum("oc,nc...->no...", matrix, x)
+    return (
+        F.linear(x, matrix)
+        if isinstance(module, nn.Linear)
+        else torch.einsum("oc,nc...->no...", matrix, x)
+    )
 
 # %% ../nbs/04b_parametrisations.ipynb #2e88235e
 def channels(module):
     "`(in, out)` channels of a linear or convolution layer."
-    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.in_channels, module.out_channels)
+    return (
+        (module.in_features, module.out_features)
+        if isinstance(module, nn.Linear)
+        else (module.in_channels, module.out_channels)
+    )
+
 
 def _down_up(module, rank):
     "A (r, in, ...) from N(0, 1), a projection with the layer's kernel, and B (out, r) zero."
     c_in, c_out = channels(module)
-    return {"A": module.weight.new_empty(min(rank, c_in, c_out), c_in, *module.weight.shape[2:]).normal_(), "B": module.weight.new_zeros(c_out, min(rank, c_in, c_out))}
+    return {
+        "A": module.weight.new_empty(
+            min(rank, c_in, c_out), c_in, *module.weight.shape[2:]
+        ).normal_(),
+        "B": module.weight.new_zeros(c_out, min(rank, c_in, c_out)),
+    }
 
 # %% ../nbs/04b_parametrisations.ipynb #bf64b88f
 def init_ln_lora(module, rank):
-    "A and B, and the LayerNorm's scale G (in,) one and shift H (in,) zero. Source: Yuan et al. 2024 (FullLoRA)."
+    """A and B, and the LayerNorm's scale G (in,) one and shift H (in,) zero.
+
+    Source: Yuan et al. 2024 (FullLoRA)."""
     c_in, _ = channels(module)
-    return _down_up(module, rank) | {"G": module.weight.new_ones(c_in), "H": module.weight.new_zeros(c_in)}
+    return _down_up(module, rank) | {
+        "G": module.weight.new_ones(c_in),
+        "H": module.weight.new_zeros(c_in),
+    }
+
 
 def act_ln_lora(f, module, x, out):
     "B A LN(x): the change of the output `out` that `module` gives for `x`."
@@ -147,10 +218,14 @@ def dct_matrix(n, device="cpu", dtype=torch.float32):
     matrix[0] /= 2**0.5
     return matrix.to(device, dtype)
 
+
 def init_foura(module, rank):
-    "A and B in frequencies, and the gate's W (r, r) zero. Source: Borse et al. 2024 (FouRA); the form of the gate is ours."
+    """A and B in frequencies, and the gate's W (r, r) zero.
+
+    Source: Borse et al. 2024 (FouRA); the form of the gate is ours."""
     f = _down_up(module, rank)
     return f | {"W": f["B"].new_zeros(f["B"].shape[1], f["B"].shape[1])}
+
 
 def act_foura(f, module, x, out):
     "F^-1 B (sigmoid(W u) u) with u = A F(x), F the DCT over the channels."
@@ -160,45 +235,95 @@ def act_foura(f, module, x, out):
 
 # %% ../nbs/04b_parametrisations.ipynb #e13244b3
 def init_adakron(module, rank):
-    "The two nets: A (r, out), P (p, r); C (r, out), Q (q, r) zero; p q = out. Source: Braga et al. 2024 (AdaKron)."
+    """The two nets: A (r, out), P (p, r); C (r, out), Q (q, r) zero; p q = out.
+
+    Source: Braga et al. 2024 (AdaKron)."""
     out = channels(module)[1]
     p = even_divisor(out)
     normal = lambda *shape: module.weight.new_empty(shape).normal_() / shape[1] ** 0.5
-    return {"A": normal(rank, out), "P": normal(p, rank), "C": normal(rank, out), "Q": module.weight.new_zeros(out // p, rank)}
+    return {
+        "A": normal(rank, out),
+        "P": normal(p, rank),
+        "C": normal(rank, out),
+        "Q": module.weight.new_zeros(out // p, rank),
+    }
+
 
 def act_adakron(f, module, x, out):
     "a(out) ⊗ b(out), over the channels."
-    a, b = (mix(module, F.gelu(mix(module, out, f[hidden])), f[last]) for hidden, last in ("AP", "CQ"))
-    if isinstance(module, nn.Linear): return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
+    a, b = (
+        mix(module, F.gelu(mix(module, out, f[hidden])), f[last]) for hidden, last in ("AP", "CQ")
+    )
+    if isinstance(module, nn.Linear):
+        return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
     return (a.unsqueeze(2) * b.unsqueeze(1)).flatten(1, 2)
 
 # %% ../nbs/04b_parametrisations.ipynb #6a4db587
 PARAMETRISATIONS = {
     "lora": Parametrisation("low rank", init_lora, delta_lora),
-    "lokr": Parametrisation("Kronecker product with a low-rank factor", init_lokr, delta_lokr, drives=("C", "A")),
-    "rosa": Parametrisation("low rank and sparse", init_rosa, delta_rosa, fixed=("M", "V", "N"), observe=observe_rosa),
-    "efft": Parametrisation("factors shared by all weights of a shape", init_efft, delta_efft, drives=("U", "C"), shared=("U", "V")),
+    "lokr": Parametrisation(
+        "Kronecker product with a low-rank factor", init_lokr, delta_lokr, drives=("C", "A")
+    ),
+    "rosa": Parametrisation(
+        "low rank and sparse", init_rosa, delta_rosa, fixed=("M", "V", "N"), observe=observe_rosa
+    ),
+    "efft": Parametrisation(
+        "factors shared by all weights of a shape",
+        init_efft,
+        delta_efft,
+        drives=("U", "C"),
+        shared=("U", "V"),
+    ),
     "ln_lora": Parametrisation("LayerNorm, then low rank", init_ln_lora, act=act_ln_lora),
     "foura": Parametrisation("gated low rank in frequencies", init_foura, act=act_foura),
-    "adakron": Parametrisation("Kronecker product of two small nets' answers", init_adakron, act=act_adakron, drives=()),
+    "adakron": Parametrisation(
+        "Kronecker product of two small nets' answers", init_adakron, act=act_adakron, drives=()
+    ),
 }
 
 # %% ../nbs/04b_parametrisations.ipynb #8f653f77
 def _probe(module):
     "A small batch for the layer: as many pixels as its kernel covers, or one token."
-    if isinstance(module, nn.Linear): return module.weight.new_ones(2, module.in_features)
-    return module.weight.new_ones(2, module.in_channels, *[d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)])
+    if isinstance(module, nn.Linear):
+        return module.weight.new_ones(2, module.in_features)
+    return module.weight.new_ones(
+        2,
+        module.in_channels,
+        *[d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)],
+    )
+
 
 def check_start(form, factors, weight, module, what="this parametrisation"):
-    "`AutoLoRaError` unless the `factors` of `form` stand for no change of `weight` or of `module`'s output, and a gradient reaches one of them."
+    """`AutoLoRaError` unless the `factors` of `form` stand for no change of `weight` or of
+    `module`'s output, and a gradient reaches one of them."""
     with torch.enable_grad():
-        leaves = {name: tensor.detach().requires_grad_(name not in form.fixed) for name, tensor in factors.items()}
-        if form.delta: change = form.delta(leaves, weight.shape)
+        leaves = {
+            name: tensor.detach().requires_grad_(name not in form.fixed)
+            for name, tensor in factors.items()
+        }
+        if form.delta:
+            change = form.delta(leaves, weight.shape)
         else:
-            x = _probe(module).mul_(torch.linspace(0.5, 1.5, channels(module)[0], device=weight.device).view(1, -1, *[1] * (weight.dim() - 2)))
+            x = _probe(module).mul_(
+                torch.linspace(0.5, 1.5, channels(module)[0], device=weight.device).view(
+                    1, -1, *[1] * (weight.dim() - 2)
+                )
+            )
             change = form.act(leaves, module, x, module(x).detach())
-        direction = torch.linspace(-1, 2, change.numel(), device=change.device, dtype=change.dtype).view_as(change)
-        grads = torch.autograd.grad((change * direction).sum(), [leaf for leaf in leaves.values() if leaf.requires_grad], allow_unused=True)
-    if change.count_nonzero(): raise AutoLoRaError(f"The factors of {what} don't start as no change: start one of them at zero.")
+        direction = torch.linspace(
+            -1, 2, change.numel(), device=change.device, dtype=change.dtype
+        ).view_as(change)
+        grads = torch.autograd.grad(
+            (change * direction).sum(),
+            [leaf for leaf in leaves.values() if leaf.requires_grad],
+            allow_unused=True,
+        )
+    if change.count_nonzero():
+        raise AutoLoRaError(
+            f"The factors of {what} don't start as no change: start one of them at zero."
+        )
     if not any(g is not None and g.count_nonzero() for g in grads):
-        raise AutoLoRaError(f"No gradient reaches any factor of {what}, so it would never learn: start all of them but one away from zero.")
+        raise AutoLoRaError(
+            f"No gradient reaches any factor of {what}, so it would never learn: start all of them "
+            "but one away from zero."
+        )

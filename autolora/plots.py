@@ -36,202 +36,564 @@ from .schedule import REASONS
 def _angle_words(runs):
     "What the angles of `runs` say, in a sentence each."
     angles = [(label, floats(history, "angle").dropna()) for label, history, _, _ in runs]
-    return " ".join(f"{label[:1].upper()}{label[1:]}: {a.mean():.0f}° on average, above 90° in {(a > 90).sum()} of {len(a)} epochs." for label, a in angles if len(a))
+    return " ".join(
+        f"{label[:1].upper()}{label[1:]}: {a.mean():.0f}° on average, above 90° in "
+        f"{(a > 90).sum()} of {len(a)} epochs."
+        for label, a in angles
+        if len(a)
+    )
 
 # %% ../nbs/10_plots.ipynb #8a99d8a6
 def plot_angles(history):
-    """The angle (degrees) between the two gradients that reach the feature extractor, over the epochs; 90 means no conflict.
+    """The angle (degrees) between the two gradients that reach the feature extractor, over the
+    epochs; 90 means no conflict.
 
-    `history`: a DataFrame of epochs, or a dict name -> DataFrame of several runs. Source: Xu et al. 2024, section 3.2."""
+    `history`: a DataFrame of epochs, or a dict name -> DataFrame of several runs. Source: Xu et al.
+    2024, section 3.2."""
     runs, fig, seen = runs_of(history), blank(), [90.0]
     for label, frame, colour, dash in runs:
         x, reaching, natural = (floats(frame, c) for c in ("epoch", "angle", "angle_natural"))
         seen += [*reaching.dropna(), *natural.dropna()]
         add_line(fig, x, reaching, label, colour, dash, hovertemplate="epoch %{x}: %{y:.1f}°")
         if not np.allclose(reaching, natural, equal_nan=True):
-            add_line(fig, x, natural, f"{label}, if the natural term reached the FE too", colour, "dot", "circle-open", hovertemplate="epoch %{x}: %{y:.1f}°")
+            add_line(
+                fig,
+                x,
+                natural,
+                f"{label}, if the natural term reached the FE too",
+                colour,
+                "dot",
+                "circle-open",
+                hovertemplate="epoch %{x}: %{y:.1f}°",
+            )
     reach = max(20.0, 1.15 * max(abs(a - 90) for a in seen))
-    if fig.data: _no_conflict(fig, reach)
+    if fig.data:
+        _no_conflict(fig, reach)
     fig.update_yaxes(title_text="angle (degrees)", range=[90 - reach, 90 + reach])
     epoch_axis(fig, runs)
-    return finish(fig, "Do the two gradients work against each other?", _angle_words(runs), right=130)
+    return finish(
+        fig, "Do the two gradients work against each other?", _angle_words(runs), right=130
+    )
 
 # %% ../nbs/10_plots.ipynb #20cb5fb6
 def _no_conflict(fig, reach):
     "The reference line at 90 degrees, and words beside the axis for what lies above and below it."
     fig.add_hline(y=90, line=dict(color=GREY, width=2, dash="longdash"))
-    for y, words in ((90 + 0.75 * reach, "above:<br>they pull apart"), (90, "90°: no conflict"), (90 - 0.75 * reach, "below: they<br>pull together")):
-        fig.add_annotation(x=1, xref="paper", xanchor="left", xshift=6, y=y, text=words, showarrow=False, align="left")
+    for y, words in (
+        (90 + 0.75 * reach, "above:<br>they pull apart"),
+        (90, "90°: no conflict"),
+        (90 - 0.75 * reach, "below: they<br>pull together"),
+    ):
+        fig.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="left",
+            xshift=6,
+            y=y,
+            text=words,
+            showarrow=False,
+            align="left",
+        )
 
 # %% ../nbs/10_plots.ipynb #59399437
 def _layer_angles(history):
-    "A DataFrame of angles (degrees), one row a layer and one column an epoch; layers named without `net.` and `.weight`."
+    """A DataFrame of angles (degrees), one row a layer and one column an epoch; layers named
+    without `net.` and `.weight`."""
     cells = history["angle_layers"] if "angle_layers" in history else []
-    kept = {e: c for e, c in zip(floats(history, "epoch"), cells, strict=False) if isinstance(c, dict) and c}
-    return pd.DataFrame(kept).apply(pd.to_numeric, errors="coerce").rename(index=lambda name: html.escape(name.removeprefix("net.").removesuffix(".weight"))[-32:])
+    kept = {
+        e: c
+        for e, c in zip(floats(history, "epoch"), cells, strict=False)
+        if isinstance(c, dict) and c
+    }
+    return (
+        pd.DataFrame(kept)
+        .apply(pd.to_numeric, errors="coerce")
+        .rename(
+            index=lambda name: html.escape(name.removeprefix("net.").removesuffix(".weight"))[-32:]
+        )
+    )
 
 # %% ../nbs/10_plots.ipynb #aebf90a2
 def plot_layers(history):
-    "The angle (degrees) of each layer's two gradients over the epochs, as a heat map centred on 90; `history` as in `plot_angles`."
+    """The angle (degrees) of each layer's two gradients over the epochs, as a heat map centred on
+    90; `history` as in `plot_angles`."""
     runs = runs_of(history)
-    tables = {label: table for label, frame, _, _ in runs if not (table := _layer_angles(frame)).empty}
-    fig = make_subplots(figure=blank(), cols=max(1, len(tables)), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=list(tables) if len(tables) > 1 else None)
+    tables = {
+        label: table for label, frame, _, _ in runs if not (table := _layer_angles(frame)).empty
+    }
+    fig = make_subplots(
+        figure=blank(),
+        cols=max(1, len(tables)),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=list(tables) if len(tables) > 1 else None,
+    )
     reach = max([10.0, *(np.nanmax(np.abs(t.to_numpy() - 90), initial=0) for t in tables.values())])
     for col, table in enumerate(tables.values(), 1):
-        fig.add_trace(go.Heatmap(z=table, x=table.columns, y=table.index, coloraxis="coloraxis",
-                                 hovertemplate="%{y}, epoch %{x}: %{z:.0f}°<extra></extra>"), row=1, col=col)
-    fig.update_layout(coloraxis=dict(cmin=90 - reach, cmax=90 + reach, colorscale=["#0072B2", "#F7F7F7", ADVERSARIAL],
-                                     colorbar=dict(ticksuffix="°", orientation="h", thickness=12, y=0.01, yref="container", yanchor="bottom")))
+        fig.add_trace(
+            go.Heatmap(
+                z=table,
+                x=table.columns,
+                y=table.index,
+                coloraxis="coloraxis",
+                hovertemplate="%{y}, epoch %{x}: %{z:.0f}°<extra></extra>",
+            ),
+            row=1,
+            col=col,
+        )
+    fig.update_layout(
+        coloraxis=dict(
+            cmin=90 - reach,
+            cmax=90 + reach,
+            colorscale=["#0072B2", "#F7F7F7", ADVERSARIAL],
+            colorbar=dict(
+                ticksuffix="°",
+                orientation="h",
+                thickness=12,
+                y=0.01,
+                yref="container",
+                yanchor="bottom",
+            ),
+        )
+    )
     epoch_axis(fig, runs, across=len(tables))
-    fig.update_yaxes(autorange="reversed").update_yaxes(title_text="layer, image to head", col=1).update_annotations(font_size=12)
-    words, height = "Angles by layer. White: 90°, no conflict. Orange-red: they pull apart. Blue: they pull together.", max([0, *(18 * len(t) for t in tables.values())])
-    return finish(fig, "Which layers are in conflict?", words, min(1100, max(280, 200 + height))).update_layout(margin_t=100, margin_b=110)
+    fig.update_yaxes(autorange="reversed").update_yaxes(
+        title_text="layer, image to head", col=1
+    ).update_annotations(font_size=12)
+    words, height = (
+        "Angles by layer. White: 90°, no conflict. Orange-red: they pull apart. Blue: they pull "
+        "together.",
+        max([0, *(18 * len(t) for t in tables.values())]),
+    )
+    return finish(
+        fig, "Which layers are in conflict?", words, min(1100, max(280, 200 + height))
+    ).update_layout(margin_t=100, margin_b=110)
 
 # %% ../nbs/10_plots.ipynb #871b60d2
 SHORT_REASONS = {1: "too few rises", 2: "no new best"}
 
+
 def decisions(history):
-    "The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored, short, what, why."
-    rows, read = [], pd.DataFrame({c: floats(history, c) for c in ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")})
-    for epoch, lr, schedule_lr, next_lr, restored, reason in read.assign(schedule_lr=read.schedule_lr.fillna(read.lr)).dropna(subset="reason").itertuples(index=False):
+    """The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored,
+    short, what, why."""
+    rows, read = (
+        [],
+        pd.DataFrame(
+            {
+                c: floats(history, c)
+                for c in ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")
+            }
+        ),
+    )
+    for epoch, lr, schedule_lr, next_lr, restored, reason in (
+        read.assign(schedule_lr=read.schedule_lr.fillna(read.lr))
+        .dropna(subset="reason")
+        .itertuples(index=False)
+    ):
         next_lr = schedule_lr / 2 if math.isnan(next_lr) else next_lr
-        short, what = SHORT_REASONS.get(reason, f"condition {reason:g}"), f"the schedule's learning rate {schedule_lr:.3g} halved to {next_lr:.3g}"
-        if restored == restored: short, what = f"{short}, back to epoch {restored:.0f}", f"{what}; weights of epoch {restored:.0f} restored"
-        rows.append((int(epoch), lr, next_lr, restored, short, what, REASONS.get(reason, f"condition {reason:g}")))
-    return pd.DataFrame(rows, columns=["epoch", "lr", "next_lr", "restored", "short", "what", "why"])
+        short, what = (
+            SHORT_REASONS.get(reason, f"condition {reason:g}"),
+            f"the schedule's learning rate {schedule_lr:.3g} halved to {next_lr:.3g}",
+        )
+        if restored == restored:
+            short, what = (
+                f"{short}, back to epoch {restored:.0f}",
+                f"{what}; weights of epoch {restored:.0f} restored",
+            )
+        rows.append(
+            (
+                int(epoch),
+                lr,
+                next_lr,
+                restored,
+                short,
+                what,
+                REASONS.get(reason, f"condition {reason:g}"),
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["epoch", "lr", "next_lr", "restored", "short", "what", "why"]
+    )
 
 # %% ../nbs/10_plots.ipynb #2ffb119b
 def _mark_decisions(fig, history, colour, words):
-    "A triangle at each halving of `history`, with the whole reason on hover and, if `words`, the short one beside it."
+    """A triangle at each halving of `history`, with the whole reason on hover and, if `words`, the
+    short one beside it."""
     table = decisions(history)
-    if table.empty: return
-    full = [textwrap.fill(f"After epoch {d.epoch}: {d.what}, because {d.why}.", 60).replace("\n", "<br>") for d in table.itertuples()]
-    fig.add_trace(go.Scatter(x=table.epoch + 0.5, y=table.lr, mode="markers", name="halved", hovertext=full,
-                             hoverinfo="text", marker=dict(symbol="triangle-down", size=11, color=colour), cliponaxis=False), row=1, col=1)
+    if table.empty:
+        return
+    full = [
+        textwrap.fill(f"After epoch {d.epoch}: {d.what}, because {d.why}.", 60).replace(
+            "\n", "<br>"
+        )
+        for d in table.itertuples()
+    ]
+    fig.add_trace(
+        go.Scatter(
+            x=table.epoch + 0.5,
+            y=table.lr,
+            mode="markers",
+            name="halved",
+            hovertext=full,
+            hoverinfo="text",
+            marker=dict(symbol="triangle-down", size=11, color=colour),
+            cliponaxis=False,
+        ),
+        row=1,
+        col=1,
+    )
     middle = floats(history, "epoch").max() / 2
     for d in table.itertuples() if words else ():
         early = d.epoch < middle
-        fig.add_annotation(x=d.epoch + 0.5, y=math.log10(d.lr), text=d.short, showarrow=False, font_size=11, row=1, col=1,
-                           xanchor="left" if early else "right", xshift=9 if early else -9, yshift=14 if early else -14)
+        fig.add_annotation(
+            x=d.epoch + 0.5,
+            y=math.log10(d.lr),
+            text=d.short,
+            showarrow=False,
+            font_size=11,
+            row=1,
+            col=1,
+            xanchor="left" if early else "right",
+            xshift=9 if early else -9,
+            yshift=14 if early else -14,
+        )
 
 # %% ../nbs/10_plots.ipynb #84e1a6f1
 def plot_lr(history):
-    "Learning rate (log scale), each halving with its reason (written out if one run has any), and lam1 and lam2; `history` as in `plot_angles`."
+    """Learning rate (log scale), each halving with its reason (written out if one run has any), and
+    lam1 and lam2; `history` as in `plot_angles`."""
     runs = runs_of(history)
     falls = [n for _, h, _, _ in runs if (n := len(decisions(h)))]
     weighted = any(floats(h, c).notna().any() for _, h, _, _ in runs for c in ("lam1", "lam2"))
-    fig = make_subplots(figure=blank(), rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38]) if weighted else make_subplots(figure=blank(), rows=1)
+    fig = (
+        make_subplots(
+            figure=blank(),
+            rows=2,
+            shared_xaxes=True,
+            vertical_spacing=0.08,
+            row_heights=[0.62, 0.38],
+        )
+        if weighted
+        else make_subplots(figure=blank(), rows=1)
+    )
     for label, frame, colour, dash in runs:
         x, mine = floats(frame, "epoch"), f"{label}, " if len(runs) > 1 else ""
-        add_line(fig, x, floats(frame, "lr"), f"{mine}learning rate", colour, dash, row=1, line_shape="hvh")
+        add_line(
+            fig,
+            x,
+            floats(frame, "lr"),
+            f"{mine}learning rate",
+            colour,
+            dash,
+            row=1,
+            line_shape="hvh",
+        )
         _mark_decisions(fig, frame, colour, words=len(falls) == 1)
-        for column, words, tone, symbol in (("lam1", "natural term", NATURAL, "circle"), ("lam2", "KL term", ADVERSARIAL, "square")):
-            add_line(fig, x, floats(frame, column), f"{mine}{column} ({words})", tone, dash, symbol, row=2)
-    fig.update_yaxes(title_text="learning rate (log scale)", type="log", row=1, col=1, **log_ticks(np.concatenate([[], *(floats(h, "lr") for _, h, _, _ in runs)])))
-    if weighted: fig.update_yaxes(title_text="weight in the loss", rangemode="tozero", row=2, col=1)
+        for column, words, tone, symbol in (
+            ("lam1", "natural term", NATURAL, "circle"),
+            ("lam2", "KL term", ADVERSARIAL, "square"),
+        ):
+            add_line(
+                fig,
+                x,
+                floats(frame, column),
+                f"{mine}{column} ({words})",
+                tone,
+                dash,
+                symbol,
+                row=2,
+            )
+    fig.update_yaxes(
+        title_text="learning rate (log scale)",
+        type="log",
+        row=1,
+        col=1,
+        **log_ticks(np.concatenate([[], *(floats(h, "lr") for _, h, _, _ in runs)])),
+    )
+    if weighted:
+        fig.update_yaxes(title_text="weight in the loss", rangemode="tozero", row=2, col=1)
     epoch_axis(fig, runs, row=1 + weighted)
-    words = f"{sum(falls)} halving{'s' * (sum(falls) > 1)}: the marks say why, and which epoch's weights came back." if falls else ""
-    return finish(fig, "The learning rate" + " and the weights of the loss" * weighted, words, (400 if weighted else 300) + max(100, 20 * max([0, *falls])))
+    words = (
+        f"{sum(falls)} halving{'s' * (sum(falls) > 1)}: the marks say why, and which epoch's "
+        "weights came back."
+        if falls
+        else ""
+    )
+    return finish(
+        fig,
+        "The learning rate" + " and the weights of the loss" * weighted,
+        words,
+        (400 if weighted else 300) + max(100, 20 * max([0, *falls])),
+    )
 
 # %% ../nbs/10_plots.ipynb #4290adb3
 def best_epoch(history):
-    "The row (a Series) of the epoch with the highest robust validation accuracy, the first of equals; None where there is none."
+    """The row (a Series) of the epoch with the highest robust validation accuracy, the first of
+    equals; None where there is none."""
     ra = floats(history, "ra").reset_index(drop=True)
     return history.iloc[int(ra.idxmax())] if ra.notna().any() else None
 
 # %% ../nbs/10_plots.ipynb #df3a1d24
 def plot_accuracy(history):
-    "Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best epoch marked; `history` as in `plot_angles`."
+    """Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best
+    epoch marked; `history` as in `plot_angles`."""
     runs, fig, words = runs_of(history), blank(), []
     for label, frame, colour, dash in runs:
         x, alone = floats(frame, "epoch"), len(runs) == 1
-        for column, name, tone, symbol in (("sa", "standard accuracy (SA)", NATURAL, "circle"), ("ra", "robust accuracy (RA)", ADVERSARIAL, "square")):
+        for column, name, tone, symbol in (
+            ("sa", "standard accuracy (SA)", NATURAL, "circle"),
+            ("ra", "robust accuracy (RA)", ADVERSARIAL, "square"),
+        ):
             share = floats(frame, column)
             add_band(fig, x, share, floats(frame, "n_val"))
-            add_line(fig, x, 100 * share, name if alone else f"{label}, {column.upper()}", tone if alone else colour, "solid" if alone else dash, symbol,
-                  hovertemplate="epoch %{x}: %{y:.1f} %")
+            add_line(
+                fig,
+                x,
+                100 * share,
+                name if alone else f"{label}, {column.upper()}",
+                tone if alone else colour,
+                "solid" if alone else dash,
+                symbol,
+                hovertemplate="epoch %{x}: %{y:.1f} %",
+            )
         best = best_epoch(frame)
-        if best is None: continue
-        words.append(f"{label[:1].upper()}{label[1:]}: best at epoch {best.epoch:.0f}, SA {pct(floats(frame, 'sa')[best.name])} %, RA {pct(best.ra)} %.")
-        fig.add_trace(go.Scatter(x=[best.epoch], y=[100 * best.ra], mode="markers", name="best epoch" if alone else f"{label}, best epoch",
-                                 hovertemplate="best epoch %{x}: RA %{y:.1f} %<extra></extra>",
-                                 marker=dict(symbol="star-open", size=18, color=GREY if alone else colour, line_width=2)))
+        if best is None:
+            continue
+        words.append(
+            f"{label[:1].upper()}{label[1:]}: best at epoch {best.epoch:.0f}, SA "
+            f"{pct(floats(frame, 'sa')[best.name])} %, RA {pct(best.ra)} %."
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=[best.epoch],
+                y=[100 * best.ra],
+                mode="markers",
+                name="best epoch" if alone else f"{label}, best epoch",
+                hovertemplate="best epoch %{x}: RA %{y:.1f} %<extra></extra>",
+                marker=dict(
+                    symbol="star-open", size=18, color=GREY if alone else colour, line_width=2
+                ),
+            )
+        )
     fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
     epoch_axis(fig, runs)
-    return finish(fig, "Accuracy on the validation images", " ".join(words), 400 if len(runs) < 2 else 470)
+    return finish(
+        fig, "Accuracy on the validation images", " ".join(words), 400 if len(runs) < 2 else 470
+    )
 
 # %% ../nbs/10_plots.ipynb #67704239
-TERMS = {"loss": ("total", "#56B4E9", "diamond"), "ce_nat": ("CE of natural images", NATURAL, "circle"),
-         "ce_adv": ("CE of adversarial images", ADVERSARIAL, "square"), "kl": ("KL, natural to adversarial", "#CC79A7", "triangle-up")}
+TERMS = {
+    "loss": ("total", "#56B4E9", "diamond"),
+    "ce_nat": ("CE of natural images", NATURAL, "circle"),
+    "ce_adv": ("CE of adversarial images", ADVERSARIAL, "square"),
+    "kl": ("KL, natural to adversarial", "#CC79A7", "triangle-up"),
+}
+
 
 def plot_losses(history):
-    "The terms of the objective (nats, weighted as they enter it) and their total, means over each epoch; `history` as in `plot_angles`."
+    """The terms of the objective (nats, weighted as they enter it) and their total, means over each
+    epoch; `history` as in `plot_angles`."""
     runs, fig = runs_of(history), blank()
     for label, frame, _, dash in runs:
         for column, (name, colour, symbol) in TERMS.items():
-            add_line(fig, floats(frame, "epoch"), floats(frame, column), name if len(runs) == 1 else f"{label}, {name}", colour, dash, symbol)
+            add_line(
+                fig,
+                floats(frame, "epoch"),
+                floats(frame, column),
+                name if len(runs) == 1 else f"{label}, {name}",
+                colour,
+                dash,
+                symbol,
+            )
     fig.update_yaxes(title_text="training loss (nats)", rangemode="tozero")
     epoch_axis(fig, runs)
-    return finish(fig, "What the training loss is made of", "Each term as weighted in the objective; together they are the total.", 430)
+    return finish(
+        fig,
+        "What the training loss is made of",
+        "Each term as weighted in the objective; together they are the total.",
+        430,
+    )
 
 # %% ../nbs/10_plots.ipynb #05b45c17
 def plot_range_test(event):
-    """The learning rate range test: loss (nats) over the rates tried (log scale), the chosen one marked.
+    """The learning rate range test: loss (nats) over the rates tried (log scale), the chosen one
+    marked.
 
-    `event`: the `range_test` event, a dict with lists `lr` and `loss`, and perhaps `chosen`, `why`, `seconds`, `share`; or None."""
+    `event`: the `range_test` event, a dict with lists `lr` and `loss`, and perhaps `chosen`, `why`,
+    `seconds`, `share`; or None."""
     event, fig = event or {}, blank()
     points = pd.DataFrame({c: pd.Series(event.get(c) or [], dtype=float) for c in ("lr", "loss")})
     chosen, why = event.get("chosen"), html.escape(str(event.get("why") or "")).rstrip(".")
-    add_line(fig, points.lr, points.loss, "loss", "#0072B2", hovertemplate="learning rate %{x:.3g}: loss %{y:.3f}")
+    add_line(
+        fig,
+        points.lr,
+        points.loss,
+        "loss",
+        "#0072B2",
+        hovertemplate="learning rate %{x:.3g}: loss %{y:.3f}",
+    )
     if chosen and fig.data:
-        fig.add_trace(go.Scatter(x=[chosen, chosen], y=[points.loss.min(), points.loss.max()], mode="lines", line=dict(color=ADVERSARIAL, dash="dash"),
-                                 name=f"chosen: {chosen:.3g}", hovertemplate="chosen: %{x:.3g}<extra></extra>"))
-    fig.update_xaxes(title_text="learning rate (log scale)", type="log", **log_ticks(points.lr)).update_yaxes(title_text="adversarial cross-entropy (nats)")
-    return finish(fig, f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test", ". ".join(filter(None, (why, event.get("seconds") and f"It took {duration(event['seconds'])}"))))
+        fig.add_trace(
+            go.Scatter(
+                x=[chosen, chosen],
+                y=[points.loss.min(), points.loss.max()],
+                mode="lines",
+                line=dict(color=ADVERSARIAL, dash="dash"),
+                name=f"chosen: {chosen:.3g}",
+                hovertemplate="chosen: %{x:.3g}<extra></extra>",
+            )
+        )
+    fig.update_xaxes(
+        title_text="learning rate (log scale)", type="log", **log_ticks(points.lr)
+    ).update_yaxes(title_text="adversarial cross-entropy (nats)")
+    return finish(
+        fig,
+        f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test",
+        ". ".join(
+            filter(None, (why, event.get("seconds") and f"It took {duration(event['seconds'])}"))
+        ),
+    )
 
 # %% ../nbs/10_plots.ipynb #52cd7998
 def _arrow(fig, place, length, degrees, name, colour, dash="solid", symbol="circle"):
-    fig.add_trace(go.Scatterpolar(r=[0, length], theta=[0, degrees], mode="lines+markers", name=name, legendgroup=name, showlegend=name not in {t.name for t in fig.data},
-                                  line=dict(color=colour, width=4, dash=dash), marker=dict(size=[0, 13], symbol=symbol, color=colour),
-                                  hovertemplate="length %{r:.3g}, %{theta:.0f}°"), row=place, col=1)
+    fig.add_trace(
+        go.Scatterpolar(
+            r=[0, length],
+            theta=[0, degrees],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            showlegend=name not in {t.name for t in fig.data},
+            line=dict(color=colour, width=4, dash=dash),
+            marker=dict(size=[0, 13], symbol=symbol, color=colour),
+            hovertemplate="length %{r:.3g}, %{theta:.0f}°",
+        ),
+        row=place,
+        col=1,
+    )
+
 
 def plot_gradients(history):
-    """The natural term's and the adversarial objective's gradient with respect to the feature extractor, as two arrows, newest epoch.
+    """The natural term's and the adversarial objective's gradient with respect to the feature
+    extractor, as two arrows, newest epoch.
 
-    Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history` as in `plot_angles`."""
-    newest = [(label, known.iloc[-1]) for label, frame, _, _ in runs_of(history) if len(known := frame[floats(frame, "angle_natural").notna()])]
-    fig = make_subplots(figure=blank(), rows=max(1, len(newest)), specs=[[{"type": "polar"}]] * max(1, len(newest)), vertical_spacing=0.24, subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest])
+    Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history`
+    as in `plot_angles`."""
+    newest = [
+        (label, known.iloc[-1])
+        for label, frame, _, _ in runs_of(history)
+        if len(known := frame[floats(frame, "angle_natural").notna()])
+    ]
+    fig = make_subplots(
+        figure=blank(),
+        rows=max(1, len(newest)),
+        specs=[[{"type": "polar"}]] * max(1, len(newest)),
+        vertical_spacing=0.24,
+        subplot_titles=[f"{label}, epoch {row.epoch:.0f}" for label, row in newest],
+    )
     words = []
     for place, (label, row) in enumerate(newest, 1):
-        nat, adv = (float(row.get(k) if pd.notna(row.get(k)) else 1) for k in ("length_nat", "length_adv"))
+        nat, adv = (
+            float(row.get(k) if pd.notna(row.get(k)) else 1) for k in ("length_nat", "length_adv")
+        )
         routed = pd.notna(row.get("angle")) and not np.isclose(row.angle, row.angle_natural)
         top = 1.1 * max(nat, adv)
-        fig.add_trace(go.Barpolar(r=[top], theta=[135], width=[90], marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False), row=place, col=1)
-        _arrow(fig, place, nat, 0, "natural" + " (goes to the branch)" * routed, NATURAL, "dot" if routed else "solid")
+        fig.add_trace(
+            go.Barpolar(
+                r=[top],
+                theta=[135],
+                width=[90],
+                marker_color="rgba(213,94,0,.13)",
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            row=place,
+            col=1,
+        )
+        _arrow(
+            fig,
+            place,
+            nat,
+            0,
+            "natural" + " (goes to the branch)" * routed,
+            NATURAL,
+            "dot" if routed else "solid",
+        )
         _arrow(fig, place, adv, row.angle_natural, "adversarial", ADVERSARIAL, symbol="square")
         known = pd.notna(row.get("length_nat")) and pd.notna(row.get("length_adv"))
-        words.append(f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart" + (f", the adversarial one {adv / nat:.2g} times as long." if known and nat else "; their lengths were not recorded." if not known else "."))
+        words.append(
+            f"{label[:1].upper()}{label[1:]}: {row.angle_natural:.0f}° apart"
+            + (
+                f", the adversarial one {adv / nat:.2g} times as long."
+                if known and nat
+                else "; their lengths were not recorded."
+                if not known
+                else "."
+            )
+        )
     soft = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
-    fig.update_polars(sector=[0, 180], angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **soft), radialaxis=dict(nticks=4, angle=0, tickangle=0, **soft), bgcolor="rgba(0,0,0,0)")
+    fig.update_polars(
+        sector=[0, 180],
+        angularaxis=dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **soft),
+        radialaxis=dict(nticks=4, angle=0, tickangle=0, **soft),
+        bgcolor="rgba(0,0,0,0)",
+    )
     fig.update_annotations(font_size=12, yshift=22)
-    return finish(fig, "The two gradients", " ".join(words), 130 + 200 * max(1, len(newest))).update_layout(margin_t=100)
+    return finish(
+        fig, "The two gradients", " ".join(words), 130 + 200 * max(1, len(newest))
+    ).update_layout(margin_t=100)
 
 # %% ../nbs/10_plots.ipynb #9271c412
 def plot_scales(slides, scale=None):
-    """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 % intervals; `scale` is marked.
+    """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 %
+    intervals; `scale` is marked.
 
     `slides`: a dict name -> what `exhibits.slide_scale` measured, names as in `plot_angles`."""
     fig, runs = blank(), [run for run in runs_of(slides) if run[1]]
     for label, slid, _, _ in runs:
         x, mine = pd.Series(slid["scale"], dtype=float), f"{label}, " if len(runs) > 1 else ""
-        for column, name, tone, symbol in (("sa", "standard accuracy (SA)", NATURAL, "circle"), ("ra", "robust accuracy (RA)", ADVERSARIAL, "square")):
+        for column, name, tone, symbol in (
+            ("sa", "standard accuracy (SA)", NATURAL, "circle"),
+            ("ra", "robust accuracy (RA)", ADVERSARIAL, "square"),
+        ):
             share = pd.Series(slid[column], dtype=float)
             add_band(fig, x, share, pd.Series(slid["n"], index=x.index))
-            add_line(fig, x, 100 * share, f"{mine}{name}", tone, "solid" if column == "sa" else "dash", symbol, hovertemplate="s = %{x}: %{y:.1f} %")
-    words = [f"At s = {scale:g}: SA {pct(s['sa'][k])} %, RA {pct(s['ra'][k])} %, on {s['n']} validation images." for _, s, _, _ in runs if scale in s["scale"] for k in [s["scale"].index(scale)]]
-    if scale is not None and runs: fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
-    fig.update_xaxes(title_text="scale s of the branch: 0 robust, 1 natural", range=[-0.03, 1.03]).update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
-    return finish(fig, "From robust to natural, without training", " ".join(words) if runs else "Measured at the end of a run whose method has a low-rank branch.")
+            add_line(
+                fig,
+                x,
+                100 * share,
+                f"{mine}{name}",
+                tone,
+                "solid" if column == "sa" else "dash",
+                symbol,
+                hovertemplate="s = %{x}: %{y:.1f} %",
+            )
+    words = [
+        f"At s = {scale:g}: SA {pct(s['sa'][k])} %, RA {pct(s['ra'][k])} %, on {s['n']} validation "
+        "images."
+        for _, s, _, _ in runs
+        if scale in s["scale"]
+        for k in [s["scale"].index(scale)]
+    ]
+    if scale is not None and runs:
+        fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
+    fig.update_xaxes(
+        title_text="scale s of the branch: 0 robust, 1 natural", range=[-0.03, 1.03]
+    ).update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
+    return finish(
+        fig,
+        "From robust to natural, without training",
+        " ".join(words)
+        if runs
+        else "Measured at the end of a run whose method has a low-rank branch.",
+    )
 
 # %% ../nbs/10_plots.ipynb #d1bb0747
-PANELS = {"angles": plot_angles, "layers": plot_layers, "lr": plot_lr, "accuracy": plot_accuracy, "losses": plot_losses, "gradients": plot_gradients}
+PANELS = {
+    "angles": plot_angles,
+    "layers": plot_layers,
+    "lr": plot_lr,
+    "accuracy": plot_accuracy,
+    "losses": plot_losses,
+    "gradients": plot_gradients,
+}

@@ -25,8 +25,11 @@ from .threat import parse_threat
 
 # %% ../nbs/15a_pretraining.ipynb #ecabf38e
 class OneCycle(Callback):
-    "The learning rate of each step from a one-cycle schedule: up linearly to `peak` over the first `warm` share of the run, then down to 0."
-    def __init__(self, peak, warm=0.3): self.peak, self.warm = peak, warm
+    """The learning rate of each step from a one-cycle schedule: up linearly to `peak` over the
+    first `warm` share of the run, then down to 0."""
+
+    def __init__(self, peak, warm=0.3):
+        self.peak, self.warm = peak, warm
 
     def before_step(self, learner):
         done = learner.progress
@@ -35,23 +38,50 @@ class OneCycle(Callback):
 # %% ../nbs/15a_pretraining.ipynb #41791480
 OBJECTIVES = {cls.name: cls for cls in (FastAT, ACL, AIR)}
 
-def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=False, progress=True, objective="fast_at", options=None, batch_size=128):
+
+def pretrain(
+    backbone,
+    data,
+    epochs=30,
+    seed=0,
+    out=None,
+    threat=None,
+    resume=False,
+    progress=True,
+    objective="fast_at",
+    options=None,
+    batch_size=128,
+):
     """Adversarially pre-train `backbone` (a name) from random weights on `data`; returns the `Run`.
 
-    `objective`: one of `OBJECTIVES`; `options`: its own, as a dict. SGD with a one-cycle learning rate to 0.2, weight decay 5e-4; the
-    weights of the best validation PGD-10 accuracy (without labels: of a linear probe) are kept and measured once on the test split. `data`, `threat`,
+    `objective`: one of `OBJECTIVES`; `options`: its own, as a dict. SGD with a one-cycle learning
+    rate to 0.2, weight decay 5e-4; the weights of the best validation PGD-10 accuracy (without
+    labels: of a linear probe) are kept and measured once on the test split. `data`, `threat`,
     `out`, `resume`: as in `finetune`. Raises `AutoLoRaError` for what can't work."""
-    if objective not in OBJECTIVES: raise unknown("objective", objective, OBJECTIVES)
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
     options = chosen_options(OBJECTIVES[objective], options or {})
     set_seed(seed)
     task = load_task(data)
     epochs, batch_size = budget(len(task.train), epochs, batch_size)
     threat = parse_threat(threat) if threat else task.threat
-    model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None).to(default_device(), memory_format=torch.channels_last)
+    model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None).to(
+        default_device(), memory_format=torch.channels_last
+    )
     method = OBJECTIVES[objective](model, threat, seed, **options)
     method.begin(task)
-    config = {"method": objective, "backbone": backbone, "task": task.name, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": 0.2,
-              "seed": seed, "num_classes": task.num_classes, "options": options}
+    config = {
+        "method": objective,
+        "backbone": backbone,
+        "task": task.name,
+        "threat": str(threat),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": 0.2,
+        "seed": seed,
+        "num_classes": task.num_classes,
+        "options": options,
+    }
     run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
     callbacks = [OneCycle(0.2)] + [Progress()] * (progress and rank() == 0)
     learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, batch_size, callbacks)
@@ -63,13 +93,28 @@ def pretrain(backbone, data, epochs=30, seed=0, out=None, threat=None, resume=Fa
 
 # %% ../nbs/15a_pretraining.ipynb #05e173b6
 def save_backbone(run, folder):
-    "Write a pre-training `run`'s weights and card into `folder`: BACKBONE.safetensors and BACKBONE.json, as the package ships them."
+    """Write a pre-training `run`'s weights and card into `folder`: BACKBONE.safetensors and
+    BACKBONE.json, as the package ships them."""
     folder, name = Path(folder), run.config["backbone"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{name}.safetensors", lambda path: shutil.copyfile(run.path / "model.safetensors", path))
-    card = {"backbone": name, "source": run.config["task"], "threat": run.config["threat"], "seed": run.config["seed"],
-            "recipe": f"{OBJECTIVES[run.config['method']].__doc__.split(' Source')[0]} SGD, momentum 0.9, weight decay {run.config['options']['weight_decay']:g}, batch {run.config['batch_size']}, one-cycle learning rate to 0.2", "options": run.config["options"],
-            "epochs": run.config["epochs"], "best_epoch": run.last("end")["best_epoch"], "seconds": round(run.last("end")["seconds"]), "evaluations": run.report["evaluations"]}
+    write_atomic(
+        folder / f"{name}.safetensors",
+        lambda path: shutil.copyfile(run.path / "model.safetensors", path),
+    )
+    card = {
+        "backbone": name,
+        "source": run.config["task"],
+        "threat": run.config["threat"],
+        "seed": run.config["seed"],
+        "recipe": f"{OBJECTIVES[run.config['method']].__doc__.split(' Source')[0]} SGD, momentum "
+        f"0.9, weight decay {run.config['options']['weight_decay']:g}, batch "
+        f"{run.config['batch_size']}, one-cycle learning rate to 0.2",
+        "options": run.config["options"],
+        "epochs": run.config["epochs"],
+        "best_epoch": run.last("end")["best_epoch"],
+        "seconds": round(run.last("end")["seconds"]),
+        "evaluations": run.report["evaluations"],
+    }
     text = json.dumps(card, indent=1)
     write_atomic(folder / f"{name}.json", lambda path: Path(path).write_text(text + "\n"))
     return card

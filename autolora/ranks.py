@@ -19,109 +19,183 @@ from .core import AutoLoRaError, rank, world
 
 # %% ../nbs/00e_ranks.ipynb #0f88f0bf
 def share():
-    "The slice of a batch, or of anything else, that is this process's: every `world()`-th, from its `rank()` on."
+    """The slice of a batch, or of anything else, that is this process's: every `world()`-th, from
+    its `rank()` on."""
     return slice(rank(), None, world())
 
 # %% ../nbs/00e_ranks.ipynb #e82a1e90
 class LostPeer(AutoLoRaError):
     "A process waited for another in vain."
 
+
 @contextlib.contextmanager
 def _patient():
     "What goes wrong between the processes, in a sentence."
-    try: yield
+    try:
+        yield
     except (RuntimeError, ConnectionError) as error:
-        raise LostPeer(f"Process {rank()} of {world()} lost the others ({str(error).splitlines()[0][:120]}): one of them ended or hangs. The last finished epoch is kept, resume with --resume.") from error
+        raise LostPeer(
+            f"Process {rank()} of {world()} lost the others ({str(error).splitlines()[0][:120]}): "
+            "one of them ended or hangs. The last finished epoch is kept, resume with --resume."
+        ) from error
+
 
 @functools.cache
 def _state():
     "accelerate's `PartialState`: the processes, connected."
     try:
         from accelerate import PartialState
-    except ImportError: raise AutoLoRaError("Several processes need accelerate: run pip install 'autolora[parallel]'.") from None
+    except ImportError:
+        raise AutoLoRaError(
+            "Several processes need accelerate: run pip install 'autolora[parallel]'."
+        ) from None
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
+
     patience = timedelta(seconds=float(os.environ.get("AUTOLORA_PATIENCE", 1800)))
     with _patient():
         store, number, count = next(rendezvous("env://", timeout=patience))
-        attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # else a restart finds the addresses of the dead
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience, store=attempt, rank=number, world_size=count)
-    atexit.register(state.destroy_process_group)  # else the interpreter's end can meet threads that still wait
+        attempt = PrefixStore(
+            f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        )  # else a restart finds the addresses of the dead
+        state = PartialState(
+            cpu=not torch.cuda.is_available(),
+            timeout=patience,
+            store=attempt,
+            rank=number,
+            world_size=count,
+        )
+    atexit.register(
+        state.destroy_process_group
+    )  # else the interpreter's end can meet threads that still wait
     return state
 
 # %% ../nbs/00e_ranks.ipynb #8096702d
 def total(values):
-    "The sum of each of `values` (a tensor, or a list of numbers) over all processes, exact for whole numbers below 2^53; a list gives a list of floats."
-    if world() == 1: return values
+    """The sum of each of `values` (a tensor, or a list of numbers) over all processes, exact for
+    whole numbers below 2^53; a list gives a list of floats."""
+    if world() == 1:
+        return values
     state = _state()
     from accelerate.utils import reduce
-    tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values, dtype=torch.float64, device=state.device)
-    with _patient(): added = reduce(tensor, "sum")
+
+    tensor = (
+        values
+        if isinstance(values, torch.Tensor)
+        else torch.tensor(values, dtype=torch.float64, device=state.device)
+    )
+    with _patient():
+        added = reduce(tensor, "sum")
     return added if tensor is values else added.tolist()
 
+
 def everyones(items):
-    "The list `items` of this process and those of all others, one after another in the order of ranks."
-    if world() == 1: return list(items)
+    """The list `items` of this process and those of all others, one after another in the order of
+    ranks."""
+    if world() == 1:
+        return list(items)
     _state()
     from accelerate.utils import gather_object
-    with _patient(): return gather_object(list(items))
+
+    with _patient():
+        return gather_object(list(items))
+
 
 def from_first(make):
-    "What `make()` gives in the first process, in every process; its `AutoLoRaError` too. The others don't call it."
-    if world() == 1: return make()
+    """What `make()` gives in the first process, in every process; its `AutoLoRaError` too.
+
+    The others don't call it."""
+    if world() == 1:
+        return make()
     _state()
     from accelerate.utils import broadcast_object_list
+
     found = [None, None]
     if rank() == 0:
-        try: found[0] = make()
-        except AutoLoRaError as error: found[1] = str(error)
-    with _patient(): broadcast_object_list(found)
-    if found[1]: raise AutoLoRaError(found[1])
+        try:
+            found[0] = make()
+        except AutoLoRaError as error:
+            found[1] = str(error)
+    with _patient():
+        broadcast_object_list(found)
+    if found[1]:
+        raise AutoLoRaError(found[1])
     return found[0]
 
 # %% ../nbs/00e_ranks.ipynb #780e02c1
 def add_gradients(parameters):
-    "Replace the gradient of each of the `parameters` by the sum over all processes; missing gradients count as zero."
-    if world() == 1: return
+    """Replace the gradient of each of the `parameters` by the sum over all processes; missing
+    gradients count as zero."""
+    if world() == 1:
+        return
     parameters = [p for p in parameters if p.requires_grad]
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = total(torch.cat([part.flatten() for part in parts]))
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True): p.grad = part.view_as(p)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+
 
 def average_statistics(modules):
-    "Replace every floating-point buffer (BatchNorm's running statistics) of the `modules` by its mean over all processes."
-    if world() == 1: return
-    for buffer in {id(b): b for module in modules for b in module.buffers() if b.is_floating_point()}.values(): buffer.copy_(total(buffer) / world())
+    """Replace every floating-point buffer (BatchNorm's running statistics) of the `modules` by its
+    mean over all processes."""
+    if world() == 1:
+        return
+    for buffer in {
+        id(b): b for module in modules for b in module.buffers() if b.is_floating_point()
+    }.values():
+        buffer.copy_(total(buffer) / world())
 
 # %% ../nbs/00e_ranks.ipynb #ec8120dc
 class _Total(torch.autograd.Function):
     "`total`, differentiable: what each process's loss says about the sum, all processes hear."
+
     @staticmethod
-    def forward(ctx, tensor): return total(tensor)
+    def forward(ctx, tensor):
+        return total(tensor)
+
     @staticmethod
-    def backward(ctx, grad): return total(grad)
+    def backward(ctx, grad):
+        return total(grad)
+
 
 def _normalise(bn, x):
-    "`x` through BatchNorm `bn` in training mode, with mean and variance over the batches of all processes."
+    """`x` through BatchNorm `bn` in training mode, with mean and variance over the batches of all
+    processes."""
     dims, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
-    own = torch.cat([x.double().sum(dims), x.double().square().sum(dims), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)])
+    own = torch.cat(
+        [
+            x.double().sum(dims),
+            x.double().square().sum(dims),
+            x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64),
+        ]
+    )
     sums, squares, n = _Total.apply(own).split([x.shape[1], x.shape[1], 1])
     mean, var = sums / n, squares / n - (sums / n).square()
     with torch.no_grad():
         bn.num_batches_tracked.add_(1)
         keep = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
-        bn.running_mean.lerp_(mean.to(x.dtype), float(keep)); bn.running_var.lerp_((var * n / (n - 1)).to(x.dtype), float(keep))
+        bn.running_mean.lerp_(mean.to(x.dtype), float(keep))
+        bn.running_var.lerp_((var * n / (n - 1)).to(x.dtype), float(keep))
     scale = (var + bn.eps).rsqrt().to(x.dtype) * (1 if bn.weight is None else bn.weight)
-    return (x - mean.to(x.dtype).view(shape)) * scale.view(shape) + (0 if bn.bias is None else bn.bias.view(shape))
+    return (x - mean.to(x.dtype).view(shape)) * scale.view(shape) + (
+        0 if bn.bias is None else bn.bias.view(shape)
+    )
+
 
 def synced(model):
-    "Make every BatchNorm of `model` (in place) use the whole batch's statistics, over all processes; returns `model`."
-    if world() == 1: return model
+    """Make every BatchNorm of `model` (in place) use the whole batch's statistics, over all
+    processes; returns `model`."""
+    if world() == 1:
+        return model
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats: module.__class__ = _synced_class(type(module))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            module.__class__ = _synced_class(type(module))
     return model
+
 
 @functools.cache
 def _synced_class(plain):
-    def forward(self, x): return _normalise(self, x) if self.training else plain.forward(self, x)
+    def forward(self, x):
+        return _normalise(self, x) if self.training else plain.forward(self, x)
+
     return type(f"Synced{plain.__name__}", (plain,), {"forward": forward})

@@ -16,41 +16,59 @@ import torch
 from torch.nn import functional as F
 
 from .core import AutoLoRaError, isolated_rng
-from .learner import descend, put_weights, set_rate, steps_per_epoch, take_weights, training_batches
+from autolora.learner import (
+    descend,
+    put_weights,
+    set_rate,
+    steps_per_epoch,
+    take_weights,
+    training_batches,
+)
 from .machine import out_of_memory
 from .ranks import total
 
 # %% ../nbs/11b_rates.ipynb #7f15542c
 @contextlib.contextmanager
 def rehearsal(method):
-    "Train `method` inside as you like; afterwards its weights, statistics and own state, and the random generators, are as before."
+    """Train `method` inside as you like; afterwards its weights, statistics and own state, and the
+    random generators, are as before."""
     weights, state, steps = take_weights(method), copy.deepcopy(method.state_dict()), method.steps
     try:
-        with isolated_rng(): yield
+        with isolated_rng():
+            yield
     finally:
         method.steps = steps
         method.load_state_dict(state)
         put_weights(method, weights)
-        for module in method.modules().values(): module.zero_grad(set_to_none=True)
+        for module in method.modules().values():
+            module.zero_grad(set_to_none=True)
 
 # %% ../nbs/11b_rates.ipynb #6e943077
 def rehearsal_batches(task, batch_size, device, seed):
     "Endless augmented training batches, as the learner makes them, from a generator of their own."
     rng = torch.Generator().manual_seed(seed + 1)
-    while True: yield from training_batches(task, batch_size, rng, device)
+    while True:
+        yield from training_batches(task, batch_size, rng, device)
 
 # %% ../nbs/11b_rates.ipynb #9625504d
 def seconds_per_step(method, task, batch_size):
     """The measured seconds of one training step (the second of two), for the estimate before a run.
 
-    It leaves no trace but `method.recompute`, turned on where a step doesn't fit in memory, and `method.parts`, doubled until one does. Raises `AutoLoRaError` where not even 8 images do."""
+    It leaves no trace but `method.recompute`, turned on where a step doesn't fit in memory, and
+    `method.parts`, doubled until one does. Raises `AutoLoRaError` where not even 8 images do."""
     while True:
-        try: return _timed_step(method, task, batch_size)
+        try:
+            return _timed_step(method, task, batch_size)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error): raise
+            if not out_of_memory(error):
+                raise
             if method.recompute and batch_size < 16 * method.parts:
-                raise AutoLoRaError(f"A training step on {batch_size // method.parts} images doesn't fit in memory: choose a smaller backbone, or load the task with a smaller size=.") from error
+                raise AutoLoRaError(
+                    f"A training step on {batch_size // method.parts} images doesn't fit in "
+                    "memory: choose a smaller backbone, or load the task with a smaller size=."
+                ) from error
         method.recompute, method.parts = True, method.parts * (2 if method.recompute else 1)
+
 
 def _timed_step(method, task, batch_size):
     device, optimizer = next(method.model.parameters()).device, method.optimizer(1e-6)
@@ -60,21 +78,25 @@ def _timed_step(method, task, batch_size):
         for _ in range(2):
             start = time.perf_counter()
             descend(method, optimizer, *next(batches))
-            if device.type == "cuda": torch.cuda.synchronize(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
     return seconds
 
 # %% ../nbs/11b_rates.ipynb #fc51c9a6
 @dataclass(frozen=True)
 class RangeTest:
-    "What `find_lr` tried and chose: each `lr`, the smoothed adversarial `loss` (nats) there, the `chosen` rate and `why`, and its cost."
+    """What `find_lr` tried and chose: each `lr`, the smoothed adversarial `loss` (nats) there, the
+    `chosen` rate and `why`, and its cost."""
+
     lr: list
     loss: list
     chosen: float
     why: str
     seconds: float
 
-    def to_dict(self): return asdict(self)
+    def to_dict(self):
+        return asdict(self)
 
 # %% ../nbs/11b_rates.ipynb #0011e4d8
 def smoothed(losses, keep=0.8):
@@ -87,33 +109,59 @@ def smoothed(losses, keep=0.8):
 
 # %% ../nbs/11b_rates.ipynb #85832eaa
 def choose_lr(rates, losses, share=1.0):
-    "`(lr, why)`: a tenth of the rate at which the smoothed `losses` are smallest, times `share`, to two digits; the published 0.01 if none lowered them."
+    """`(lr, why)`: a tenth of the rate at which the smoothed `losses` are smallest, times `share`,
+    to two digits; the published 0.01 if none lowered them."""
     best = min(range(len(losses)), key=losses.__getitem__)
-    if best == 0: return 0.01, "the published rate, because none that was tried lowered the adversarial loss"
-    branch = "" if share == 1 else f", times {share:.2g} because the branch moves {share**-2:.1f} times as fast as the weights beside it"
-    return float(f"{0.1 * share * rates[best]:.2g}"), f"a tenth of {rates[best]:.2g}, where the adversarial loss was smallest{branch}"
+    if best == 0:
+        return 0.01, "the published rate, because none that was tried lowered the adversarial loss"
+    branch = (
+        ""
+        if share == 1
+        else f", times {share:.2g} because the branch moves {share**-2:.1f} times as fast as the "
+        "weights beside it"
+    )
+    return float(
+        f"{0.1 * share * rates[best]:.2g}"
+    ), f"a tenth of {rates[best]:.2g}, where the adversarial loss was smallest{branch}"
 
 # %% ../nbs/11b_rates.ipynb #d8eeda1e
 def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
-    """The `RangeTest` that finds the initial learning rate of `method` on `task`, at 3 to 5 % of the cost of a run of `epochs`; leaves no trace.
+    """The `RangeTest` that finds the initial learning rate of `method` on `task`, at 3 to 5 % of
+    the cost of a run of `epochs`; leaves no trace.
 
     At least 12 steps, at most 200. Source: Smith 2017, with our choices above."""
     steps = min(200, max(12, int(0.03 * 2.6 * epochs * steps_per_epoch(task, batch_size))))
-    batches, optimizer = rehearsal_batches(task, batch_size, next(method.model.parameters()).device, seed), method.optimizer(low)
-    rates, losses, start = [], [], time.perf_counter()  # torch's first optimiser takes seconds to import, which is no cost of the test
+    batches, optimizer = (
+        rehearsal_batches(task, batch_size, next(method.model.parameters()).device, seed),
+        method.optimizer(low),
+    )
+    rates, losses, start = (
+        [],
+        [],
+        time.perf_counter(),
+    )  # torch's first optimiser takes seconds to import, which is no cost of the test
     with rehearsal(method):
-        method.train(); method.end_epoch(0.5); method.steps = 2
+        method.train()
+        method.end_epoch(0.5)
+        method.steps = 2
         for i in range(steps):
             rates.append(low * (high / low) ** (i / (steps - 1)))
             set_rate(optimizer, rates[-1])
             losses.append(_train_once(method, optimizer, *next(batches)))
-            if not smoothed(losses)[-1] <= 1.3 * min(smoothed(losses)): break
+            if not smoothed(losses)[-1] <= 1.3 * min(smoothed(losses)):
+                break
     kept = [loss for loss in smoothed(losses) if math.isfinite(loss)]
-    return RangeTest(rates[:len(kept)], kept, *choose_lr(rates, kept, method.lr_share()), time.perf_counter() - start)
+    return RangeTest(
+        rates[: len(kept)],
+        kept,
+        *choose_lr(rates, kept, method.lr_share()),
+        time.perf_counter() - start,
+    )
 
 # %% ../nbs/11b_rates.ipynb #f8af8616
 def _train_once(method, optimizer, x, y):
-    "One training step; returns the cross-entropy on the adversarial images through the feature extractor (on the natural ones, where a method makes no others)."
+    """One training step; returns the cross-entropy on the adversarial images through the feature
+    extractor (on the natural ones, where a method makes no others)."""
     descend(method, optimizer, x, y)
     logits = method.nat if method.adv is None else method.adv
     loss, n = total([F.cross_entropy(logits, y, reduction="sum").item(), len(y)])

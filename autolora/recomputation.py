@@ -15,46 +15,92 @@ from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/05c_recomputation.ipynb #6b65747e
 def blocks(model):
-    "The modules of `model` whose inputs are kept: those in an `nn.Sequential` or `nn.ModuleList` that have parts and parameters, the innermost."
-    found = dict.fromkeys(child for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) for child in module.children()
-                          if any(True for _ in child.children()) and any(True for _ in child.parameters()))
-    return [block for block in found if not any(inner is not block and inner in found for inner in block.modules())]
+    """The modules of `model` whose inputs are kept: those in an `nn.Sequential` or `nn.ModuleList`
+    that have parts and parameters, the innermost."""
+    found = dict.fromkeys(
+        child
+        for module in model.modules()
+        if isinstance(module, (nn.Sequential, nn.ModuleList))
+        for child in module.children()
+        if any(True for _ in child.children()) and any(True for _ in child.parameters())
+    )
+    return [
+        block
+        for block in found
+        if not any(inner is not block and inner in found for inner in block.modules())
+    ]
 
 # %% ../nbs/05c_recomputation.ipynb #7850e752
 def _standing(block):
     "What the modules of `block` compute with now."
-    return [(module, module.training, dict(module._parameters), dict(module._buffers), dict(module._forward_hooks)) for module in block.modules()]
+    return [
+        (
+            module,
+            module.training,
+            dict(module._parameters),
+            dict(module._buffers),
+            dict(module._forward_hooks),
+        )
+        for module in block.modules()
+    ]
+
 
 def _put(standing):
     for module, training, *tensors_and_hooks in standing:
         module.training = training
-        for ours, theirs in zip((module._parameters, module._buffers, module._forward_hooks), tensors_and_hooks, strict=True):
-            ours.clear(); ours.update(theirs)
+        for ours, theirs in zip(
+            (module._parameters, module._buffers, module._forward_hooks),
+            tensors_and_hooks,
+            strict=True,
+        ):
+            ours.clear()
+            ours.update(theirs)
+
 
 @contextlib.contextmanager
 def _again(block, standing):
-    "Inside, `block` computes as it did when `standing` was noted, with copies of its buffers: the statistics have moved already."
+    """Inside, `block` computes as it did when `standing` was noted, with copies of its buffers: the
+    statistics have moved already."""
     now = _standing(block)
     _put(standing)
-    for module in block.modules(): module._buffers.update({name: tensor.clone() for name, tensor in module._buffers.items() if tensor is not None})
-    try: yield
-    finally: _put(now)
+    for module in block.modules():
+        module._buffers.update(
+            {name: tensor.clone() for name, tensor in module._buffers.items() if tensor is not None}
+        )
+    try:
+        yield
+    finally:
+        _put(now)
+
 
 def _forward(block, forward, *args, **kwargs):
-    if not (block.training and torch.is_grad_enabled()): return forward(*args, **kwargs)
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
     standing = _standing(block)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _again(block, standing)), **kwargs)
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _again(block, standing)),
+        **kwargs,
+    )
 
 # %% ../nbs/05c_recomputation.ipynb #c9757c61
 @contextlib.contextmanager
 def recomputed(model):
-    """Inside, training passes through `model` keep the inputs of its `blocks` for the backward pass, and nothing of what is in them.
+    """Inside, training passes through `model` keep the inputs of its `blocks` for the backward
+    pass, and nothing of what is in them.
 
-    The gradients, and BatchNorm's statistics after the backward pass, are as without, for passes with other tensors than the model's own too. Source: Chen et al. 2016."""
+    The gradients, and BatchNorm's statistics after the backward pass, are as without, for passes
+    with other tensors than the model's own too. Source: Chen et al. 2016."""
     own = [(block, vars(block).get("forward")) for block in blocks(model)]
-    for block, _ in own: block.forward = partial(_forward, block, block.forward)
-    try: yield
+    for block, _ in own:
+        block.forward = partial(_forward, block, block.forward)
+    try:
+        yield
     finally:
         for block, forward in own:
-            if forward: block.forward = forward
-            else: del block.forward
+            if forward:
+                block.forward = forward
+            else:
+                del block.forward

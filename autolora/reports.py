@@ -13,9 +13,12 @@ from .core import duration, pct, unknown, wilson
 # %% ../nbs/09b_reports.ipynb #96f06e71
 @dataclass(frozen=True)
 class Row:
-    """`correct` of `n` images classified correctly under `attack` ("none": the natural images), measured in `seconds`.
+    """`correct` of `n` images classified correctly under `attack` ("none": the natural images),
+    measured in `seconds`.
 
-    `hits`: which ones, a hexadecimal number whose bit i is image i of the order that `evaluate` always takes; "" where not recorded."""
+    `hits`: which ones, a hexadecimal number whose bit i is image i of the order that `evaluate`
+    always takes; "" where not recorded."""
+
     attack: str
     correct: int
     n: int
@@ -23,11 +26,15 @@ class Row:
     hits: str = ""
 
     @property
-    def accuracy(self): return self.correct / self.n
-    @property
-    def interval(self): return wilson(self.correct, self.n)
+    def accuracy(self):
+        return self.correct / self.n
 
-    def __str__(self): return f"{pct(self.accuracy)} [{', '.join(map(pct, self.interval))}]"
+    @property
+    def interval(self):
+        return wilson(self.correct, self.n)
+
+    def __str__(self):
+        return f"{pct(self.accuracy)} [{', '.join(map(pct, self.interval))}]"
 
 # %% ../nbs/09b_reports.ipynb #9b51365a
 def label(attack):
@@ -38,42 +45,68 @@ def label(attack):
 def _aligned(table):
     "The rows of strings `table` as text, each column as wide as its widest entry."
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
 
 # %% ../nbs/09b_reports.ipynb #b726a9e3
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found: `rows` (one `Row` an attack, in the order asked), the `threat` as text, the `alarms` as sentences.
+    """What `evaluate` found: `rows` (one `Row` an attack, in the order asked), the `threat` as
+    text, the `alarms` as sentences.
 
-    `split` names the data; `evaluate` can't know it, the caller says `dataclasses.replace(report, split="test")`.
-    `report["pgd-10"]` is that attack's row."""
+    `split` names the data; `evaluate` can't know it, the caller says `dataclasses.replace(report,
+    split="test")`. `report["pgd-10"]` is that attack's row."""
+
     rows: tuple
     threat: str
     split: str = ""
     alarms: tuple = ()
 
     @property
-    def n(self): return max(row.n for row in self.rows)
+    def n(self):
+        return max(row.n for row in self.rows)
 
     def __getitem__(self, attack):
         found = {row.attack: row for row in self.rows}
-        if attack not in found: raise unknown("attack in this report", attack, found)
+        if attack not in found:
+            raise unknown("attack in this report", attack, found)
         return found[attack]
 
     def to_dict(self):
-        "The report as JSON-ready dict: `evaluations` (one dict a row), `threat`, `split`, `n`, `alarms`."
-        rows = [vars(row) | {"accuracy": row.accuracy, "low": row.interval[0], "high": row.interval[1]} for row in self.rows]
-        return {"evaluations": rows, "threat": self.threat, "split": self.split, "n": self.n, "alarms": list(self.alarms)}
+        """The report as JSON-ready dict: `evaluations` (one dict a row), `threat`, `split`, `n`,
+        `alarms`."""
+        rows = [
+            vars(row) | {"accuracy": row.accuracy, "low": row.interval[0], "high": row.interval[1]}
+            for row in self.rows
+        ]
+        return {
+            "evaluations": rows,
+            "threat": self.threat,
+            "split": self.split,
+            "n": self.n,
+            "alarms": list(self.alarms),
+        }
 
     @classmethod
     def from_dict(cls, report):
         "The report that `to_dict` wrote."
-        rows = tuple(Row(*(row[field] for field in ("attack", "correct", "n", "seconds")), row.get("hits", "")) for row in report["evaluations"])
+        rows = tuple(
+            Row(
+                *(row[field] for field in ("attack", "correct", "n", "seconds")),
+                row.get("hits", ""),
+            )
+            for row in report["evaluations"]
+        )
         return cls(rows, report["threat"], report["split"], tuple(report["alarms"]))
 
     def table(self):
         "A list of rows of strings with the header first."
-        body = [[label(row.attack), str(row), f"{row.correct} / {row.n}", duration(row.seconds)] for row in self.rows]
+        body = [
+            [label(row.attack), str(row), f"{row.correct} / {row.n}", duration(row.seconds)]
+            for row in self.rows
+        ]
         return [["attack", "accuracy % [95 %]", "correct / n", "time"], *body]
 
     def __str__(self):
@@ -83,16 +116,27 @@ class Report:
     def _repr_markdown_(self):
         header, *body = ["| " + " | ".join(row) + " |" for row in self.table()]
         rule = "|---" * len(self.table()[0]) + "|"
-        return "\n".join([f"Threat {self.threat} {self.split}".strip(), "", header, rule, *body, *(f"\n**Alarm:** {alarm}" for alarm in self.alarms)])
+        return "\n".join(
+            [
+                f"Threat {self.threat} {self.split}".strip(),
+                "",
+                header,
+                rule,
+                *body,
+                *(f"\n**Alarm:** {alarm}" for alarm in self.alarms),
+            ]
+        )
 
 # %% ../nbs/09b_reports.ipynb #ba20d220
 def p_value(a, b):
-    """The two-sided p value of the two `Row`s being equally accurate: McNemar's exact test where both recorded the same number of images.
+    """The two-sided p value of the two `Row`s being equally accurate: McNemar's exact test where
+    both recorded the same number of images.
 
-    Otherwise 0.05 or 1: whether the 95 % intervals are apart. Rows of the same attack on the same test split are meant. One
-    model each: it says nothing about another seed."""
+    Otherwise 0.05 or 1: whether the 95 % intervals are apart. Rows of the same attack on the same
+    test split are meant. One model each: it says nothing about another seed."""
     if a.hits and b.hits and a.n == b.n:
         from scipy.stats import binomtest
+
         first, second = int(a.hits, 16), int(b.hits, 16)
         wins, losses = (first & ~second).bit_count(), (second & ~first).bit_count()
         return binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
@@ -100,22 +144,59 @@ def p_value(a, b):
 
 # %% ../nbs/09b_reports.ipynb #189e6a4e
 def winner(rows):
-    "The name in the dict name -> `Row` whose row beats every other one at 5 % (Bonferroni: divided by the number of others), or None."
+    """The name in the dict name -> `Row` whose row beats every other one at 5 % (Bonferroni:
+    divided by the number of others), or None."""
     first, *others = sorted(rows, key=lambda name: -rows[name].accuracy)
-    beaten = [p_value(rows[first], rows[other]) <= 0.05 / (len(others) if rows[first].hits else 1) for other in others]
+    beaten = [
+        p_value(rows[first], rows[other]) <= 0.05 / (len(others) if rows[first].hits else 1)
+        for other in others
+    ]
     return first if beaten and all(beaten) else None
 
 # %% ../nbs/09b_reports.ipynb #6089074c
 def compare_rows(reports):
-    "The dict name -> `Report` as rows of strings, the header first: a row a method, a column an attack with a star at its `winner`, and the time."
+    """The dict name -> `Report` as rows of strings, the header first: a row a method, a column an
+    attack with a star at its `winner`, and the time."""
     attacks = list(dict.fromkeys(row.attack for report in reports.values() for row in report.rows))
-    found = {attack: {name: report[attack] for name, report in reports.items() if attack in {row.attack for row in report.rows}} for attack in attacks}
+    found = {
+        attack: {
+            name: report[attack]
+            for name, report in reports.items()
+            if attack in {row.attack for row in report.rows}
+        }
+        for attack in attacks
+    }
     best = {attack: winner(rows) for attack, rows in found.items()}
-    def cell(name, attack): return f"{found[attack].get(name, '–')}{' *' * (best[attack] == name)}"
-    header = ["method", *(f"{label(attack)} (n={'/'.join(map(str, sorted({row.n for row in rows.values()})))})" for attack, rows in found.items()), "time"]
-    return [header, *([name, *(cell(name, attack) for attack in attacks), duration(sum(row.seconds for row in report.rows))] for name, report in reports.items())]
 
-STAR = "* better than every other row at the 5 % level (exact McNemar test on the same images, Bonferroni); one seed, so no word on the next one"
+    def cell(name, attack):
+        return f"{found[attack].get(name, '–')}{' *' * (best[attack] == name)}"
+
+    header = [
+        "method",
+        *(
+            f"{label(attack)} (n={'/'.join(map(str, sorted({row.n for row in rows.values()})))})"
+            for attack, rows in found.items()
+        ),
+        "time",
+    ]
+    return [
+        header,
+        *(
+            [
+                name,
+                *(cell(name, attack) for attack in attacks),
+                duration(sum(row.seconds for row in report.rows)),
+            ]
+            for name, report in reports.items()
+        ),
+    ]
+
+
+STAR = (
+    "* better than every other row at the 5 % level (exact McNemar test on the same images, "
+    "Bonferroni); one seed, so no word on the next one"
+)
+
 
 def compare_table(reports):
     "`compare_rows` as one aligned text table, and what the star means if there is one."

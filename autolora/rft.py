@@ -26,7 +26,16 @@ from .backbones import BACKBONES, fresh_head, load_backbone
 from .basis import chosen_options
 from .card import write_card, write_report
 from .control import Control, Stopped
-from .core import AutoLoRaError, default_device, isolated_rng, parse_number, rank, set_seed, unknown, world
+from autolora.core import (
+    AutoLoRaError,
+    default_device,
+    isolated_rng,
+    parse_number,
+    rank,
+    set_seed,
+    unknown,
+    world,
+)
 from .data import load_task
 from .evaluation import evaluate
 from .exhibits import RecordExamples, slide_scale, write_examples
@@ -44,86 +53,158 @@ from .threat import parse_threat
 # %% ../nbs/15_rft.ipynb #44fe222d
 @dataclass(frozen=True)
 class Settings:
-    "What may be fixed in a run. `lr`: \"auto\" (range test) or a number; `batch_size`: None (found); `rank`: of the branch; `threat`: None (the task's)."
+    """What may be fixed in a run.
+
+    `lr`: "auto" (range test) or a number; `batch_size`: None (found); `rank`: of the branch;
+    `threat`: None (the task's)."""
+
     threat: object = None
-    weights: str | None = None    # checkpoint for a backbone known by name, None = the backbone's own
+    weights: str | None = None  # checkpoint for a backbone known by name, None = the backbone's own
     lr: object = "auto"
     batch_size: int | None = None
     rank: int = 8
     parametrisation: str = "lora"  # of the branch, one of `PARAMETRISATIONS`
-    head: str = "random"          # or "robust_linear": trained alone on adversarial images first
-    limit: int | None = None      # training images to use, None = all
-    size: int | None = None       # cut the images to their central square and resize to size x size, None = as they are
-    autoattack: int = 0           # test images for AutoAttack in the final report; 0 leaves it out
-    angles: bool = True           # record the gradient angles every epoch
-    options: dict | None = None   # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
-    test: bool = True             # measure on the test split at the end; False never looks at it
-    speed: str = "auto"           # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model itself
-    attack: str = "full"          # "growing": the attack's steps grow from 2 to the method's own over the run; "single_first": one step in its first half
-    coreset: float | None = None  # share of the training images that epochs take after the first few, chosen for robustness (RCS); None: all
-    sync_bn: bool | None = None   # with several processes, BatchNorm over the whole batch; None: where a process has under 16 images of it
-    progress: bool = True         # a bar with an ETA on stderr
+    head: str = "random"  # or "robust_linear": trained alone on adversarial images first
+    limit: int | None = None  # training images to use, None = all
+    size: int | None = (
+        None  # cut the images to their central square and resize to size x size, None = as they are
+    )
+    autoattack: int = 0  # test images for AutoAttack in the final report; 0 leaves it out
+    angles: bool = True  # record the gradient angles every epoch
+    options: dict | None = (
+        None  # of the method's own, such as {"beta": 3, "weight_decay": 1e-5, "steps": 5}
+    )
+    test: bool = True  # measure on the test split at the end; False never looks at it
+    # "auto": attacks run on a fast copy of the model where it answers alike; "plain": on the model
+    # itself
+    speed: str = "auto"
+    # "growing": the attack's steps grow from 2 to the method's own over the run; "single_first":
+    # one step in its first half
+    attack: str = "full"
+    coreset: float | None = (
+        # share of the training images that epochs take after the first few, chosen for robustness
+        # (RCS); None: all
+        None
+    )
+    sync_bn: bool | None = (
+        # with several processes, BatchNorm over the whole batch; None: where a process has under 16
+        # images of it
+        None
+    )
+    progress: bool = True  # a bar with an ETA on stderr
     control: Control | None = None  # to pause or stop the run from another thread
 
 # %% ../nbs/15_rft.ipynb #36c494f5
 def settings_from(given):
-    "`Settings` from keyword arguments; an unknown one is an `AutoLoRaError` with the nearest known name."
+    """`Settings` from keyword arguments; an unknown one is an `AutoLoRaError` with the nearest
+    known name."""
     known = [f.name for f in fields(Settings)]
     for name in given:
-        if name not in known: raise unknown("setting", name, known)
+        if name not in known:
+            raise unknown("setting", name, known)
     settings = Settings(**given)
     for name, choices in (("speed", ["auto", "plain"]), ("attack", ATTACKS)):
-        if getattr(settings, name) not in choices: raise unknown(name, getattr(settings, name), choices)
-    if settings.coreset is not None: settings = replace(settings, coreset=parse_number(settings.coreset, "coreset"))
-    if settings.coreset is not None and not 0 < settings.coreset < 1: raise AutoLoRaError(f"coreset must be a share of the training images between 0 and 1, not {settings.coreset}: leave it out to take all.")
-    if settings.lr == "auto": return settings
+        if getattr(settings, name) not in choices:
+            raise unknown(name, getattr(settings, name), choices)
+    if settings.coreset is not None:
+        settings = replace(settings, coreset=parse_number(settings.coreset, "coreset"))
+    if settings.coreset is not None and not 0 < settings.coreset < 1:
+        raise AutoLoRaError(
+            "coreset must be a share of the training images between 0 and 1, not "
+            f"{settings.coreset}: leave it out to take all."
+        )
+    if settings.lr == "auto":
+        return settings
     lr = parse_number(settings.lr, "lr")
-    if lr <= 0: raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
+    if lr <= 0:
+        raise AutoLoRaError(f"lr must be positive or 'auto', not {settings.lr}.")
     return replace(settings, lr=lr)
 
 # %% ../nbs/15_rft.ipynb #20b71050
 def default_epochs(n):
-    "The budget for `n` training images: about 30,000 images seen, from 12 to 60 (as published) epochs."
+    """The budget for `n` training images: about 30,000 images seen, from 12 to 60 (as published)
+    epochs."""
     return min(60, max(12, round(30_000 / n)))
 
+
 def default_batch_size(n):
-    "128 as published; fewer for a small task, so that an epoch has at least eight steps: a power of two from 8 to 128."
+    """128 as published; fewer for a small task, so that an epoch has at least eight steps: a power
+    of two from 8 to 128."""
     return next((size for size in (128, 64, 32, 16) if size * 8 <= n), 8)
 
 # %% ../nbs/15_rft.ipynb #fba2d326
 def budget(n, epochs=None, batch_size=None):
-    "`(epochs, batch_size)` for `n` training images, found where None. Raises `AutoLoRaError` for a budget that can't be spent."
-    epochs, batch_size = default_epochs(n) if epochs is None else epochs, default_batch_size(n) if batch_size is None else batch_size
-    if not 2 <= batch_size <= n: raise AutoLoRaError(f"batch_size must be from 2 to the {n} training images, not {batch_size}: {'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}.")
-    if batch_size < 2 * world(): raise AutoLoRaError(f"{world()} processes can't share batches of {batch_size} images: BatchNorm needs two each, so give a larger batch_size or fewer processes.")
+    """`(epochs, batch_size)` for `n` training images, found where None.
+
+    Raises `AutoLoRaError` for a budget that can't be spent."""
+    epochs, batch_size = (
+        default_epochs(n) if epochs is None else epochs,
+        default_batch_size(n) if batch_size is None else batch_size,
+    )
+    if not 2 <= batch_size <= n:
+        raise AutoLoRaError(
+            f"batch_size must be from 2 to the {n} training images, not {batch_size}: "
+            f"{'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}."
+        )
+    if batch_size < 2 * world():
+        raise AutoLoRaError(
+            f"{world()} processes can't share batches of {batch_size} images: BatchNorm needs two "
+            "each, so give a larger batch_size or fewer processes."
+        )
     return whole_epochs(epochs), batch_size
 
 # %% ../nbs/15_rft.ipynb #a2d8fed7
 def prepare_model(backbone, task, weights=None):
-    """`(name, model)` on the default device: `backbone` (a name or an `nn.Module`, copied) with a fresh head for `task`.
+    """`(name, model)` on the default device: `backbone` (a name or an `nn.Module`, copied) with a
+    fresh head for `task`.
 
-    `weights`: path of a checkpoint for a backbone known by name. Raises `AutoLoRaError` if it doesn't fit or the model can't take the task's images."""
-    if isinstance(backbone, nn.Module) and weights: raise AutoLoRaError("weights= belongs to a backbone known by name: load them into your own module before handing it over.")
-    if isinstance(backbone, nn.Module): name, model = type(backbone).__name__, fresh_head(copy.deepcopy(backbone), task.num_classes)
-    else: name, model = backbone, load_backbone(backbone, task.num_classes, task.shape[0], weights or "pretrained")
+    `weights`: path of a checkpoint for a backbone known by name. Raises `AutoLoRaError` if it
+    doesn't fit or the model can't take the task's images."""
+    if isinstance(backbone, nn.Module) and weights:
+        raise AutoLoRaError(
+            "weights= belongs to a backbone known by name: load them into your own module before "
+            "handing it over."
+        )
+    if isinstance(backbone, nn.Module):
+        name, model = type(backbone).__name__, fresh_head(copy.deepcopy(backbone), task.num_classes)
+    else:
+        name, model = (
+            backbone,
+            load_backbone(backbone, task.num_classes, task.shape[0], weights or "pretrained"),
+        )
     model = model.to(default_device(), memory_format=torch.channels_last)
     try:
-        with eval_mode(model), torch.no_grad(): shape = tuple(model(task.train.images(torch.arange(2)).to(default_device())).shape)
+        with eval_mode(model), torch.no_grad():
+            shape = tuple(model(task.train.images(torch.arange(2)).to(default_device())).shape)
     except (RuntimeError, ValueError) as error:
-        raise AutoLoRaError(f"The backbone {name} can't take images of shape {tuple(task.shape)} ({str(error).splitlines()[0]}): choose another backbone or load the task with another size=.") from error
-    if shape != (2, task.num_classes): raise AutoLoRaError(f"The backbone {name} gives an output of shape {shape} for two images, not (2, {task.num_classes}): its last linear layer must give the logits.")
+        raise AutoLoRaError(
+            f"The backbone {name} can't take images of shape {tuple(task.shape)} "
+            f"({str(error).splitlines()[0]}): choose another backbone or load the task with "
+            "another size=."
+        ) from error
+    if shape != (2, task.num_classes):
+        raise AutoLoRaError(
+            f"The backbone {name} gives an output of shape {shape} for two images, not (2, "
+            f"{task.num_classes}): its last linear layer must give the logits."
+        )
     return name, model
 
 # %% ../nbs/15_rft.ipynb #d8b9df5a
 def report_on(run, method, task, autoattack=0):
-    "Evaluate `method`'s model on the test split, once, and write report.json, the final examples, report.html and card.md."
+    """Evaluate `method`'s model on the test split, once, and write report.json, the final examples,
+    report.html and card.md."""
     model, attacks = method.model, ("none", "pgd-10") + (("autoattack",) if autoattack else ())
     device = next(model.parameters()).device
     write_examples(run, model, method.branch, task.val, method.threat, device)
-    if method.branch is not None: run.log("scales", **slide_scale(method.branch, task.val, method.threat, device))
-    report = replace(evaluate(model, task.test, method.threat, attacks, n_autoattack=autoattack or None), split="test")
+    if method.branch is not None:
+        run.log("scales", **slide_scale(method.branch, task.val, method.threat, device))
+    report = replace(
+        evaluate(model, task.test, method.threat, attacks, n_autoattack=autoattack or None),
+        split="test",
+    )
     run.write_json("report.json", report.to_dict())
-    write_report(run); write_card(run)
+    write_report(run)
+    write_card(run)
 
 # %% ../nbs/15_rft.ipynb #2efeeeca
 def default_out(method, backbone, task, seed, root="runs"):
@@ -132,27 +213,44 @@ def default_out(method, backbone, task, seed, root="runs"):
 
 # %% ../nbs/15_rft.ipynb #31fd0039
 def method_options(cls, settings):
-    "`(all, changed)`: the options of the method class `cls` as dicts, checked; `changed` are those given that differ from their defaults."
-    own = {name: getattr(settings, name) for name in ("rank", "parametrisation") if name in cls.options}  # options that are settings of their own
+    """`(all, changed)`: the options of the method class `cls` as dicts, checked; `changed` are
+    those given that differ from their defaults."""
+    own = {
+        name: getattr(settings, name) for name in ("rank", "parametrisation") if name in cls.options
+    }  # options that are settings of their own
     given = dict(settings.options or {})
     for name in own:
-        if name in given: raise AutoLoRaError(f"{name} is a setting of its own: give {name}={given[name]!r} beside the options, not in them.")
+        if name in given:
+            raise AutoLoRaError(
+                f"{name} is a setting of its own: give {name}={given[name]!r} beside the options, "
+                "not in them."
+            )
     chosen, default = chosen_options(cls, given | own), chosen_options(cls, {})
-    return chosen, {name: value for name, value in chosen.items() if name not in own and value != default[name]}
+    return chosen, {
+        name: value for name, value in chosen.items() if name not in own and value != default[name]
+    }
 
 # %% ../nbs/15_rft.ipynb #3c716d4d
 HEADS = ("random", "robust_linear")
 
+
 def check_head(cls, head):
-    "`AutoLoRaError` unless `head` is one of `HEADS`, and one that the method class `cls` can start from."
-    if head not in HEADS: raise unknown("head", head, HEADS)
-    if head != "random" and not cls.fresh_head: raise AutoLoRaError(f"{cls.label} has a trained head already: leave out head={head!r}.")
+    """`AutoLoRaError` unless `head` is one of `HEADS`, and one that the method class `cls` can
+    start from."""
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    if head != "random" and not cls.fresh_head:
+        raise AutoLoRaError(f"{cls.label} has a trained head already: leave out head={head!r}.")
 
 # %% ../nbs/15_rft.ipynb #a8a42d68
 def prepare(backbone, data, method, epochs, seed, settings):
-    "`(config, task, method)`: everything checked, loaded and built, nothing written. Raises `AutoLoRaError` for what can't work."
-    if method not in METHODS: raise unknown("method", method, METHODS)
-    if isinstance(backbone, str) and backbone not in BACKBONES: raise unknown("backbone", backbone, BACKBONES)
+    """`(config, task, method)`: everything checked, loaded and built, nothing written.
+
+    Raises `AutoLoRaError` for what can't work."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if isinstance(backbone, str) and backbone not in BACKBONES:
+        raise unknown("backbone", backbone, BACKBONES)
     check_head(METHODS[method], settings.head)
     options, changed = method_options(METHODS[method], settings)
     threat = parse_threat(settings.threat) if settings.threat else None
@@ -161,10 +259,39 @@ def prepare(backbone, data, method, epochs, seed, settings):
     set_seed(seed)
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
-    if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn: synced(model)
-    config = {"method": method, "backbone": name, "weights": str(settings.weights) if settings.weights else None, "task": task.name, "data": str(data) if isinstance(data, (str, Path)) else None, "threat": str(threat), "epochs": epochs, "batch_size": batch_size, "lr": settings.lr,
-              "seed": seed, "rank": settings.rank, "parametrisation": settings.parametrisation, "head": settings.head, "limit": settings.limit, "size": settings.size, "speed": settings.speed, "attack": settings.attack, "coreset": settings.coreset, "sync_bn": settings.sync_bn, "options": changed or None, "num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape),
-              "n_train": len(task.train), "n_val": len(task.val), "n_test": len(task.test), "origin": task.origin, "licence": task.licence, "versions": versions()}
+    if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn:
+        synced(model)
+    config = {
+        "method": method,
+        "backbone": name,
+        "weights": str(settings.weights) if settings.weights else None,
+        "task": task.name,
+        "data": str(data) if isinstance(data, (str, Path)) else None,
+        "threat": str(threat),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": settings.lr,
+        "seed": seed,
+        "rank": settings.rank,
+        "parametrisation": settings.parametrisation,
+        "head": settings.head,
+        "limit": settings.limit,
+        "size": settings.size,
+        "speed": settings.speed,
+        "attack": settings.attack,
+        "coreset": settings.coreset,
+        "sync_bn": settings.sync_bn,
+        "options": changed or None,
+        "num_classes": task.num_classes,
+        "classes": task.classes,
+        "shape": list(task.shape),
+        "n_train": len(task.train),
+        "n_val": len(task.val),
+        "n_test": len(task.test),
+        "origin": task.origin,
+        "licence": task.licence,
+        "versions": versions(),
+    }
     prepared = make_method(method, model, threat, seed, **options)
     prepared.begin(task)
     return config, task, prepared
@@ -172,108 +299,205 @@ def prepare(backbone, data, method, epochs, seed, settings):
 # %% ../nbs/15_rft.ipynb #857c4cad
 @dataclass(frozen=True)
 class Estimate:
-    "What a run will cost: `seconds` in all and `epoch_seconds` of one epoch, `attack_steps` (gradient passes over a batch, in training), `memory` (bytes, the peak so far, or None)."
+    """What a run will cost: `seconds` in all and `epoch_seconds` of one epoch, `attack_steps`
+    (gradient passes over a batch, in training), `memory` (bytes, the peak so far, or None)."""
+
     seconds: float
     epoch_seconds: float
     attack_steps: int
     memory: int | None
 
+
 def cost(method, task, epochs, batch_size):
-    "The `Estimate` of a run of the prepared `method` on `task`; takes two training steps and leaves no trace."
+    """The `Estimate` of a run of the prepared `method` on `task`; takes two training steps and
+    leaves no trace."""
     steps = steps_per_epoch(task, batch_size)
     image = seconds_per_step(method, task, batch_size) / batch_size
     epoch = image * (steps * batch_size + len(task.val))
-    return Estimate(epochs * epoch + image * len(task.test), epoch, epochs * steps * method.steps, peak_memory())
+    return Estimate(
+        epochs * epoch + image * len(task.test), epoch, epochs * steps * method.steps, peak_memory()
+    )
+
 
 def estimate(backbone, data, method="autolora", epochs=None, seed=0, **settings):
-    "`(config, Estimate)` for a call of `finetune`: the settings it would run with, and its cost. Arguments and errors as there."
+    """`(config, Estimate)` for a call of `finetune`: the settings it would run with, and its cost.
+
+    Arguments and errors as there."""
     config, task, method = prepare(backbone, data, method, epochs, seed, settings_from(settings))
     return config, cost(method, task, config["epochs"], config["batch_size"])
 
 # %% ../nbs/15_rft.ipynb #a36deddd
 def spent(run):
-    "What training cost: seconds and attack steps (gradient passes over a batch), the range test's and the head's included, and the peak memory (bytes) so far."
+    """What training cost: seconds and attack steps (gradient passes over a batch), the range test's
+    and the head's included, and the peak memory (bytes) so far."""
     search, head = run.last("range_test"), run.last("head")
-    return {"seconds": sum(part.get("seconds", 0.0) for part in (search, head)) + float(run.history.seconds.sum()),
-            "attack_steps": 2 * len(search.get("lr", [])) + head.get("attack_steps", 0) + int(run.history.attack_steps.sum()),
-            "peak_memory": peak_memory()}
+    return {
+        "seconds": sum(part.get("seconds", 0.0) for part in (search, head))
+        + float(run.history.seconds.sum()),
+        "attack_steps": 2 * len(search.get("lr", []))
+        + head.get("attack_steps", 0)
+        + int(run.history.attack_steps.sum()),
+        "peak_memory": peak_memory(),
+    }
 
 # %% ../nbs/15_rft.ipynb #6d561579
 def tested_lr(run, method, task):
-    "The initial learning rate by `run`'s range test, which is made now unless it was before an interruption."
+    """The initial learning rate by `run`'s range test, which is made now unless it was before an
+    interruption."""
     if not run.last("range_test"):
-        run.log("range_test", **find_lr(method, task, run.config["epochs"], run.config["batch_size"], run.config["seed"]).to_dict())
+        run.log(
+            "range_test",
+            **find_lr(
+                method, task, run.config["epochs"], run.config["batch_size"], run.config["seed"]
+            ).to_dict(),
+        )
     return run.last("range_test")["chosen"]
 
 # %% ../nbs/15_rft.ipynb #3aee724b
 def probe_head(run, method, task, control):
-    "Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s epochs, in `run`'s sub-folder head; goes on where it stopped."
-    config = run.config | {"method": "alf", "head": "random", "epochs": max(1, round(run.config["epochs"] / 4)), "options": None}
+    """Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s
+    epochs, in `run`'s sub-folder head; goes on where it stopped."""
+    config = run.config | {
+        "method": "alf",
+        "head": "random",
+        "epochs": max(1, round(run.config["epochs"] / 4)),
+        "options": None,
+    }
     epochs, batch_size, seed = config["epochs"], config["batch_size"], config["seed"]
-    probe, sub = make_method("alf", method.model, method.threat, seed), joined_run(run.path / "head", config, resume=True)
+    probe, sub = (
+        make_method("alf", method.model, method.threat, seed),
+        joined_run(run.path / "head", config, resume=True),
+    )
     lr = tested_lr(sub, probe, task)
-    if not sub.last("start"): sub.log("start", lr=lr)
+    if not sub.last("start"):
+        sub.log("start", lr=lr)
     learner = Learner(probe, task, sub, probe.schedule(lr, epochs), epochs, batch_size, [control])
-    with isolated_rng(): learner.fit(resume=True)
+    with isolated_rng():
+        learner.fit(resume=True)
     run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub))
 
 # %% ../nbs/15_rft.ipynb #b19d502a
 def train(run, method, task, settings, resume):
-    "Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made `run` on."
+    """Find the rate, train, evaluate, write the report: the second half of `finetune`, from a made
+    `run` on."""
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
     if (run.path / "resume.pt").is_file():
         start = run.last("start")
-        lr, method.recompute, method.parts = start["lr"], start.get("recompute", False), start.get("parts", 1)
+        lr, method.recompute, method.parts = (
+            start["lr"],
+            start.get("recompute", False),
+            start.get("parts", 1),
+        )
     else:
-        lr, seconds = settings.lr, cost(method, task, epochs, batch_size).seconds  # also finds out what fits in memory
-        if lr == "auto": lr = tested_lr(run, method, task)
-        if run.config["head"] == "robust_linear": probe_head(run, method, task, settings.control)  # after the range test, which a trained head misleads
-        run.log("start", lr=lr, estimated_seconds=seconds, device=str(next(method.model.parameters()).device),
-                processes=world(), recompute=method.recompute, parts=method.parts, speed=explain_speed(method.model))
-    callbacks = [RecordAngles(task, run.config["seed"])] * settings.angles + [RecordExamples(), settings.control] + [Progress()] * (settings.progress and rank() == 0) + saving_callbacks(settings.attack, settings.coreset)
+        lr, seconds = (
+            settings.lr,
+            cost(method, task, epochs, batch_size).seconds,
+        )  # also finds out what fits in memory
+        if lr == "auto":
+            lr = tested_lr(run, method, task)
+        if run.config["head"] == "robust_linear":
+            probe_head(
+                run, method, task, settings.control
+            )  # after the range test, which a trained head misleads
+        run.log(
+            "start",
+            lr=lr,
+            estimated_seconds=seconds,
+            device=str(next(method.model.parameters()).device),
+            processes=world(),
+            recompute=method.recompute,
+            parts=method.parts,
+            speed=explain_speed(method.model),
+        )
+    callbacks = (
+        [RecordAngles(task, run.config["seed"])] * settings.angles
+        + [RecordExamples(), settings.control]
+        + [Progress()] * (settings.progress and rank() == 0)
+        + saving_callbacks(settings.attack, settings.coreset)
+    )
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
-    if cool_down: callbacks.append(CoolDown())
-    learner = Learner(method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks)
+    if cool_down:
+        callbacks.append(CoolDown())
+    learner = Learner(
+        method, task, run, method.schedule(lr, epochs, cool_down), epochs, batch_size, callbacks
+    )
     learner.fit(resume)
-    if method.finish(task): learner.save_weights()
-    if not run.last("end"): run.log("end", best_epoch=learner.best["epoch"], **spent(run))
+    if method.finish(task):
+        learner.save_weights()
+    if not run.last("end"):
+        run.log("end", best_epoch=learner.best["epoch"], **spent(run))
     method.model.eval()
-    if settings.test: report_on(run, method, task, settings.autoattack)
+    if settings.test:
+        report_on(run, method, task, settings.autoattack)
     run.model, run.branch = method.model, method.branch
 
 # %% ../nbs/15_rft.ipynb #8c98a906
 def restarted(out):
-    "Whether a launcher has started this process again after a worker was lost. Raises `AutoLoRaError` where it might, but `out` is None."
-    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0: raise AutoLoRaError("A launcher that restarts lost workers needs to find the run again: give out= (--out) a folder.")
+    """Whether a launcher has started this process again after a worker was lost.
+
+    Raises `AutoLoRaError` where it might, but `out` is None."""
+    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise AutoLoRaError(
+            "A launcher that restarts lost workers needs to find the run again: give out= (--out) "
+            "a folder."
+        )
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
+
 def joined_run(out, config, resume, own_model=None):
-    "`create_run`'s `Run` in the first process; in the others one in a folder that is deleted at their end, with what there is to resume from."
+    """`create_run`'s `Run` in the first process; in the others one in a folder that is deleted at
+    their end, with what there is to resume from."""
+
     def begin():
         path = create_run(out, config, resume).path
-        return path, {file.name: file.read_bytes() for file in path.iterdir() if file.name in ("config.json", "events.jsonl", "resume.pt", "report.json")} if world() > 1 else {}
+        return path, {
+            file.name: file.read_bytes()
+            for file in path.iterdir()
+            if file.name in ("config.json", "events.jsonl", "resume.pt", "report.json")
+        } if world() > 1 else {}
+
     path, files = from_first(begin)
-    if rank() == 0: return Run(path, own_model)
+    if rank() == 0:
+        return Run(path, own_model)
     path = Path(tempfile.mkdtemp(prefix="autolora-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    for name, content in files.items(): (path / name).write_bytes(content)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
     return Run(path, own_model)
 
 # %% ../nbs/15_rft.ipynb #670a1706
-def finetune(backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings):
-    """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a plain `nn.Module`.
+def finetune(
+    backbone, data, method="autolora", epochs=None, seed=0, out=None, resume=False, **settings
+):
+    """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a
+    plain `nn.Module`.
 
-    `backbone`: a name (`autolora list`) or an `nn.Module` from images in [0, 1] to logits (copied). `data`: a name, a path, arrays,
-    a `Dataset` or a `Task`, as in `load_task`. `method`: "autolora", "trades", "at", ... `epochs`: None fits the size of the data.
-    `out`: the run folder; None makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: see `Settings`.
-    Raises `AutoLoRaError` in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli 2024."""
+    `backbone`: a name (`autolora list`) or an `nn.Module` from images in [0, 1] to logits (copied).
+    `data`: a name, a path, arrays, a `Dataset` or a `Task`, as in `load_task`. `method`:
+    "autolora", "trades", "at", ... `epochs`: None fits the size of the data. `out`: the run folder;
+    None makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: see
+    `Settings`. Raises `AutoLoRaError` in one sentence, before any training, for what can't work.
+    Source: Xu, Zhang, Kankanhalli 2024."""
     settings = settings_from(settings)
-    settings, resume = replace(settings, control=settings.control or Control()), resume or restarted(out)
+    settings, resume = (
+        replace(settings, control=settings.control or Control()),
+        resume or restarted(out),
+    )
     config, task, prepared = prepare(backbone, data, method, epochs, seed, settings)
-    run = joined_run(out or default_out(method, config["backbone"], task.name, seed), config, resume, backbone if isinstance(backbone, nn.Module) else None)
-    if run.finished: return run
-    with settings.control.watching(prepared.model), plain_attacks() if settings.speed == "plain" else contextlib.nullcontext():
-        try: train(run, prepared, task, settings, resume)
+    run = joined_run(
+        out or default_out(method, config["backbone"], task.name, seed),
+        config,
+        resume,
+        backbone if isinstance(backbone, nn.Module) else None,
+    )
+    if run.finished:
+        return run
+    with (
+        settings.control.watching(prepared.model),
+        plain_attacks() if settings.speed == "plain" else contextlib.nullcontext(),
+    ):
+        try:
+            train(run, prepared, task, settings, resume)
         except Stopped:
             run.log("stopped", epoch=len(run.history))
             write_report(run)

@@ -27,143 +27,238 @@ from .lowrank import adaptable
 
 # %% ../nbs/12d_rivals.ipynb #47b85032
 class TwinNorms:
-    "What the two forms of TWINS share: the second set of BatchNorm, and the path of a batch in two halves."
+    """What the two forms of TWINS share: the second set of BatchNorm, and the path of a batch in
+    two halves."""
+
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         self.frozen = FrozenBN(model)
 
-    def modules(self): return super().modules() | {"frozen_bn": self.frozen}
-    def path(self, x): return torch.cat([self.frozen(x[:len(x) // 2]), self.model(x[len(x) // 2:])])
+    def modules(self):
+        return super().modules() | {"frozen_bn": self.frozen}
+
+    def path(self, x):
+        return torch.cat([self.frozen(x[: len(x) // 2]), self.model(x[len(x) // 2 :])])
 
 # %% ../nbs/12d_rivals.ipynb #ac05900c
 class TwinsAT(TwinNorms, AT):
-    "lam CE(adv, frozen BatchNorm) + CE(adv, adaptive BatchNorm), each on half of the batch. Source: Liu et al. 2023, their code."
+    """lam CE(adv, frozen BatchNorm) + CE(adv, adaptive BatchNorm), each on half of the batch.
+
+    Source: Liu et al. 2023, their code."""
+
     name, label, options = "twins_at", "TWINS (AT)", AT.options | {"lam": 1.0}
 
-    def loss(self, nat, adv, y): return {"ce_adv": halves(F.cross_entropy(adv, y, reduction="none"), self.lam)}
+    def loss(self, nat, adv, y):
+        return {"ce_adv": halves(F.cross_entropy(adv, y, reduction="none"), self.lam)}
 
 # %% ../nbs/12d_rivals.ipynb #d451bf15
 class Twins(TwinNorms, TRADES):
-    "TRADES on a frozen-BatchNorm half (times lam) and an adaptive half of the batch. Source: Liu et al. 2023, their code; paper Eq. 2."
+    """TRADES on a frozen-BatchNorm half (times lam) and an adaptive half of the batch.
+
+    Source: Liu et al. 2023, their code; paper Eq. 2."""
+
     name, label, options = "twins", "TWINS (TRADES)", TRADES.options | {"lam": 1.0}
 
-    def loss(self, nat, adv, y): return twins_loss(nat, adv, y, self.beta, self.lam)
+    def loss(self, nat, adv, y):
+        return twins_loss(nat, adv, y, self.beta, self.lam)
 
 # %% ../nbs/12d_rivals.ipynb #b73cf8c8
 class AFF(TRADES):
-    "TRADES whose natural images have a BatchNorm of their own; the attack maximises KL. Source: RobustSSL, the benchmark's code."
-    name, label, options = "aff", "AFF (TRADES, dual BN)", TRADES.options | {"attack_loss": ("kl", "ce")}
+    """TRADES whose natural images have a BatchNorm of their own; the attack maximises KL.
+
+    Source: RobustSSL, the benchmark's code."""
+
+    name, label, options = (
+        "aff",
+        "AFF (TRADES, dual BN)",
+        TRADES.options | {"attack_loss": ("kl", "ce")},
+    )
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         self.clean = SplitBN(model)
 
-    def modules(self): return super().modules() | {"clean_bn": self.clean}
-    def natural_path(self, x): return self.clean(x)
+    def modules(self):
+        return super().modules() | {"clean_bn": self.clean}
+
+    def natural_path(self, x):
+        return self.clean(x)
 
 # %% ../nbs/12d_rivals.ipynb #78d1a846
 def last_norms(model):
-    "The names of the BatchNorm layers of the model's last stage: the last one, and those before it as long as they have as many channels."
-    norms = [(name, module.num_features) for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """The names of the BatchNorm layers of the model's last stage: the last one, and those before
+    it as long as they have as many channels."""
+    norms = [
+        (name, module.num_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     start = next((i for i in range(len(norms), 0, -1) if norms[i - 1][1] != norms[-1][1]), 0)
     return [name for name, _ in norms[start:]]
 
+
 @contextlib.contextmanager
 def features(model, names):
-    "Inside, what the layers `names` give, rectified and averaged over the image: a dict name -> (N, channels), filled by the next call of `model`."
+    """Inside, what the layers `names` give, rectified and averaged over the image: a dict name ->
+    (N, channels), filled by the next call of `model`."""
     found = {}
-    def keep(name, module, args, out): found[name] = out.relu().flatten(2).mean(2) if out.dim() > 2 else out.relu()
-    handles = [model.get_submodule(name).register_forward_hook(lambda *a, name=name: keep(name, *a)) for name in names]
-    try: yield found
+
+    def keep(name, module, args, out):
+        found[name] = out.relu().flatten(2).mean(2) if out.dim() > 2 else out.relu()
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda *a, name=name: keep(name, *a))
+        for name in names
+    ]
+    try:
+        yield found
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 # %% ../nbs/12d_rivals.ipynb #65252c32
 class ARAT(Method):
-    "alpha CE(adv) + (1 - alpha) CE(nat, its own BatchNorm) + gamma (1 - cos(predictor(adv features), nat features, detached)). Source: Waseda et al. 2025."
+    """alpha CE(adv) + (1 - alpha) CE(nat, its own BatchNorm) + gamma (1 - cos(predictor(adv
+    features), nat features, detached)).
+
+    Source: Waseda et al. 2025."""
+
     name, label, options, remembers = "ar_at", "AR-AT", Method.options | {"gamma": 30.0}, ("alpha",)
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
         self.clean, self.alpha = SplitBN(model), self.chance
         widths = {name: model.get_submodule(name).num_features for name in last_norms(model)}
-        self.predictors = nn.ModuleDict({name.replace(".", "/"): nn.Sequential(nn.Linear(d, d // 4), nn.BatchNorm1d(d // 4), nn.ReLU(), nn.Linear(d // 4, d))
-                                         for name, d in widths.items()}).to(next(model.parameters()).device)
+        self.predictors = nn.ModuleDict(
+            {
+                name.replace(".", "/"): nn.Sequential(
+                    nn.Linear(d, d // 4), nn.BatchNorm1d(d // 4), nn.ReLU(), nn.Linear(d // 4, d)
+                )
+                for name, d in widths.items()
+            }
+        ).to(next(model.parameters()).device)
 
-    def modules(self): return super().modules() | {"clean_bn": self.clean, "predictors": self.predictors}
+    def modules(self):
+        return super().modules() | {"clean_bn": self.clean, "predictors": self.predictors}
 
     def losses(self, x, y):
         x_adv, layers = self.attack(x, y), [name.replace("/", ".") for name in self.predictors]
-        with features(self.model, layers) as z_nat: nat = self.clean(x)
-        with features(self.model, layers) as z_adv: adv = self.model(x_adv)
+        with features(self.model, layers) as z_nat:
+            nat = self.clean(x)
+        with features(self.model, layers) as z_adv:
+            adv = self.model(x_adv)
         self.nat, self.adv = nat.detach(), adv.detach()
-        apart = [invariance(predictor(z_adv[name]), z_nat[name]) for name, predictor in zip(layers, self.predictors.values(), strict=True)]
+        apart = [
+            invariance(predictor(z_adv[name]), z_nat[name])
+            for name, predictor in zip(layers, self.predictors.values(), strict=True)
+        ]
         return self.loss(nat, adv, y) | {"invariance": self.gamma * sum(apart) / len(apart)}
 
-    def loss(self, nat, adv, y): return {"ce_nat": (1 - self.alpha) * F.cross_entropy(nat, y), "ce_adv": self.alpha * F.cross_entropy(adv, y)}
-    def end_epoch(self, train_sa): self.alpha = train_sa
+    def loss(self, nat, adv, y):
+        return {
+            "ce_nat": (1 - self.alpha) * F.cross_entropy(nat, y),
+            "ce_adv": self.alpha * F.cross_entropy(adv, y),
+        }
+
+    def end_epoch(self, train_sa):
+        self.alpha = train_sa
 
 # %% ../nbs/12d_rivals.ipynb #b1d1fbd1
 def project_change(start, adv, nat, b):
-    "The tensor at `start` moved by (1 - b) g + b max(0, cos(g, n)) n, where g = `adv` - `start` and n = `nat` - `start`."
+    """The tensor at `start` moved by (1 - b) g + b max(0, cos(g, n)) n, where g = `adv` - `start`
+    and n = `nat` - `start`."""
     g, n = adv - start, nat - start
     agreement = F.cosine_similarity(g.flatten(), n.flatten(), dim=0).clamp(min=0)
     return start + (1 - b) * g + b * agreement * n
 
 # %% ../nbs/12d_rivals.ipynb #c26eb34b
 class RAMP(AT):
-    "CE(adv) on the model, CE(nat) on a copy; after each epoch the copy's change is projected on the model's. Source: Jiang & Singh 2024 (RAMP)."
+    """CE(adv) on the model, CE(nat) on a copy; after each epoch the copy's change is projected on
+    the model's.
+
+    Source: Jiang & Singh 2024 (RAMP)."""
+
     name, label, options = "ramp", "RAMP (gradient projection)", AT.options | {"b": 0.5}
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
-        if self.b > 1: raise AutoLoRaError(f"b must be a share from 0 to 1, not {self.b:g}.")
+        if self.b > 1:
+            raise AutoLoRaError(f"b must be a share from 0 to 1, not {self.b:g}.")
         self.natural = copy.deepcopy(model)
 
-    def modules(self): return super().modules() | {"natural": self.natural}
-    def natural_path(self, x): return self.natural(x)
+    def modules(self):
+        return super().modules() | {"natural": self.natural}
+
+    def natural_path(self, x):
+        return self.natural(x)
 
     def train(self):
-        "At the start of an epoch: the copy begins where the model stands, and the place is remembered."
+        """At the start of an epoch: the copy begins where the model stands, and the place is
+        remembered."""
         self.start = copy.deepcopy(self.model.state_dict())
         self.natural.load_state_dict(self.start)
-        self.model.train(); self.natural.train()
+        self.model.train()
+        self.natural.train()
 
     losses = Method.losses
-    def loss(self, nat, adv, y): return {"ce_nat": F.cross_entropy(nat, y), "ce_adv": F.cross_entropy(adv, y)}
+
+    def loss(self, nat, adv, y):
+        return {"ce_nat": F.cross_entropy(nat, y), "ce_adv": F.cross_entropy(adv, y)}
 
     @torch.no_grad()
     def after_train(self):
         nat = self.natural.state_dict()
         for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point(): tensor.copy_(project_change(self.start[name], tensor, nat[name], self.b))
+            if tensor.is_floating_point():
+                tensor.copy_(project_change(self.start[name], tensor, nat[name], self.b))
 
 # %% ../nbs/12d_rivals.ipynb #2f348660
 class EpsSchedule(AT):
-    "Adversarial training whose eps rises from 0 to the whole between ramp_from and ramp_to of the training. Source: Ngnawe et al. 2026."
-    name, label, options = "eps_schedule", "epsilon scheduling (AT)", AT.options | {"ramp_from": 0.25, "ramp_to": 0.75}
+    """Adversarial training whose eps rises from 0 to the whole between ramp_from and ramp_to of the
+    training.
+
+    Source: Ngnawe et al. 2026."""
+
+    name, label, options = (
+        "eps_schedule",
+        "epsilon scheduling (AT)",
+        AT.options | {"ramp_from": 0.25, "ramp_to": 0.75},
+    )
 
 # %% ../nbs/12d_rivals.ipynb #23f1d213
 def robust_criticality(model, names, x_adv, y, size=0.1):
-    "By how much the cross-entropy of `model` on adversarial images rises when one weight moves `size` times its length up its gradient: name -> nats."
+    """By how much the cross-entropy of `model` on adversarial images rises when one weight moves
+    `size` times its length up its gradient: name -> nats."""
     loss = lambda changed: F.cross_entropy(functional_call(model, changed, (x_adv,)), y)
     with eval_mode(model), torch.enable_grad():
         weights = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
         before = loss(weights)
         grads = torch.autograd.grad(before, list(weights.values()))
         with torch.no_grad():
-            moved = {name: w + size * w.norm() * g / g.norm().clamp_min(1e-12) for (name, w), g in zip(weights.items(), grads, strict=True)}
+            moved = {
+                name: w + size * w.norm() * g / g.norm().clamp_min(1e-12)
+                for (name, w), g in zip(weights.items(), grads, strict=True)
+            }
             return {name: (loss({name: w}) - before).item() for name, w in moved.items()}
 
 # %% ../nbs/12d_rivals.ipynb #af0430d5
 def load_run(folder, model):
-    "Load the weights of the finished run in `folder`, head included, into `model`. Raises `AutoLoRaError` if there are none or they don't fit."
-    try: model.load_state_dict(load_file(Run.open(folder).path / "model.safetensors"))
-    except (RuntimeError, OSError) as error: raise AutoLoRaError(f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished run's own backbone and classes.") from error
+    """Load the weights of the finished run in `folder`, head included, into `model`.
+
+    Raises `AutoLoRaError` if there are none or they don't fit."""
+    try:
+        model.load_state_dict(load_file(Run.open(folder).path / "model.safetensors"))
+    except (RuntimeError, OSError) as error:
+        raise AutoLoRaError(
+            f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished "
+            "run's own backbone and classes."
+        ) from error
+
 
 @torch.no_grad()
 def go_back(model, name, start, task, threat, points=11):
-    "Move the weight `name` of `model` back towards its value `start`, to the point that is best on `task`'s validation images, of those that cost no robustness."
+    """Move the weight `name` of `model` back towards its value `start`, to the point that is best
+    on `task`'s validation images, of those that cost no robustness."""
     weight, tuned = model.get_parameter(name), model.get_parameter(name).clone()
     found = []
     for i in range(points):
@@ -175,31 +270,54 @@ def go_back(model, name, start, task, threat, points=11):
 
 # %% ../nbs/12d_rivals.ipynb #a86c4938
 class RiFT(Method):
-    "CE(nat) on the least robust-critical weight of a finished run's model, then back towards it as far as robustness asks. Source: Zhu et al. 2023 (RiFT)."
-    name, label, options, remembers, fresh_head, settled = "rift", "RiFT (after a run)", Method.options | {"run": ""}, ("weight",), False, False
+    """CE(nat) on the least robust-critical weight of a finished run's model, then back towards it
+    as far as robustness asks.
+
+    Source: Zhu et al. 2023 (RiFT)."""
+
+    name, label, options, remembers, fresh_head, settled = (
+        "rift",
+        "RiFT (after a run)",
+        Method.options | {"run": ""},
+        ("weight",),
+        False,
+        False,
+    )
 
     def __init__(self, model, threat, seed=0, **options):
         super().__init__(model, threat, seed, **options)
-        if not self.run: raise AutoLoRaError("RiFT works on the model of a finished run: give its folder, options={'run': 'runs/...'} (--options run=...).")
+        if not self.run:
+            raise AutoLoRaError(
+                "RiFT works on the model of a finished run: give its folder, options={'run': "
+                "'runs/...'} (--options run=...)."
+            )
         load_run(self.run, model)
 
     def begin(self, task):
         x, y = next(task.train.batches(256, generator=torch.Generator().manual_seed(0)))
         x, y = x.to(self.rng.device), y.to(self.rng.device)
-        critical = robust_criticality(self.model, adaptable(self.model), pgd(self.model, x, y, self.threat), y)
+        critical = robust_criticality(
+            self.model, adaptable(self.model), pgd(self.model, x, y, self.threat), y
+        )
         self.weight = min(critical, key=critical.get)
         self.start = self.model.get_parameter(self.weight).detach().clone()
 
-    def parameters(self): return [self.model.get_parameter(self.weight)]
-    def train(self): self.model.eval()
+    def parameters(self):
+        return [self.model.get_parameter(self.weight)]
+
+    def train(self):
+        self.model.eval()
 
     def losses(self, x, y):
-        others = {name: p.detach() for name, p in self.model.named_parameters() if name != self.weight}
+        others = {
+            name: p.detach() for name, p in self.model.named_parameters() if name != self.weight
+        }
         nat = functional_call(self.model, others, (x,))
         self.nat = nat.detach()
         return self.loss(nat, None, y)
 
-    def loss(self, nat, adv, y): return {"ce_nat": F.cross_entropy(nat, y)}
+    def loss(self, nat, adv, y):
+        return {"ce_nat": F.cross_entropy(nat, y)}
 
     def finish(self, task):
         go_back(self.model, self.weight, self.start, task, self.threat)

@@ -17,24 +17,45 @@ from .ranks import from_first
 
 # %% ../nbs/13b_savings.ipynb #0e5ca3f5
 class GrowingAttack(Callback):
-    "The steps of the attack grow linearly over the run, from `first` to the method's own. Our choice; not in the paper."
-    def __init__(self, first=2): self.first = first
-    def before_fit(self, learner): self.full = learner.method.steps
-    def before_step(self, learner): learner.method.steps = round(self.first + (self.full - self.first) * learner.progress)
-    def after_fit(self, learner): learner.method.steps = self.full
+    """The steps of the attack grow linearly over the run, from `first` to the method's own.
+
+    Our choice; not in the paper."""
+
+    def __init__(self, first=2):
+        self.first = first
+
+    def before_fit(self, learner):
+        self.full = learner.method.steps
+
+    def before_step(self, learner):
+        learner.method.steps = round(self.first + (self.full - self.first) * learner.progress)
+
+    def after_fit(self, learner):
+        learner.method.steps = self.full
 
 # %% ../nbs/13b_savings.ipynb #2cff2dd6
 class SingleStepFirst(Callback):
-    """The single noisy step of N-FGSM for the first `share` of the run, then the method's own attack; that at once where robust validation accuracy
-    falls more than `fall` below its best so far. Source of the step: de Jorge et al. 2022; of the order: ours, not in the paper."""
-    def __init__(self, share=0.5, fall=0.1): self.share, self.fall = share, fall
-    def before_fit(self, learner): self.full = learner.method.steps
+    """The single noisy step of N-FGSM for the first `share` of the run, then the method's own
+    attack; that at once where robust validation accuracy falls more than `fall` below its best so
+    far.
+
+    Source of the step: de Jorge et al. 2022; of the order: ours, not in the paper."""
+
+    def __init__(self, share=0.5, fall=0.1):
+        self.share, self.fall = share, fall
+
+    def before_fit(self, learner):
+        self.full = learner.method.steps
 
     def before_epoch(self, learner):
         history, method = learner.run.history, learner.method
         fell = len(history) and (history.ra.cummax() - history.ra > self.fall).any()
-        if fell or learner.epoch >= self.share * learner.epochs: return self.after_fit(learner)
-        method.steps, method.attack = 1, lambda x, y: n_fgsm(method.path, x, y, method.present_threat, generator=method.rng)
+        if fell or learner.epoch >= self.share * learner.epochs:
+            return self.after_fit(learner)
+        method.steps, method.attack = (
+            1,
+            lambda x, y: n_fgsm(method.path, x, y, method.present_threat, generator=method.rng),
+        )
 
     def after_fit(self, learner):
         learner.method.steps = self.full
@@ -43,30 +64,44 @@ class SingleStepFirst(Callback):
 # %% ../nbs/13b_savings.ipynb #02df1019
 @torch.no_grad()
 def head_inputs(model, x):
-    "What the head of `model` gets for the images `x`, in eval mode, with a 1 behind it for the bias: (N, d + 1)."
-    with eval_mode(model), entering_head(model) as found: model(x)
+    """What the head of `model` gets for the images `x`, in eval mode, with a 1 behind it for the
+    bias: (N, d + 1)."""
+    with eval_mode(model), entering_head(model) as found:
+        model(x)
     return F.pad(found[-1], (0, 1), value=1.0)
+
 
 def head_weights(model):
     "The weights of `model`'s head with its bias as their last column: (K, d + 1)."
     head = model.get_submodule(head_name(model))
-    return torch.cat([head.weight, head.weight.new_zeros(len(head.weight), 1) if head.bias is None else head.bias[:, None]], 1).detach()
+    return torch.cat(
+        [
+            head.weight,
+            head.weight.new_zeros(len(head.weight), 1) if head.bias is None else head.bias[:, None],
+        ],
+        1,
+    ).detach()
+
 
 def ce_gradient(h, y, W):
-    "The gradient (K, d + 1) in `W` of the mean cross-entropy of the logits `h @ W.T` (N, K) with labels `y`."
+    """The gradient (K, d + 1) in `W` of the mean cross-entropy of the logits `h @ W.T` (N, K) with
+    labels `y`."""
     error = (h @ W.T).softmax(1) - F.one_hot(y, len(W))
     return error.T @ h / len(y)
 
 # %% ../nbs/13b_savings.ipynb #29e48764
 def divergence_gradient(h, h_adv, W):
-    "The gradient (K, d + 1) in `W` of the mean KL(p_nat || p_adv), from the head's inputs for natural and adversarial images."
+    """The gradient (K, d + 1) in `W` of the mean KL(p_nat || p_adv), from the head's inputs for
+    natural and adversarial images."""
     with torch.enable_grad():
         W = W.clone().requires_grad_()
         p, q = (h @ W.T).log_softmax(1), (h_adv @ W.T).log_softmax(1)
         return torch.autograd.grad(F.kl_div(q, p, reduction="batchmean", log_target=True), W)[0]
 
+
 def greedy(gradients, h, h_adv, W, lr, n):
-    "Indices of the `n` of the batches' `gradients` (B, K, d + 1) whose steps of size `lr`, one after another, best reduce that divergence."
+    """Indices of the `n` of the batches' `gradients` (B, K, d + 1) whose steps of size `lr`, one
+    after another, best reduce that divergence."""
     chosen, free = [], torch.ones(len(gradients), dtype=torch.bool, device=gradients.device)
     for _ in range(n):
         gain = (gradients * divergence_gradient(h, h_adv, W)).sum((1, 2))
@@ -77,10 +112,19 @@ def greedy(gradients, h, h_adv, W, lr, n):
 
 # %% ../nbs/13b_savings.ipynb #b826b0d8
 class Coreset(Callback):
-    "From a sixth of the run on, train on the `share` in (0, 1) of the training images that `greedy` takes, batch by batch, chosen anew each sixth. Source: Xu et al. 2023 (RCS)."
-    looks, steps, images = 6, 3, 512  # choices in a run; steps of their attack; images on which the divergence is measured
+    """From a sixth of the run on, train on the `share` in (0, 1) of the training images that
+    `greedy` takes, batch by batch, chosen anew each sixth.
 
-    def __init__(self, share): self.share = share
+    Source: Xu et al. 2023 (RCS)."""
+
+    looks, steps, images = (
+        6,
+        3,
+        512,
+    )  # choices in a run; steps of their attack; images on which the divergence is measured
+
+    def __init__(self, share):
+        self.share = share
 
     def before_epoch(self, learner):
         if learner.epoch and learner.epoch % max(1, learner.epochs // self.looks) == 0:
@@ -88,22 +132,42 @@ class Coreset(Callback):
             learner.record["attack_steps"] = learner.record.get("attack_steps", 0) + steps
 
     def choose(self, learner):
-        "`(indices, attack steps)`: the training images to go on with, in rising order, and what choosing them cost."
-        model, threat, train, size = learner.method.model, learner.method.threat, learner.task.train, learner.batch_size
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(learner.run.config["seed"] + learner.epoch))
-        batches, W = order[:len(order) - len(order) % size].view(-1, size), head_weights(model)
+        """`(indices, attack steps)`: the training images to go on with, in rising order, and what
+        choosing them cost."""
+        model, threat, train, size = (
+            learner.method.model,
+            learner.method.threat,
+            learner.task.train,
+            learner.batch_size,
+        )
+        order = torch.randperm(
+            len(train),
+            generator=torch.Generator().manual_seed(learner.run.config["seed"] + learner.epoch),
+        )
+        batches, W = order[: len(order) - len(order) % size].view(-1, size), head_weights(model)
+
         def attacked(part, loss):
             x, y = train.images(part).to(W.device), train.y[part].to(W.device)
             return x, y, head_inputs(model, pgd(model, x, y, threat, self.steps, loss=loss))
-        gradients = torch.stack([ce_gradient(h, y, W) for _, y, h in (attacked(part, "ce") for part in batches)])
-        looked = [attacked(part, "kl") for part in order[:self.images].split(size)]
-        h, h_adv = torch.cat([head_inputs(model, x) for x, _, _ in looked]), torch.cat([h for _, _, h in looked])
-        taken = greedy(gradients, h, h_adv, W, learner.schedule.lr, max(1, round(self.share * len(batches))))
+
+        gradients = torch.stack(
+            [ce_gradient(h, y, W) for _, y, h in (attacked(part, "ce") for part in batches)]
+        )
+        looked = [attacked(part, "kl") for part in order[: self.images].split(size)]
+        h, h_adv = (
+            torch.cat([head_inputs(model, x) for x, _, _ in looked]),
+            torch.cat([h for _, _, h in looked]),
+        )
+        taken = greedy(
+            gradients, h, h_adv, W, learner.schedule.lr, max(1, round(self.share * len(batches)))
+        )
         return batches[taken].flatten().sort().values, self.steps * (len(batches) + len(looked))
 
 # %% ../nbs/13b_savings.ipynb #c5003282
 ATTACKS = {"full": (), "growing": (GrowingAttack,), "single_first": (SingleStepFirst,)}
 
+
 def saving_callbacks(attack="full", coreset=None):
-    "The callbacks of the settings `attack`, one of `ATTACKS`, and `coreset`, a share in (0, 1) or None."
+    """The callbacks of the settings `attack`, one of `ATTACKS`, and `coreset`, a share in (0, 1) or
+    None."""
     return [make() for make in ATTACKS[attack]] + ([Coreset(coreset)] if coreset else [])

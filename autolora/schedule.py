@@ -15,30 +15,36 @@ from .core import AutoLoRaError, unknown
 
 # %% ../nbs/08_schedule.ipynb #c81c6e82
 def loss_weights(sa, lam2_max=6.0, alpha=1.0):
-    """The weights `(lam1, lam2)` = (1 - sa^alpha, lam2_max * sa^alpha) for a standard accuracy `sa` in [0, 1].
+    """The weights `(lam1, lam2)` = (1 - sa^alpha, lam2_max * sa^alpha) for a standard accuracy `sa`
+    in [0, 1].
 
-    `sa` is measured on the natural training data through the branch, once an epoch. `alpha` > 0 sharpens (paper, section 4).
-    Raises `AutoLoRaError` for an `sa` outside [0, 1]."""
-    if not 0 <= sa <= 1: raise AutoLoRaError(f"sa must be a share in [0, 1], not {sa}: divide a percentage by 100.")
+    `sa` is measured on the natural training data through the branch, once an epoch. `alpha` > 0
+    sharpens (paper, section 4). Raises `AutoLoRaError` for an `sa` outside [0, 1]."""
+    if not 0 <= sa <= 1:
+        raise AutoLoRaError(f"sa must be a share in [0, 1], not {sa}: divide a percentage by 100.")
     return 1 - sa**alpha, lam2_max * sa**alpha
 
 # %% ../nbs/08_schedule.ipynb #5d50f059
 def published_checkpoints(epochs, every=4):
-    "The checkpoints of the high-resolution code: 0, `every`, 2 `every`, ... below `epochs`, as a tuple of whole epochs."
+    """The checkpoints of the high-resolution code: 0, `every`, 2 `every`, ... below `epochs`, as a
+    tuple of whole epochs."""
     return tuple(range(0, whole_epochs(epochs), every))
 
 # %% ../nbs/08_schedule.ipynb #7173439e
 def whole_epochs(epochs):
     "`epochs` itself, a whole number of at least 1; anything else is an `AutoLoRaError`."
-    if epochs != int(epochs) or epochs < 1: raise AutoLoRaError(f"epochs must be a whole number of at least 1, not {epochs}.")
+    if epochs != int(epochs) or epochs < 1:
+        raise AutoLoRaError(f"epochs must be a whole number of at least 1, not {epochs}.")
     return int(epochs)
 
 # %% ../nbs/08_schedule.ipynb #899dfda2
 def apgd_checkpoints(epochs):
-    """AutoAttack's checkpoints for a budget of `epochs` (1 or more): strictly rising whole epochs, from 0 to at most `epochs`.
+    """AutoAttack's checkpoints for a budget of `epochs` (1 or more): strictly rising whole epochs,
+    from 0 to at most `epochs`.
 
-    w_j = ceil(p_j * epochs) with p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), as long as p_j <= 1;
-    epochs that fall together count once. Source: Croce & Hein 2020, section 3.1."""
+    w_j = ceil(p_j * epochs) with p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03,
+    0.06), as long as p_j <= 1; epochs that fall together count once. Source: Croce & Hein 2020,
+    section 3.1."""
     before, share, shares = 0, 22, [0]
     while share <= 100:
         shares.append(share)
@@ -47,7 +53,8 @@ def apgd_checkpoints(epochs):
 
 # %% ../nbs/08_schedule.ipynb #a7aa753a
 REASONS = {
-    1: "fewer than 75 % of the epochs since the last checkpoint improved robust validation accuracy",
+    1: "fewer than 75 % of the epochs since the last checkpoint improved robust validation "
+    "accuracy",
     2: "no new best since the last checkpoint although the learning rate was left alone",
 }
 
@@ -55,66 +62,95 @@ REASONS = {
 @dataclass(frozen=True)
 class Decision:
     "What `AutoLR.step` decided at the end of one epoch."
-    epoch: int           # counted from 1
-    lr: float            # for the next epoch
-    new_best: bool       # this epoch's robust validation accuracy is the best so far: keep these weights
-    reason: int | None   # the key in REASONS if the rate was cut, else None
-    stop: bool           # the rate fell below `min_lr`: nothing more will be learnt
+
+    epoch: int  # counted from 1
+    lr: float  # for the next epoch
+    new_best: bool  # this epoch's robust validation accuracy is the best so far: keep these weights
+    reason: int | None  # the key in REASONS if the rate was cut, else None
+    stop: bool  # the rate fell below `min_lr`: nothing more will be learnt
 
     @property
-    def restore(self): return self.reason is not None  # a cut always goes back to the best weights
+    def restore(self):
+        return self.reason is not None  # a cut always goes back to the best weights
 
 # %% ../nbs/08_schedule.ipynb #407fde3e
 class PaperTiming:
-    "The intent of APGD (Croce & Hein 2020), with the robust validation accuracy in the place of the loss."
-    delay = 0        # epochs between a checkpoint and its decision
-    before = 0.0     # the accuracy that the first epoch is compared with
+    """The intent of APGD (Croce & Hein 2020), with the robust validation accuracy in the place of
+    the loss."""
 
-    def after_restore(self, ra, best): return best
-    def stalled(self, found_best, was_cut): return not found_best and not was_cut
+    delay = 0  # epochs between a checkpoint and its decision
+    before = 0.0  # the accuracy that the first epoch is compared with
+
+    def after_restore(self, ra, best):
+        return best
+
+    def stalled(self, found_best, was_cut):
+        return not found_best and not was_cut
 
 # %% ../nbs/08_schedule.ipynb #dce809b2
 class ReleasedTiming:
     "What the authors' released code does (both repositories), epoch by epoch."
-    delay = 1
-    before = 1.0     # no accuracy is larger, so the first epoch never counts as an improvement
 
-    def after_restore(self, ra, best): return ra
-    def stalled(self, found_best, was_cut): return not found_best
+    delay = 1
+    before = 1.0  # no accuracy is larger, so the first epoch never counts as an improvement
+
+    def after_restore(self, ra, best):
+        return ra
+
+    def stalled(self, found_best, was_cut):
+        return not found_best
 
 # %% ../nbs/08_schedule.ipynb #74297722
 TIMINGS = {"paper": PaperTiming(), "released": ReleasedTiming()}
 
 # %% ../nbs/08_schedule.ipynb #ddc2e426
 class AutoLR:
-    """AutoLoRa's learning rate: `lr` until a checkpoint finds the window before it bad, then divided by `factor`.
+    """AutoLoRa's learning rate: `lr` until a checkpoint finds the window before it bad, then
+    divided by `factor`.
 
-    `lr`: the initial rate. `checkpoints`: whole epochs rising from 0 (`published_checkpoints`, `apgd_checkpoints`); None: every
-    4 epochs without end. `rho`: the share of epochs that must improve. `min_lr`: below it the run should stop; 0: never.
-    `timing`: "paper" or "released". Raises `AutoLoRaError` for an `lr` that is not positive, checkpoints that don't rise from 0,
-    or an unknown timing. Sources: AutoLoRa section 4; Croce & Hein 2020, section 3.1."""
+    `lr`: the initial rate. `checkpoints`: whole epochs rising from 0 (`published_checkpoints`,
+    `apgd_checkpoints`); None: every 4 epochs without end. `rho`: the share of epochs that must
+    improve. `min_lr`: below it the run should stop; 0: never. `timing`: "paper" or "released".
+    Raises `AutoLoRaError` for an `lr` that is not positive, checkpoints that don't rise from 0, or
+    an unknown timing. Sources: AutoLoRa section 4; Croce & Hein 2020, section 3.1."""
 
     def __init__(self, lr=0.01, checkpoints=None, rho=0.75, factor=2, min_lr=1e-5, timing="paper"):
-        if not lr > 0: raise AutoLoRaError(f"lr must be positive, not {lr}.")
-        if timing not in TIMINGS: raise unknown("timing", timing, TIMINGS)
+        if not lr > 0:
+            raise AutoLoRaError(f"lr must be positive, not {lr}.")
+        if timing not in TIMINGS:
+            raise unknown("timing", timing, TIMINGS)
         self.checkpoints = None if checkpoints is None else _rising(checkpoints)
         self.lr, self.rho, self.factor, self.min_lr, self.timing = lr, rho, factor, min_lr, timing
-        self.epoch, self.passed, self.improved = 0, 0, 0     # epochs seen, checkpoints passed, improvements in this window
+        self.epoch, self.passed, self.improved = (
+            0,
+            0,
+            0,
+        )  # epochs seen, checkpoints passed, improvements in this window
         self.best, self.previous = -1.0, TIMINGS[timing].before
-        self.found_best, self.was_cut = False, False         # in this window; at the last checkpoint
+        self.found_best, self.was_cut = False, False  # in this window; at the last checkpoint
 
     def step(self, ra):
-        """The `Decision` at the end of an epoch with robust validation accuracy `ra` in [0, 1]; `AutoLoRaError` outside.
+        """The `Decision` at the end of an epoch with robust validation accuracy `ra` in [0, 1];
+        `AutoLoRaError` outside.
 
-        `ra` None: an epoch that isn't judged counts as an improvement and as the one to keep, and later ones aren't compared with it."""
-        if ra is not None and not 0 <= ra <= 1: raise AutoLoRaError(f"ra must be a share in [0, 1], not {ra}: divide a percentage by 100.")
+        `ra` None: an epoch that isn't judged counts as an improvement and as the one to keep, and
+        later ones aren't compared with it."""
+        if ra is not None and not 0 <= ra <= 1:
+            raise AutoLoRaError(
+                f"ra must be a share in [0, 1], not {ra}: divide a percentage by 100."
+            )
         self.epoch += 1
         self.improved += ra is None or ra > self.previous
         new_best = ra is None or ra > self.best
         self.found_best = self.found_best or new_best
-        if ra is not None: self.previous, self.best = ra, max(ra, self.best)
+        if ra is not None:
+            self.previous, self.best = ra, max(ra, self.best)
         window = self.window()
-        reason = self._close(window) if window and self.epoch == window[1] + TIMINGS[self.timing].delay else None
+        reason = (
+            self._close(window)
+            if window and self.epoch == window[1] + TIMINGS[self.timing].delay
+            else None
+        )
         if reason:
             self.lr /= self.factor
             self.previous = TIMINGS[self.timing].after_restore(ra, self.best)
@@ -122,14 +158,24 @@ class AutoLR:
 
     def window(self):
         "The checkpoints `(last, next)` around the present, or None after the last one."
-        if self.checkpoints is None: return 4 * self.passed, 4 * self.passed + 4
-        return self.checkpoints[self.passed:self.passed + 2] if self.passed + 1 < len(self.checkpoints) else None
+        if self.checkpoints is None:
+            return 4 * self.passed, 4 * self.passed + 4
+        return (
+            self.checkpoints[self.passed : self.passed + 2]
+            if self.passed + 1 < len(self.checkpoints)
+            else None
+        )
 
     def _close(self, window):
         "Judge the window that ends now, and start the next one: the reason to cut, or None."
         stalled = TIMINGS[self.timing].stalled(self.found_best, self.was_cut)
         reason = 1 if self.improved < self.rho * (window[1] - window[0]) else 2 if stalled else None
-        self.passed, self.improved, self.found_best, self.was_cut = self.passed + 1, 0, False, reason is not None
+        self.passed, self.improved, self.found_best, self.was_cut = (
+            self.passed + 1,
+            0,
+            False,
+            reason is not None,
+        )
         return reason
 
     def state_dict(self):
@@ -142,41 +188,60 @@ class AutoLR:
 
     def __repr__(self):
         window, best = self.window(), "none yet" if self.best < 0 else f"{self.best:.3f}"
-        coming = f"decides after epoch {window[1] + TIMINGS[self.timing].delay}" if window else "no checkpoint left"
-        return f"AutoLR(epoch {self.epoch}, lr {self.lr:g}, best ra {best}, {coming}, {self.timing} timing)"
+        coming = (
+            f"decides after epoch {window[1] + TIMINGS[self.timing].delay}"
+            if window
+            else "no checkpoint left"
+        )
+        return (
+            f"AutoLR(epoch {self.epoch}, lr {self.lr:g}, best ra {best}, {coming}, "
+            f"{self.timing} timing)"
+        )
 
 # %% ../nbs/08_schedule.ipynb #d03d30ff
 def _rising(checkpoints):
     "The tuple of `checkpoints`, which must be whole epochs that rise strictly from 0."
     marks = tuple(checkpoints)
     if not marks or marks[0] != 0 or any(int(b) != b or b <= a for a, b in pairwise(marks)):
-        raise AutoLoRaError(f"checkpoints must be whole epochs that rise from 0, such as (0, 4, 8), not {marks}.")
+        raise AutoLoRaError(
+            f"checkpoints must be whole epochs that rise from 0, such as (0, 4, 8), not {marks}."
+        )
     return tuple(int(mark) for mark in marks)
 
 # %% ../nbs/08_schedule.ipynb #5fa3e4c0
 def replay(ras, **settings):
-    "The list of `Decision`s that `AutoLR(**settings)` makes on the robust accuracies `ras`; it ends where a run would stop."
+    """The list of `Decision`s that `AutoLR(**settings)` makes on the robust accuracies `ras`; it
+    ends where a run would stop."""
     schedule, decisions = AutoLR(**settings), []
     for ra in ras:
         decisions.append(schedule.step(ra))
-        if decisions[-1].stop: break
+        if decisions[-1].stop:
+            break
     return decisions
 
 # %% ../nbs/08_schedule.ipynb #513559b1
 class StepDecay:
-    """The learning rate `lr`, divided by `factor` after each of the `milestones` (shares of `epochs`); steered by nothing.
+    """The learning rate `lr`, divided by `factor` after each of the `milestones` (shares of
+    `epochs`); steered by nothing.
 
-    `milestones=()` is a constant rate. Source: the TWINS authors' settings (milestones 30 and 50 of 60 epochs)."""
+    `milestones=()` is a constant rate. Source: the TWINS authors' settings (milestones 30 and 50 of
+    60 epochs)."""
+
     def __init__(self, lr, epochs, milestones=(1 / 2, 5 / 6), factor=10):
         self.start, self.lr, self.epoch, self.best, self.factor = lr, lr, 0, -1.0, factor
         self.milestones = tuple(max(1, round(share * whole_epochs(epochs))) for share in milestones)
 
     def step(self, ra):
-        "Count an epoch that reached the robust validation accuracy `ra` (None: not judged, and kept): a `Decision` whose `lr` is the next epoch's."
+        """Count an epoch that reached the robust validation accuracy `ra` (None: not judged, and
+        kept): a `Decision` whose `lr` is the next epoch's."""
         self.epoch, new_best = self.epoch + 1, ra is None or ra > self.best
-        if ra is not None: self.best = max(ra, self.best)
+        if ra is not None:
+            self.best = max(ra, self.best)
         self.lr = self.start / self.factor ** sum(self.epoch >= mark for mark in self.milestones)
         return Decision(self.epoch, self.lr, new_best, None, stop=False)
 
-    def state_dict(self): return {"lr": self.lr, "epoch": self.epoch, "best": self.best}
-    def load_state_dict(self, state): vars(self).update(state)
+    def state_dict(self):
+        return {"lr": self.lr, "epoch": self.epoch, "best": self.best}
+
+    def load_state_dict(self, state):
+        vars(self).update(state)

@@ -25,196 +25,438 @@ from .rft import prepare, settings_from
 from .study import alone, as_call
 
 # %% ../nbs/16a_search.ipynb #d7a95bfd
-SPACE = {"lr": ("auto", 0.003, 0.01, 0.03, 0.1), "weight_decay": (1e-5, 1e-4, 1e-3), "beta": (1.0, 3.0, 6.0), "lam": (0.3, 1.0)}
+SPACE = {
+    "lr": ("auto", 0.003, 0.01, 0.03, 0.1),
+    "weight_decay": (1e-5, 1e-4, 1e-3),
+    "beta": (1.0, 3.0, 6.0),
+    "lam": (0.3, 1.0),
+}
+
 
 def space_for(method):
     "The grid of the method called `method`: those of `SPACE` that it has."
-    if method not in METHODS: raise unknown("method", method, METHODS)
-    return {name: values for name, values in SPACE.items() if name == "lr" or isinstance(METHODS[method].options.get(name), float)}
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return {
+        name: values
+        for name, values in SPACE.items()
+        if name == "lr" or isinstance(METHODS[method].options.get(name), float)
+    }
 
 # %% ../nbs/16a_search.ipynb #73265094
 def _optuna():
     "The library, asked for only when a search begins."
     try:
         import optuna
-    except ImportError as error: raise AutoLoRaError("A search draws its candidates by Optuna, which is not installed: pip install 'autolora[tune]'.") from error
+    except ImportError as error:
+        raise AutoLoRaError(
+            "A search draws its candidates by Optuna, which is not installed: pip install "
+            "'autolora[tune]'."
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
+
 def candidates(space, n, seed=0):
-    "`n` different settings (dicts) out of the dict `space`, name -> values: the empty one first, which changes nothing, then points of the grid in a random order."
+    """`n` different settings (dicts) out of the dict `space`, name -> values: the empty one first,
+    which changes nothing, then points of the grid in a random order."""
     optuna, whole = _optuna(), math.prod(map(len, space.values()))
-    if n > 1 + whole: raise AutoLoRaError(f"There are {whole} points in the grid and the untuned run, not {n}: give more values.")
-    study = optuna.create_study(sampler=optuna.samplers.GridSampler({name: list(values) for name, values in space.items()}, seed=seed))
-    spread = {name: optuna.distributions.CategoricalDistribution(list(values)) for name, values in space.items()}
+    if n > 1 + whole:
+        raise AutoLoRaError(
+            f"There are {whole} points in the grid and the untuned run, not {n}: give more values."
+        )
+    study = optuna.create_study(
+        sampler=optuna.samplers.GridSampler(
+            {name: list(values) for name, values in space.items()}, seed=seed
+        )
+    )
+    spread = {
+        name: optuna.distributions.CategoricalDistribution(list(values))
+        for name, values in space.items()
+    }
     return [{}, *(study.ask(spread).params for _ in range(n - 1))]
 
 # %% ../nbs/16a_search.ipynb #37cede49
 HALVING, GRID = ((0.25, 2), (0.5, 5), (1.0, 10)), ((1.0, 10),)
 
+
 @dataclass(frozen=True)
 class Search:
-    """How to search. `space`: name -> values (None: `space_for` the method); `ladder`: each rung's share of the epochs and its attack steps,
-    `HALVING` or `GRID`; one in `keep` candidates goes up a rung."""
+    """How to search.
+
+    `space`: name -> values (None: `space_for` the method); `ladder`: each rung's share of the
+    epochs and its attack steps, `HALVING` or `GRID`; one in `keep` candidates goes up a rung."""
+
     space: dict | None = None
     ladder: tuple = HALVING
     keep: int = 3
 
     @property
-    def least(self): return max(2, self.keep ** (len(self.ladder) - 1))
+    def least(self):
+        return max(2, self.keep ** (len(self.ladder) - 1))
 
     def rungs(self, n, epochs, steps):
-        "`(candidates, epochs, attack steps)` of each rung, for `n` candidates below and `epochs` and `steps` at the top."
-        return [(math.ceil(n / self.keep**i), max(1, round(share * epochs)), min(rung_steps, steps)) for i, (share, rung_steps) in enumerate(self.ladder)]
+        """`(candidates, epochs, attack steps)` of each rung, for `n` candidates below and `epochs`
+        and `steps` at the top."""
+        return [
+            (math.ceil(n / self.keep**i), max(1, round(share * epochs)), min(rung_steps, steps))
+            for i, (share, rung_steps) in enumerate(self.ladder)
+        ]
+
 
 def price(rungs, epochs, steps, n_train, n_val):
-    "What the `rungs` cost, in default runs of `epochs` with `steps` attack steps on so many images."
+    """What the `rungs` cost, in default runs of `epochs` with `steps` attack steps on so many
+    images."""
     passes = lambda epochs, steps: epochs * (n_train * (steps + 2) + 11 * n_val)
     return sum(n * passes(e, s) for n, e, s in rungs) / passes(epochs, steps)
 
+
 def plan(search, budget, epochs, steps, n_train, n_val, most):
-    "`(rungs, cost in default runs)` within `budget`: as many candidates as it pays for, `most` at the most. Raises `AutoLoRaError` if it is too small for any."
-    cost = lambda n, epochs_at_top: price(search.rungs(n, epochs_at_top, steps), epochs, steps, n_train, n_val)
+    """`(rungs, cost in default runs)` within `budget`: as many candidates as it pays for, `most` at
+    the most.
+
+    Raises `AutoLoRaError` if it is too small for any."""
+    cost = lambda n, epochs_at_top: price(
+        search.rungs(n, epochs_at_top, steps), epochs, steps, n_train, n_val
+    )
     least = min(search.least, most)
     fitting = [n for n in range(least, most + 1) if cost(n, epochs) <= budget]
-    n, top = (fitting[-1], epochs) if fitting else (least, next((e for e in range(epochs, 0, -1) if cost(least, e) <= budget), 0))
-    if not top: raise AutoLoRaError(f"A budget of {budget:g} default runs of {epochs} epochs is too small for {least} candidates: it takes at least {cost(least, 1):.1f}.")
+    n, top = (
+        (fitting[-1], epochs)
+        if fitting
+        else (least, next((e for e in range(epochs, 0, -1) if cost(least, e) <= budget), 0))
+    )
+    if not top:
+        raise AutoLoRaError(
+            f"A budget of {budget:g} default runs of {epochs} epochs is too small for {least} "
+            f"candidates: it takes at least {cost(least, 1):.1f}."
+        )
     return search.rungs(n, top, steps), cost(n, top)
 
 # %% ../nbs/16a_search.ipynb #158eda82
 class Tuning:
-    "A search's folder: its `plan`, the `table` of its trials, what was `chosen`, and the winner's run `best`, measured on test images."
-    def __init__(self, path): self.path = Path(path)
+    """A search's folder: its `plan`, the `table` of its trials, what was `chosen`, and the winner's
+    run `best`, measured on test images."""
+
+    def __init__(self, path):
+        self.path = Path(path)
 
     @classmethod
     def open(cls, path):
         "The search in the folder `path`. Raises `AutoLoRaError` if there is none."
-        if not (Path(path) / "tune.json").is_file(): raise AutoLoRaError(f"There is no search in {path} (no tune.json): give the folder that tune or `autolora tune` wrote.")
+        if not (Path(path) / "tune.json").is_file():
+            raise AutoLoRaError(
+                f"There is no search in {path} (no tune.json): give the folder that tune or "
+                "`autolora tune` wrote."
+            )
         return cls(path)
 
     @property
-    def plan(self): return json.loads((self.path / "tune.json").read_text(encoding="utf-8"))
+    def plan(self):
+        return json.loads((self.path / "tune.json").read_text(encoding="utf-8"))
 
     @property
-    def best(self): return Run(self.path / "best")
+    def best(self):
+        return Run(self.path / "best")
 
-    def run(self, rung, number): return Run(self.path / "trials" / f"{rung}-{number:02d}")
+    def run(self, rung, number):
+        return Run(self.path / "trials" / f"{rung}-{number:02d}")
 
     @property
     def table(self):
-        "A DataFrame with a row a trial: number, rung, epochs, attack steps, settings, best validation `ra` and the `sa` there, cost, state."
+        """A DataFrame with a row a trial: number, rung, epochs, attack steps, settings, best
+        validation `ra` and the `sa` there, cost, state."""
         plan = self.plan
-        failed = {(e["rung"], e["number"]): e["message"] for e in Run(self.path).events if e["event"] == "failed"}
-        begun = [(rung, number) for rung in range(len(plan["rungs"])) for number in range(len(plan["candidates"])) if self.run(rung, number).events or (rung, number) in failed]
-        rows = [{"number": number, "rung": rung, "epochs": plan["rungs"][rung][1], "steps": plan["rungs"][rung][2], **plan["candidates"][number], **_trial(self.run(rung, number), failed.get((rung, number), ""))} for rung, number in begun]
-        return pd.DataFrame(rows, columns=None if rows else ["number", "rung", "epochs", "steps", "state", "ra", "sa", "seconds", "attack_steps"])
+        failed = {
+            (e["rung"], e["number"]): e["message"]
+            for e in Run(self.path).events
+            if e["event"] == "failed"
+        }
+        begun = [
+            (rung, number)
+            for rung in range(len(plan["rungs"]))
+            for number in range(len(plan["candidates"]))
+            if self.run(rung, number).events or (rung, number) in failed
+        ]
+        rows = [
+            {
+                "number": number,
+                "rung": rung,
+                "epochs": plan["rungs"][rung][1],
+                "steps": plan["rungs"][rung][2],
+                **plan["candidates"][number],
+                **_trial(self.run(rung, number), failed.get((rung, number), "")),
+            }
+            for rung, number in begun
+        ]
+        return pd.DataFrame(
+            rows,
+            columns=None
+            if rows
+            else [
+                "number",
+                "rung",
+                "epochs",
+                "steps",
+                "state",
+                "ra",
+                "sa",
+                "seconds",
+                "attack_steps",
+            ],
+        )
 
     @property
     def chosen(self):
         "What the winner was given, as keyword arguments of `finetune`, and an arm of `compare`."
         found = Run(self.path).last("chosen")
-        if not found: raise AutoLoRaError(f"The search in {self.path} has not come to its end: the same call of tune goes on with it.")
+        if not found:
+            raise AutoLoRaError(
+                f"The search in {self.path} has not come to its end: the same call of tune goes on "
+                "with it."
+            )
         return found["settings"]
 
     @property
     def spent(self):
         "Seconds of all trials, and their attack steps as a multiple of a default run's."
         table = self.table
-        return {"seconds": float(table.seconds.sum()), "default_runs": float(table.attack_steps.sum() / self.plan["default_attack_steps"])}
+        return {
+            "seconds": float(table.seconds.sum()),
+            "default_runs": float(table.attack_steps.sum() / self.plan["default_attack_steps"]),
+        }
 
     def optuna_study(self):
-        "The trials as an in-memory Optuna study: a trial a candidate, its best validation RA on each rung, pruned where it didn't go up."
+        """The trials as an in-memory Optuna study: a trial a candidate, its best validation RA on
+        each rung, pruned where it didn't go up."""
         optuna, table = _optuna(), self.table.query("state == 'finished'")
-        study, top = optuna.create_study(direction="maximize", study_name=self.path.name), len(self.plan["rungs"]) - 1
-        space = {name: optuna.distributions.CategoricalDistribution(list(values)) for name, values in self.plan["space"].items()}
-        for number, trials in table[table.number > 0].groupby("number"):  # the untuned run has no point in the grid
-            state = optuna.trial.TrialState.COMPLETE if trials.rung.max() == top else optuna.trial.TrialState.PRUNED
-            study.add_trial(optuna.trial.create_trial(params=self.plan["candidates"][number], distributions=space, value=float(trials.ra.iloc[-1]), intermediate_values=dict(zip(trials.rung, trials.ra, strict=True)), state=state))
+        study, top = (
+            optuna.create_study(direction="maximize", study_name=self.path.name),
+            len(self.plan["rungs"]) - 1,
+        )
+        space = {
+            name: optuna.distributions.CategoricalDistribution(list(values))
+            for name, values in self.plan["space"].items()
+        }
+        for number, trials in table[table.number > 0].groupby(
+            "number"
+        ):  # the untuned run has no point in the grid
+            state = (
+                optuna.trial.TrialState.COMPLETE
+                if trials.rung.max() == top
+                else optuna.trial.TrialState.PRUNED
+            )
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=self.plan["candidates"][number],
+                    distributions=space,
+                    value=float(trials.ra.iloc[-1]),
+                    intermediate_values=dict(zip(trials.rung, trials.ra, strict=True)),
+                    state=state,
+                )
+            )
         return study
 
-    def _repr_html_(self): return self.table.to_html(index=False)
+    def _repr_html_(self):
+        return self.table.to_html(index=False)
+
 
 def _trial(run, message):
     "What a trial's `Run` says: validation accuracies of its best epoch, cost, state."
     end, history = run.last("end"), run.history
     best = history.loc[history.ra.astype(float).idxmax()] if end else {}
-    return {"state": "finished" if end else "failed" if message else "unfinished", **{k: float(best[k]) if end else math.nan for k in ("ra", "sa")}, "best_epoch": end.get("best_epoch"),
-            "lr_used": run.last("start").get("lr", math.nan), **{k: end.get(k, math.nan) for k in ("seconds", "attack_steps")}, "message": "" if end else message}
+    return {
+        "state": "finished" if end else "failed" if message else "unfinished",
+        **{k: float(best[k]) if end else math.nan for k in ("ra", "sa")},
+        "best_epoch": end.get("best_epoch"),
+        "lr_used": run.last("start").get("lr", math.nan),
+        **{k: end.get(k, math.nan) for k in ("seconds", "attack_steps")},
+        "message": "" if end else message,
+    }
 
 # %% ../nbs/16a_search.ipynb #11e8925b
 def create_tuning(path, plan):
-    "The `Tuning` in the folder `path`, made or found there. Raises `AutoLoRaError`, showing the differences, if that is another search."
+    """The `Tuning` in the folder `path`, made or found there.
+
+    Raises `AutoLoRaError`, showing the differences, if that is another search."""
     tuning, plan = Tuning(path), json.loads(json.dumps(plan, default=os.fspath))
     if (tuning.path / "tune.json").is_file():
         found = tuning.plan
-        differ = [f"{k} {found.get(k)} there, {plan.get(k)} asked for" for k in sorted({*found, *plan}) if k != "threads" and found.get(k) != plan.get(k)]
-        if differ: raise AutoLoRaError(f"{path} holds another search ({'; '.join(differ[:4])}): choose another out folder.")
+        differ = [
+            f"{k} {found.get(k)} there, {plan.get(k)} asked for"
+            for k in sorted({*found, *plan})
+            if k != "threads" and found.get(k) != plan.get(k)
+        ]
+        if differ:
+            raise AutoLoRaError(
+                f"{path} holds another search ({'; '.join(differ[:4])}): choose another out folder."
+            )
         return tuning
-    if tuning.path.is_dir() and any(tuning.path.iterdir()): raise AutoLoRaError(f"{path} is not empty and holds no search: choose another out folder.")
-    try: (tuning.path / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise cannot_write(path, error) from error
+    if tuning.path.is_dir() and any(tuning.path.iterdir()):
+        raise AutoLoRaError(f"{path} is not empty and holds no search: choose another out folder.")
+    try:
+        (tuning.path / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     Run(tuning.path).write_json("tune.json", plan)
     return tuning
 
+
 def planned(backbone, data, method, budget, search, seed, settings):
-    "The whole search as a dict for JSON. Raises `AutoLoRaError`, before anything runs, for what can't work."
+    """The whole search as a dict for JSON.
+
+    Raises `AutoLoRaError`, before anything runs, for what can't work."""
     settings, epochs = dict(settings), settings.get("epochs")
-    config, _, prepared = prepare(backbone, data, method, epochs, seed, settings_from({k: v for k, v in settings.items() if k != "epochs"}))
+    config, _, prepared = prepare(
+        backbone,
+        data,
+        method,
+        epochs,
+        seed,
+        settings_from({k: v for k, v in settings.items() if k != "epochs"}),
+    )
     space = search.space or space_for(method)
     fixed = {name for name in {**settings, **settings.get("options", {})} if name in space}
-    if fixed: raise AutoLoRaError(f"{', '.join(sorted(fixed))} can't be both set and searched: leave it out, or give a Search(space=...) without it.")
-    rungs, cost = plan(search, budget, config["epochs"], prepared.steps, config["n_train"], config["n_val"], 1 + math.prod(map(len, space.values())))
+    if fixed:
+        raise AutoLoRaError(
+            f"{', '.join(sorted(fixed))} can't be both set and searched: leave it out, or give a "
+            "Search(space=...) without it."
+        )
+    rungs, cost = plan(
+        search,
+        budget,
+        config["epochs"],
+        prepared.steps,
+        config["n_train"],
+        config["n_val"],
+        1 + math.prod(map(len, space.values())),
+    )
     steps = config["epochs"] * (config["n_train"] // config["batch_size"]) * prepared.steps
-    return {"backbone": backbone, "data": data, "method": method, "budget": budget, "cost": round(cost, 3), "rungs": rungs, "search": asdict(search), "space": space, "seed": seed, "settings": settings, "default_epochs": config["epochs"],
-            "default_attack_steps": steps, "candidates": candidates(space, rungs[0][0], seed), "threads": max(1, cores() // rungs[0][0])}
+    return {
+        "backbone": backbone,
+        "data": data,
+        "method": method,
+        "budget": budget,
+        "cost": round(cost, 3),
+        "rungs": rungs,
+        "search": asdict(search),
+        "space": space,
+        "seed": seed,
+        "settings": settings,
+        "default_epochs": config["epochs"],
+        "default_attack_steps": steps,
+        "candidates": candidates(space, rungs[0][0], seed),
+        "threads": max(1, cores() // rungs[0][0]),
+    }
 
 # %% ../nbs/16a_search.ipynb #adc79b5d
-def tune(backbone, data, method="trades", budget=10, search=None, seed=0, out=None, runner=launch, **settings):
-    """Search the settings of `method` at `budget` times the cost of one default run, the winner's training included; returns the `Tuning`.
+def tune(
+    backbone,
+    data,
+    method="trades",
+    budget=10,
+    search=None,
+    seed=0,
+    out=None,
+    runner=launch,
+    **settings,
+):
+    """Search the settings of `method` at `budget` times the cost of one default run, the winner's
+    training included; returns the `Tuning`.
 
-    `backbone`, `data`: names or paths. `search`: a `Search` (None: successive halving over `space_for` the method). `out`: a folder (None: a new one
-    under runs/); the same call goes on with it. `runner`: `launch`, `partial(launch, jobs=1)`, or `submit`. `settings`: of every run, as in `finetune`.
-    Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best, is measured on test images. A trial that fails is recorded and
-    loses. Raises `AutoLoRaError` for what can't work."""
+    `backbone`, `data`: names or paths. `search`: a `Search` (None: successive halving over
+    `space_for` the method). `out`: a folder (None: a new one under runs/); the same call goes on
+    with it. `runner`: `launch`, `partial(launch, jobs=1)`, or `submit`. `settings`: of every run,
+    as in `finetune`. Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best,
+    is measured on test images. A trial that fails is recorded and loses. Raises `AutoLoRaError` for
+    what can't work."""
     progress, search = settings.pop("progress", True), search or Search()
     whole = planned(backbone, data, method, budget, search, seed, as_call(settings))
-    tuning = create_tuning(out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-tune-{method}-{Path(str(data)).stem}", whole)
+    tuning = create_tuning(
+        out
+        or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-tune-{method}-{Path(str(data)).stem}",
+        whole,
+    )
     go = lambda calls: runner(calls, threads=tuning.plan["threads"], progress=progress)
     with alone(tuning.path):
         try:
             alive = list(range(whole["rungs"][0][0]))
-            for rung in range(len(whole["rungs"])): alive = climb(tuning, rung, alive, go)
+            for rung in range(len(whole["rungs"])):
+                alive = climb(tuning, rung, alive, go)
             crown(tuning, alive[0], go)
-        finally: write_atomic(tuning.path / "trials.csv", lambda path: tuning.table.to_csv(path, index=False))
+        finally:
+            write_atomic(
+                tuning.path / "trials.csv", lambda path: tuning.table.to_csv(path, index=False)
+            )
     return tuning
+
 
 def call_of(plan, rung, number):
     "The call of `finetune`, without `out`, for candidate `number` on `rung`."
     _, epochs, steps = plan["rungs"][rung]
     given = as_call({**plan["settings"], **plan["candidates"][number]})
     options = {**plan["settings"].get("options", {}), **given.get("options", {}), "steps": steps}
-    return given | {"backbone": plan["backbone"], "data": plan["data"], "method": plan["method"], "seed": plan["seed"], "epochs": epochs, "options": options, "angles": False}
+    return given | {
+        "backbone": plan["backbone"],
+        "data": plan["data"],
+        "method": plan["method"],
+        "seed": plan["seed"],
+        "epochs": epochs,
+        "options": options,
+        "angles": False,
+    }
+
 
 def climb(tuning, rung, alive, go):
-    "Run the candidates `alive` on `rung`; returns those that go up (on the last one: all, the best first), best first."
+    """Run the candidates `alive` on `rung`; returns those that go up (on the last one: all, the
+    best first), best first."""
     plan, log = tuning.plan, Run(tuning.path)
-    jobs = go([call_of(plan, rung, number) | {"out": str(tuning.run(rung, number).path), "test": False} for number in alive if not tuning.run(rung, number).last("end")])
+    jobs = go(
+        [
+            call_of(plan, rung, number) | {"out": str(tuning.run(rung, number).path), "test": False}
+            for number in alive
+            if not tuning.run(rung, number).last("end")
+        ]
+    )
     for job in jobs:
-        if job.message: log.log("failed", rung=rung, number=int(job.out.name.split("-")[1]), message=job.message)
-    score = {row.number: (-row.ra, -row.sa, row.number) for row in tuning.table.itertuples() if row.rung == rung and row.state == "finished"}
+        if job.message:
+            log.log(
+                "failed", rung=rung, number=int(job.out.name.split("-")[1]), message=job.message
+            )
+    score = {
+        row.number: (-row.ra, -row.sa, row.number)
+        for row in tuning.table.itertuples()
+        if row.rung == rung and row.state == "finished"
+    }
     ranked = sorted((number for number in alive if number in score), key=score.get)
-    if not ranked: raise AutoLoRaError(f"All {len(alive)} trials failed, for example so: {next((job.message for job in jobs if job.message), 'see trials.csv')}")
-    return ranked[:plan["rungs"][rung + 1][0] if rung + 1 < len(plan["rungs"]) else None]
+    if not ranked:
+        raise AutoLoRaError(
+            f"All {len(alive)} trials failed, for example so: "
+            f"{next((job.message for job in jobs if job.message), 'see trials.csv')}"
+        )
+    return ranked[: plan["rungs"][rung + 1][0] if rung + 1 < len(plan["rungs"]) else None]
+
 
 def crown(tuning, number, go):
-    "Copy the winner's folder to `best`, measure it on the test images there, once, and note what was chosen."
+    """Copy the winner's folder to `best`, measure it on the test images there, once, and note what
+    was chosen."""
     plan, rung, best = tuning.plan, len(tuning.plan["rungs"]) - 1, tuning.best.path
     if not best.exists():
         shutil.rmtree(tuning.path / ".best", ignore_errors=True)
         shutil.copytree(tuning.run(rung, number).path, tuning.path / ".best")
         os.replace(tuning.path / ".best", best)
     if not tuning.best.finished:
-        job, = go([call_of(plan, rung, number) | {"out": str(best)}])
-        if job.message: raise AutoLoRaError(job.message)
-    shorter = {"epochs": plan["rungs"][rung][1]} if plan["rungs"][rung][1] != plan["default_epochs"] else {}
-    if not Run(tuning.path).last("chosen"): Run(tuning.path).log("chosen", number=number, settings={"method": plan["method"], **plan["candidates"][number], **shorter})
+        (job,) = go([call_of(plan, rung, number) | {"out": str(best)}])
+        if job.message:
+            raise AutoLoRaError(job.message)
+    shorter = (
+        {"epochs": plan["rungs"][rung][1]}
+        if plan["rungs"][rung][1] != plan["default_epochs"]
+        else {}
+    )
+    if not Run(tuning.path).last("chosen"):
+        Run(tuning.path).log(
+            "chosen",
+            number=number,
+            settings={"method": plan["method"], **plan["candidates"][number], **shorter},
+        )

@@ -33,245 +33,595 @@ from .rft import Settings, settings_from
 # %% ../nbs/16_study.ipynb #ca50817c
 CALL = {"method", "epochs", *Settings.__dataclass_fields__}
 
+
 def as_call(settings):
-    "The dict `settings` as keyword arguments of `finetune`: what it doesn't know by name is an option of the method."
+    """The dict `settings` as keyword arguments of `finetune`: what it doesn't know by name is an
+    option of the method."""
     own = {name: value for name, value in settings.items() if name not in CALL}
     call = {name: value for name, value in settings.items() if name in CALL}
     return call | ({"options": {**call.get("options", {}), **own}} if own else {})
 
+
 def arms(methods):
-    "A dict label -> settings for `methods`: names, or dicts with `method`, its settings and perhaps a label, `arm`. Raises `AutoLoRaError` for an unknown method or equal labels."
+    """A dict label -> settings for `methods`: names, or dicts with `method`, its settings and
+    perhaps a label, `arm`.
+
+    Raises `AutoLoRaError` for an unknown method or equal labels."""
     found = {}
     for given in [methods] if isinstance(methods, (str, dict)) else methods:
-        settings = {"method": given} if isinstance(given, str) else {k: v for k, v in given.items() if k != "arm"}
-        if settings.get("method") not in METHODS: raise unknown("method", settings.get("method"), METHODS)
+        settings = (
+            {"method": given}
+            if isinstance(given, str)
+            else {k: v for k, v in given.items() if k != "arm"}
+        )
+        if settings.get("method") not in METHODS:
+            raise unknown("method", settings.get("method"), METHODS)
         chosen = ", ".join(f"{k}={v}" for k, v in settings.items() if k != "method")
-        label = (given if isinstance(given, dict) else {}).get("arm") or settings["method"] + f" · {chosen}" * bool(chosen)
-        if label in found: raise AutoLoRaError(f"Two arms of the study are called '{label}': give one of them another name with arm=.")
+        label = (given if isinstance(given, dict) else {}).get("arm") or settings[
+            "method"
+        ] + f" · {chosen}" * bool(chosen)
+        if label in found:
+            raise AutoLoRaError(
+                f"Two arms of the study are called '{label}': give one of them another name with "
+                "arm=."
+            )
         found[label] = as_call(settings)
     return found
 
+
 def conditions(vary):
-    "A dict label -> settings for every combination of the dict `vary`, name -> values; one without a name where nothing varies."
+    """A dict label -> settings for every combination of the dict `vary`, name -> values; one
+    without a name where nothing varies."""
     values = [[(name, value) for value in choices] for name, choices in (vary or {}).items()]
-    return {", ".join(f"{name}={value}" for name, value in chosen): as_call(dict(chosen)) for chosen in product(*values)}
+    return {
+        ", ".join(f"{name}={value}" for name, value in chosen): as_call(dict(chosen))
+        for chosen in product(*values)
+    }
 
 # %% ../nbs/16_study.ipynb #7dbcef3b
-RULES = {"split": "each task's own; what is drawn, is drawn with one seed for all runs", "selection": "the epoch with the best PGD-10 accuracy on the validation images",
-         "evaluation": "the test images, once, after training: natural, PGD-10 without random start, AutoAttack on the first of one random order",
-         "cost": "seconds and attack steps (gradient passes over a batch) of training, the search for the learning rate included, the evaluation not"}
+RULES = {
+    "split": "each task's own; what is drawn, is drawn with one seed for all runs",
+    "selection": "the epoch with the best PGD-10 accuracy on the validation images",
+    "evaluation": "the test images, once, after training: natural, PGD-10 without random start, "
+    "AutoAttack on the first of one random order",
+    "cost": "seconds and attack steps (gradient passes over a batch) of training, the search for "
+    "the learning rate included, the evaluation not",
+}
+
 
 def embedded(task):
     "The name of the embedded backbone that fits the images of `task`."
     return "robust_mini_gray" if task.shape[0] == 1 else "robust_mini_rgb"
 
+
 def design(methods, tasks, backbones, seeds, vary, settings):
-    "The protocol as a dict for JSON. Raises `AutoLoRaError`, before anything runs, for what can't work."
-    for choice in conditions(vary).values(): settings_from({k: v for k, v in {**settings, **choice}.items() if k in Settings.__dataclass_fields__})
+    """The protocol as a dict for JSON.
+
+    Raises `AutoLoRaError`, before anything runs, for what can't work."""
+    for choice in conditions(vary).values():
+        settings_from(
+            {k: v for k, v in {**settings, **choice}.items() if k in Settings.__dataclass_fields__}
+        )
     for name in backbones or ():
-        if name not in BACKBONES: raise unknown("backbone", name, BACKBONES)
+        if name not in BACKBONES:
+            raise unknown("backbone", name, BACKBONES)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds: raise AutoLoRaError("A study needs at least one seed: give their number, or a list.")
-    found = {"arms": arms(methods), "tasks": {}, "conditions": conditions(vary), "seeds": seeds, "settings": as_call(settings), "device": default_device().type, "versions": versions(), "rules": RULES}
+    if not seeds:
+        raise AutoLoRaError("A study needs at least one seed: give their number, or a list.")
+    found = {
+        "arms": arms(methods),
+        "tasks": {},
+        "conditions": conditions(vary),
+        "seeds": seeds,
+        "settings": as_call(settings),
+        "device": default_device().type,
+        "versions": versions(),
+        "rules": RULES,
+    }
     for source in [tasks] if isinstance(tasks, (str, Path)) else tasks:
-        if not isinstance(source, (str, Path)): raise AutoLoRaError("The runs of a study are processes of their own, so its tasks are given by name or path: save your data as an .npz pack.")
+        if not isinstance(source, (str, Path)):
+            raise AutoLoRaError(
+                "The runs of a study are processes of their own, so its tasks are given by name or "
+                "path: save your data as an .npz pack."
+            )
         task = load_task(source, limit=settings.get("limit"), size=settings.get("size"))
         nets = list(backbones or [embedded(task)])
-        found["tasks"][task.name] = {"source": str(source), "backbones": nets, "images": [len(task.train), len(task.val), len(task.test)]}
+        found["tasks"][task.name] = {
+            "source": str(source),
+            "backbones": nets,
+            "images": [len(task.train), len(task.val), len(task.test)],
+        }
     return found | {"threads": max(1, cores() // len(cells(found)))}
 
+
 def cells(protocol):
-    "The cells of a study as a list of dicts: the circumstances, `name` (of the folder) and `call` (keyword arguments of `finetune` without `out`)."
-    return [_cell(protocol, arm, task, backbone, condition, seed) for seed, (task, about) in product(protocol["seeds"], protocol["tasks"].items())
-            for backbone, condition, arm in product(about["backbones"], protocol["conditions"], protocol["arms"])]
+    """The cells of a study as a list of dicts: the circumstances, `name` (of the folder) and `call`
+    (keyword arguments of `finetune` without `out`)."""
+    return [
+        _cell(protocol, arm, task, backbone, condition, seed)
+        for seed, (task, about) in product(protocol["seeds"], protocol["tasks"].items())
+        for backbone, condition, arm in product(
+            about["backbones"], protocol["conditions"], protocol["arms"]
+        )
+    ]
+
 
 def _cell(protocol, arm, task, backbone, condition, seed):
     mine = (protocol["settings"], protocol["conditions"][condition], protocol["arms"][arm])
-    options = {name: value for settings in mine for name, value in settings.get("options", {}).items()}
-    call = {name: value for settings in mine for name, value in settings.items()} | ({"options": options} if options else {})
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, (arm, task, backbone, condition, str(seed)))))
-    return {"arm": arm, "task": task, "backbone": backbone, "condition": condition, "seed": seed, "name": name, "call": call | {"backbone": backbone, "data": protocol["tasks"][task]["source"], "seed": seed}}
+    options = {
+        name: value for settings in mine for name, value in settings.get("options", {}).items()
+    }
+    call = {name: value for settings in mine for name, value in settings.items()} | (
+        {"options": options} if options else {}
+    )
+    name = re.sub(
+        r"[^\w.=+-]+", "_", "-".join(filter(None, (arm, task, backbone, condition, str(seed))))
+    )
+    return {
+        "arm": arm,
+        "task": task,
+        "backbone": backbone,
+        "condition": condition,
+        "seed": seed,
+        "name": name,
+        "call": call
+        | {"backbone": backbone, "data": protocol["tasks"][task]["source"], "seed": seed},
+    }
 
 # %% ../nbs/16_study.ipynb #951ad6d7
 FIXED, GROWING = ("settings", "device", "versions", "rules"), ("arms", "tasks", "conditions")
 
+
 def disagreements(found, wanted):
-    "What would make the runs of the protocol `wanted` unlike those of `found`, as a list of texts; what is only more is none."
-    pairs_of = [(found.get(part, {}), wanted[part], part) for part in FIXED if isinstance(wanted[part], dict)] + [({part: found.get(part)}, {part: wanted[part]}, "") for part in FIXED if not isinstance(wanted[part], dict)]
-    changed = [f"{where} {k}: {a.get(k)!r} there, {b.get(k)!r} asked for".strip() for a, b, where in pairs_of for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-    return changed + [f"{part} {label}: {found[part][label]} there, {wanted[part][label]} asked for" for part in GROWING for label in wanted[part] if label in found[part] and found[part][label] != wanted[part][label]]
+    """What would make the runs of the protocol `wanted` unlike those of `found`, as a list of
+    texts; what is only more is none."""
+    pairs_of = [
+        (found.get(part, {}), wanted[part], part)
+        for part in FIXED
+        if isinstance(wanted[part], dict)
+    ] + [
+        ({part: found.get(part)}, {part: wanted[part]}, "")
+        for part in FIXED
+        if not isinstance(wanted[part], dict)
+    ]
+    changed = [
+        f"{where} {k}: {a.get(k)!r} there, {b.get(k)!r} asked for".strip()
+        for a, b, where in pairs_of
+        for k in sorted({*a, *b})
+        if a.get(k) != b.get(k)
+    ]
+    return changed + [
+        f"{part} {label}: {found[part][label]} there, {wanted[part][label]} asked for"
+        for part in GROWING
+        for label in wanted[part]
+        if label in found[part] and found[part][label] != wanted[part][label]
+    ]
+
 
 def merged(found, wanted):
     "The protocol `found` with what `wanted` adds to it."
-    return {**found, **{part: {**found[part], **wanted[part]} for part in GROWING}, "seeds": list(dict.fromkeys([*found["seeds"], *wanted["seeds"]]))}
+    return {
+        **found,
+        **{part: {**found[part], **wanted[part]} for part in GROWING},
+        "seeds": list(dict.fromkeys([*found["seeds"], *wanted["seeds"]])),
+    }
 
 # %% ../nbs/16_study.ipynb #e7a6aac7
 ACCURACIES = {"sa": "none", "ra": "pgd-10", "aa": "autoattack"}
 
+
 def row(cell, run, message=""):
-    "One row of the table: what the `cell` is, and what its `Run` reached; `message`: why it failed, where that is known."
-    options = {k: v for k, v in cell["call"].items() if k not in ("method", "backbone", "data", "seed", "lr", "options")} | cell["call"].get("options", {})
-    told = message or (run.events[-1].get("message", "") if run.events and run.events[-1].get("event") == "failed" else "")
-    state = "finished" if run.finished else "failed" if told else "unfinished" if run.events else "waiting"
+    """One row of the table: what the `cell` is, and what its `Run` reached; `message`: why it
+    failed, where that is known."""
+    options = {
+        k: v
+        for k, v in cell["call"].items()
+        if k not in ("method", "backbone", "data", "seed", "lr", "options")
+    } | cell["call"].get("options", {})
+    told = message or (
+        run.events[-1].get("message", "")
+        if run.events and run.events[-1].get("event") == "failed"
+        else ""
+    )
+    state = (
+        "finished"
+        if run.finished
+        else "failed"
+        if told
+        else "unfinished"
+        if run.events
+        else "waiting"
+    )
     end, history = run.last("end"), run.history
     found = {e["attack"]: e for e in run.report["evaluations"]} if run.finished else {}
-    measured = {k: v for short, attack in ACCURACIES.items() for k, v in _counts(short, found.get(attack)).items()}
-    return {**{k: cell[k] for k in ("arm", "task", "backbone", "condition", "seed")}, "method": cell["call"]["method"], **options, "lr_setting": str(cell["call"].get("lr", "auto")), "state": state,
-            **measured, "best_epoch": end.get("best_epoch"), "epochs_done": len(history), "lr": run.last("start").get("lr", math.nan),
-            **{k: history[k].astype(float).mean() if k in history else math.nan for k in ("angle", "angle_natural")},
-            **{k: end.get(k, math.nan) for k in ("seconds", "attack_steps", "peak_memory")}, "message": "" if run.finished else told, "folder": cell["name"]}
+    measured = {
+        k: v
+        for short, attack in ACCURACIES.items()
+        for k, v in _counts(short, found.get(attack)).items()
+    }
+    return {
+        **{k: cell[k] for k in ("arm", "task", "backbone", "condition", "seed")},
+        "method": cell["call"]["method"],
+        **options,
+        "lr_setting": str(cell["call"].get("lr", "auto")),
+        "state": state,
+        **measured,
+        "best_epoch": end.get("best_epoch"),
+        "epochs_done": len(history),
+        "lr": run.last("start").get("lr", math.nan),
+        **{
+            k: history[k].astype(float).mean() if k in history else math.nan
+            for k in ("angle", "angle_natural")
+        },
+        **{k: end.get(k, math.nan) for k in ("seconds", "attack_steps", "peak_memory")},
+        "message": "" if run.finished else told,
+        "folder": cell["name"],
+    }
 
-def _counts(short, e): return {short: e["correct"] / e["n"] if e else math.nan, f"{short}_correct": e and e["correct"], f"{short}_n": e and e["n"]}
 
-WHOLE = ["best_epoch", "attack_steps", "peak_memory", *(f"{short}_{what}" for short in ACCURACIES for what in ("correct", "n"))]  # columns of whole numbers, some of them missing
+def _counts(short, e):
+    return {
+        short: e["correct"] / e["n"] if e else math.nan,
+        f"{short}_correct": e and e["correct"],
+        f"{short}_n": e and e["n"],
+    }
+
+
+WHOLE = [
+    "best_epoch",
+    "attack_steps",
+    "peak_memory",
+    *(f"{short}_{what}" for short in ACCURACIES for what in ("correct", "n")),
+]  # columns of whole numbers, some of them missing
 
 # %% ../nbs/16_study.ipynb #8dcf2202
 class Study:
-    "A study's folder: its `protocol`, its `cells`, the `table` of their runs, and what follows from that."
-    def __init__(self, path): self.path = Path(path)
+    """A study's folder: its `protocol`, its `cells`, the `table` of their runs, and what follows
+    from that."""
+
+    def __init__(self, path):
+        self.path = Path(path)
 
     @classmethod
     def open(cls, path):
         "The study in the folder `path`. Raises `AutoLoRaError` if there is none."
-        if not (Path(path) / "study.json").is_file(): raise AutoLoRaError(f"There is no study in {path} (no study.json): give the folder that compare or `autolora compare` wrote.")
+        if not (Path(path) / "study.json").is_file():
+            raise AutoLoRaError(
+                f"There is no study in {path} (no study.json): give the folder that compare or "
+                "`autolora compare` wrote."
+            )
         return cls(path)
 
     @property
-    def protocol(self): return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
+    def protocol(self):
+        return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
 
     @property
-    def cells(self): return cells(self.protocol)
+    def cells(self):
+        return cells(self.protocol)
 
-    def run(self, cell): return Run(self.path / "runs" / cell["name"])
+    def run(self, cell):
+        return Run(self.path / "runs" / cell["name"])
 
     @property
     def table(self):
-        "A DataFrame with a row a cell: the circumstances, settings, `state`, accuracies with counts and n, best epoch, lr, mean angles (degrees), cost, peak memory (bytes)."
+        """A DataFrame with a row a cell: the circumstances, settings, `state`, accuracies with
+        counts and n, best epoch, lr, mean angles (degrees), cost, peak memory (bytes)."""
         log = Run(self.path)
         failed = {e["cell"]: e["message"] for e in log.events if e["event"] == "failed"}
-        return pd.DataFrame([row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]).astype(dict.fromkeys(WHOLE, "Int64"))
+        return pd.DataFrame(
+            [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
+        ).astype(dict.fromkeys(WHOLE, "Int64"))
 
     def write(self):
         "Write `table.csv`, `differences.csv` and `study.html` as of now; returns the page's path."
         table = self.table
-        for name, frame in (("table.csv", table), ("differences.csv", differences(table))): write_atomic(self.path / name, lambda path, frame=frame: frame.to_csv(path, index=False))
-        text = html_page(f"Study: {', '.join(self.protocol['arms'])} on {', '.join(self.protocol['tasks'])}", sections(table, self.protocol))
-        write_atomic(self.path / "study.html", lambda path: Path(path).write_text(text, encoding="utf-8"))
+        for name, frame in (("table.csv", table), ("differences.csv", differences(table))):
+            write_atomic(
+                self.path / name, lambda path, frame=frame: frame.to_csv(path, index=False)
+            )
+        text = html_page(
+            f"Study: {', '.join(self.protocol['arms'])} on {', '.join(self.protocol['tasks'])}",
+            sections(table, self.protocol),
+        )
+        write_atomic(
+            self.path / "study.html", lambda path: Path(path).write_text(text, encoding="utf-8")
+        )
         return self.path / "study.html"
 
-    def _repr_html_(self): return summary(self.table).to_html(index=False)
+    def _repr_html_(self):
+        return summary(self.table).to_html(index=False)
+
 
 def create_study(path, protocol):
-    "The `Study` in the folder `path`, made or found there and then grown by `protocol`. Raises `AutoLoRaError`, showing the differences, if that one is another."
+    """The `Study` in the folder `path`, made or found there and then grown by `protocol`.
+
+    Raises `AutoLoRaError`, showing the differences, if that one is another."""
     study = Study(path)
     if (study.path / "study.json").is_file():
         differ = disagreements(study.protocol, protocol)
-        if differ: raise AutoLoRaError(f"{path} holds a study under another protocol ({'; '.join(differ[:6])}): choose another out folder, or ask for what is there.")
+        if differ:
+            raise AutoLoRaError(
+                f"{path} holds a study under another protocol ({'; '.join(differ[:6])}): choose "
+                "another out folder, or ask for what is there."
+            )
         protocol = merged(study.protocol, protocol)
-    elif study.path.is_dir() and any(study.path.iterdir()): raise AutoLoRaError(f"{path} is not empty and holds no study: choose another out folder.")
-    try: (study.path / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise cannot_write(path, error) from error
+    elif study.path.is_dir() and any(study.path.iterdir()):
+        raise AutoLoRaError(f"{path} is not empty and holds no study: choose another out folder.")
+    try:
+        (study.path / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     Run(study.path).write_json("study.json", protocol)
     return study
 
 # %% ../nbs/16_study.ipynb #7ec0565c
-READ = ["arm", *CIRCUMSTANCES, "seed", *ACCURACIES, "lr", "lr_setting", "angle", "seconds", "attack_steps"]
+READ = [
+    "arm",
+    *CIRCUMSTANCES,
+    "seed",
+    *ACCURACIES,
+    "lr",
+    "lr_setting",
+    "angle",
+    "seconds",
+    "attack_steps",
+]
+
 
 def _complete(table):
-    "`table` with every column that is read below, so that an average over tasks can be shown like any other; missing circumstances are empty, other values NaN."
-    found = table.assign(**{c: "" if c in CIRCUMSTANCES else math.nan for c in READ if c not in table})
+    """`table` with every column that is read below, so that an average over tasks can be shown like
+    any other; missing circumstances are empty, other values NaN."""
+    found = table.assign(
+        **{c: "" if c in CIRCUMSTANCES else math.nan for c in READ if c not in table}
+    )
     return found.assign(condition=found.condition.fillna(""))
+
 
 def measured(table):
     "Those of `ACCURACIES` that some run in `table` has."
     return [short for short in ACCURACIES if short in table and table[short].notna().any()]
 
+
 def differences(table, against=None):
-    "The `paired.pairs` of every accuracy in `table`, one below the other; each accuracy is a family of its own."
-    return pd.concat([pairs(_complete(table), short, against) for short in measured(table) or ["ra"]], ignore_index=True)
+    """The `paired.pairs` of every accuracy in `table`, one below the other; each accuracy is a
+    family of its own."""
+    return pd.concat(
+        [pairs(_complete(table), short, against) for short in measured(table) or ["ra"]],
+        ignore_index=True,
+    )
+
 
 def _spread(values):
     "The mean of shares in percent with its t interval, in words."
     mean, low, high = t_interval(100 * values)
-    return "–" if math.isnan(mean) else f"{mean:.1f} (one seed)" if math.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return (
+        "–"
+        if math.isnan(mean)
+        else f"{mean:.1f} (one seed)"
+        if math.isnan(low)
+        else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    )
+
 
 def summary(table):
-    "A DataFrame of strings, a row an arm and circumstance: the number of finished seeds, the means over them with 95 % t intervals, and the mean cost."
+    """A DataFrame of strings, a row an arm and circumstance: the number of finished seeds, the
+    means over them with 95 % t intervals, and the mean cost."""
     found, rows = _complete(table), []
     for (*where, arm), runs in found.groupby([*CIRCUMSTANCES, "arm"], sort=False):
         known = runs[runs.ra.notna()]
         steps = known.attack_steps.mean()
-        rows.append({"method": run_label(arm), **dict(zip(CIRCUMSTANCES, where, strict=True)), "seeds": f"{len(known)} of {len(runs)}", **{f"{'RA, AutoAttack' if short == 'aa' else 'RA, PGD-10' if short == 'ra' else 'SA'} (%)": _spread(known[short]) for short in measured(found)},
-                     "lr": ", ".join(f"{lr:.2g}" for lr in dict.fromkeys(known.lr.dropna())), "time": duration(known.seconds.mean()) if known.seconds.notna().any() else "–", "attack steps": "–" if pd.isna(steps) else f"{steps:.0f}"})
-    frame = pd.DataFrame(rows, columns=None if rows else ["method", *CIRCUMSTANCES, "seeds", "lr", "time", "attack steps"])
+        rows.append(
+            {
+                "method": run_label(arm),
+                **dict(zip(CIRCUMSTANCES, where, strict=True)),
+                "seeds": f"{len(known)} of {len(runs)}",
+                **{
+                    f"{'RA, AutoAttack' if short == 'aa' else 'RA, PGD-10' if short == 'ra' else 'SA'} (%)": _spread(
+                        known[short]
+                    )
+                    for short in measured(found)
+                },
+                "lr": ", ".join(f"{lr:.2g}" for lr in dict.fromkeys(known.lr.dropna())),
+                "time": duration(known.seconds.mean()) if known.seconds.notna().any() else "–",
+                "attack steps": "–" if pd.isna(steps) else f"{steps:.0f}",
+            }
+        )
+    frame = pd.DataFrame(
+        rows,
+        columns=None if rows else ["method", *CIRCUMSTANCES, "seeds", "lr", "time", "attack steps"],
+    )
     return frame.drop(columns=[c for c in CIRCUMSTANCES if frame[c].nunique() < 2])
 
+
 def tests(table, against=None):
-    "`differences` as a DataFrame of strings: n, the interval, the effect size, p values (corrected), and what they can't tell."
+    """`differences` as a DataFrame of strings: n, the interval, the effect size, p values
+    (corrected), and what they can't tell."""
     found = differences(table, against)
     p = lambda value: "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-    interval = lambda mean, low, high, digits: "–" if math.isnan(mean) else f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if low == low else "")
-    rows = [{"measure": {"sa": "SA", "ra": "RA, PGD-10", "aa": "RA, AutoAttack"}[d.measure], "difference": f"{run_label(d.a)} − {run_label(d.b)}", "where": where, "n": d.n, "points [95 %]": interval(d.mean, d.low, d.high, 1),
-             "d_z [95 %]": interval(d.d, d.d_low, d.d_high, 1), "t-test, Holm": p(d.holm_t), "Wilcoxon, Holm": p(d.holm_w), "note": d.note} for d, where in zip(found.itertuples(), circumstances(found), strict=True)]
-    frame = pd.DataFrame(rows, columns=["measure", "difference", "where", "n", "points [95 %]", "d_z [95 %]", "t-test, Holm", "Wilcoxon, Holm", "note"])
+    interval = lambda mean, low, high, digits: (
+        "–"
+        if math.isnan(mean)
+        else f"{mean:+.{digits}f}"
+        + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if low == low else "")
+    )
+    rows = [
+        {
+            "measure": {"sa": "SA", "ra": "RA, PGD-10", "aa": "RA, AutoAttack"}[d.measure],
+            "difference": f"{run_label(d.a)} − {run_label(d.b)}",
+            "where": where,
+            "n": d.n,
+            "points [95 %]": interval(d.mean, d.low, d.high, 1),
+            "d_z [95 %]": interval(d.d, d.d_low, d.d_high, 1),
+            "t-test, Holm": p(d.holm_t),
+            "Wilcoxon, Holm": p(d.holm_w),
+            "note": d.note,
+        }
+        for d, where in zip(found.itertuples(), circumstances(found), strict=True)
+    ]
+    frame = pd.DataFrame(
+        rows,
+        columns=[
+            "measure",
+            "difference",
+            "where",
+            "n",
+            "points [95 %]",
+            "d_z [95 %]",
+            "t-test, Holm",
+            "Wilcoxon, Holm",
+            "note",
+        ],
+    )
     return frame.drop(columns=["where"] if frame["where"].nunique() < 2 else [])
 
+
 def figures(table):
-    "A dict name -> plotly figure for the `table` of a study: forest plots, the SA/RA plane, the learning rates (where they vary), the angles."
+    """A dict name -> plotly figure for the `table` of a study: forest plots, the SA/RA plane, the
+    learning rates (where they vary), the angles."""
     found, apart = _complete(table), differences(table)
-    drawn = {f"forest_{short}": plot_forest(apart[apart.measure == short]) for short in measured(found) or ["ra"]}
-    drawn |= {"plane": plot_plane(found)} | ({"plane_autoattack": plot_plane(found, "aa")} if "aa" in measured(found) else {})
-    return drawn | ({"rates": plot_rates(found)} if found.lr_setting.nunique() > 1 else {}) | {"angle": plot_angle(found)}
+    drawn = {
+        f"forest_{short}": plot_forest(apart[apart.measure == short])
+        for short in measured(found) or ["ra"]
+    }
+    drawn |= {"plane": plot_plane(found)} | (
+        {"plane_autoattack": plot_plane(found, "aa")} if "aa" in measured(found) else {}
+    )
+    return (
+        drawn
+        | ({"rates": plot_rates(found)} if found.lr_setting.nunique() > 1 else {})
+        | {"angle": plot_angle(found)}
+    )
 
 # %% ../nbs/16_study.ipynb #d4db7a8a
-TOLD = ("Each difference is taken seed by seed; intervals are Student's at 95 %. p values are corrected by Holm's method over all pairs of one accuracy. d_z is the mean difference in units of its standard deviation. "
-        "The seeds vary the training, not the data: nothing here speaks about other data.")
+TOLD = (
+    "Each difference is taken seed by seed; intervals are Student's at 95 %. p values are "
+    "corrected by Holm's method over all pairs of one accuracy. d_z is the mean difference in "
+    "units of its standard deviation. "
+    "The seeds vary the training, not the data: nothing here speaks about other data."
+)
+
 
 def sections(table, protocol):
     "What a study's page shows: a dict title -> blocks, as `card.html_page` takes them."
-    drawn, plain = figures(table), lambda frame: frame.map(lambda v: "–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else str(v))
+    drawn, plain = (
+        figures(table),
+        lambda frame: frame.map(
+            lambda v: "–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else str(v)
+        ),
+    )
     lost = [f"{r.folder}: {r.message}" for r in table[table.state == "failed"].itertuples()]
-    rules = [f"{name}: {value}" for part in ("rules", "settings", "versions") for name, value in protocol[part].items()] + [f"{part}: {protocol[part]}" for part in ("seeds", "device", "threads")]
-    return {"Result": [summary(table), f"{(table.state == 'finished').sum()} of {len(table)} runs are finished. Means over the seeds with 95 % t intervals, on test images."],
-            "Differences between the methods": [Folded("All pairs as a table", apart) if len(apart := tests(table)) > 24 else apart, TOLD, *(fig for name, fig in drawn.items() if name.startswith("forest"))],
-            "Standard and robust accuracy": [fig for name, fig in drawn.items() if name.startswith("plane")],
-            **({"The learning rate": [drawn["rates"]]} if "rates" in drawn else {}), "Angle and robustness": [drawn["angle"]],
-            **({"What failed": [lost]} if lost else {}), "All runs": [Folded("The table, also in table.csv", plain(table.drop(columns=["message"])))],
-            "The protocol": [rules, *([f"{name}: {about['source']}, {' + '.join(map(str, about['images']))} images (train, validation, test), {', '.join(about['backbones'])}" for name, about in protocol["tasks"].items()],)]}
+    rules = [
+        f"{name}: {value}"
+        for part in ("rules", "settings", "versions")
+        for name, value in protocol[part].items()
+    ] + [f"{part}: {protocol[part]}" for part in ("seeds", "device", "threads")]
+    return {
+        "Result": [
+            summary(table),
+            f"{(table.state == 'finished').sum()} of {len(table)} runs are finished. Means over "
+            "the seeds with 95 % t intervals, on test images.",
+        ],
+        "Differences between the methods": [
+            Folded("All pairs as a table", apart) if len(apart := tests(table)) > 24 else apart,
+            TOLD,
+            *(fig for name, fig in drawn.items() if name.startswith("forest")),
+        ],
+        "Standard and robust accuracy": [
+            fig for name, fig in drawn.items() if name.startswith("plane")
+        ],
+        **({"The learning rate": [drawn["rates"]]} if "rates" in drawn else {}),
+        "Angle and robustness": [drawn["angle"]],
+        **({"What failed": [lost]} if lost else {}),
+        "All runs": [
+            Folded("The table, also in table.csv", plain(table.drop(columns=["message"])))
+        ],
+        "The protocol": [
+            rules,
+            *(
+                [
+                    f"{name}: {about['source']}, {' + '.join(map(str, about['images']))} images "
+                    f"(train, validation, test), {', '.join(about['backbones'])}"
+                    for name, about in protocol["tasks"].items()
+                ],
+            ),
+        ],
+    }
 
 # %% ../nbs/16_study.ipynb #4a157104
 @contextlib.contextmanager
 def alone(folder):
-    "Inside, this process is the only one at work in `folder`. Raises `AutoLoRaError` if another one is. The system takes the lock back however a process ends."
+    """Inside, this process is the only one at work in `folder`.
+
+    Raises `AutoLoRaError` if another one is. The system takes the lock back however a process
+    ends."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
     with open(Path(folder) / ".lock", "w") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error: raise AutoLoRaError(f"Another process is at work in {folder}: wait for its end, or stop it.") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AutoLoRaError(
+                f"Another process is at work in {folder}: wait for its end, or stop it."
+            ) from error
         yield
 
+
 def default_study(protocol, root="runs"):
-    "The folder of a study that wasn't given one: named by what it compares, so that the same call goes on with it."
-    return Path(root) / re.sub(r"[^\w.=+-]+", "_", "-".join(["study", *protocol["tasks"], *protocol["arms"]]))[:120]
+    """The folder of a study that wasn't given one: named by what it compares, so that the same call
+    goes on with it."""
+    return (
+        Path(root)
+        / re.sub(r"[^\w.=+-]+", "_", "-".join(["study", *protocol["tasks"], *protocol["arms"]]))[
+            :120
+        ]
+    )
 
-def compare(methods, tasks, backbones=None, seeds=3, vary=None, out=None, jobs=None, runner=launch, **settings):
-    """Run `methods` x `tasks` x `backbones` x `seeds` under one protocol; returns the `Study`. The same call goes on where it stopped.
 
-    `methods`: names, or dicts such as `{"method": "trades", "lr": 0.03, "beta": 3}`. `tasks`: names or paths. `backbones`: names (None: the embedded
-    one that fits). `seeds`: their number or a list. `vary`: conditions that all methods meet, such as `{"lr": ["auto", 0.01]}`. `out`: the study's
-    folder (None: one under runs/). `jobs`: runs at once (None: as many as the machine holds), on which no result depends. `runner`: `launch`, or
-    `submit` for a scheduler. `settings`: of every run, as in `finetune`. A cell that fails is recorded with its sentence, and the rest goes on; it
-    is tried again when the study goes on. Raises `AutoLoRaError` for what can't work and for a folder with another protocol."""
+def compare(
+    methods,
+    tasks,
+    backbones=None,
+    seeds=3,
+    vary=None,
+    out=None,
+    jobs=None,
+    runner=launch,
+    **settings,
+):
+    """Run `methods` x `tasks` x `backbones` x `seeds` under one protocol; returns the `Study`.
+
+    The same call goes on where it stopped.
+
+    `methods`: names, or dicts such as `{"method": "trades", "lr": 0.03, "beta": 3}`. `tasks`: names
+    or paths. `backbones`: names (None: the embedded one that fits). `seeds`: their number or a
+    list. `vary`: conditions that all methods meet, such as `{"lr": ["auto", 0.01]}`. `out`: the
+    study's folder (None: one under runs/). `jobs`: runs at once (None: as many as the machine
+    holds), on which no result depends. `runner`: `launch`, or `submit` for a scheduler. `settings`:
+    of every run, as in `finetune`. A cell that fails is recorded with its sentence, and the rest
+    goes on; it is tried again when the study goes on. Raises `AutoLoRaError` for what can't work
+    and for a folder with another protocol."""
     progress = settings.pop("progress", True)
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
     study = create_study(out or default_study(protocol), protocol)
     with alone(study.path):
-        todo = {str(study.run(cell).path): cell for cell in study.cells if not study.run(cell).finished}
+        todo = {
+            str(study.run(cell).path): cell for cell in study.cells if not study.run(cell).finished
+        }
         try:
-            for job in runner([cell["call"] | {"out": out} for out, cell in todo.items()], jobs=jobs, threads=study.protocol["threads"], progress=progress):
-                if job.message: Run(study.path).log("failed", cell=todo[str(job.out)]["name"], message=job.message)
-        finally: study.write()
+            for job in runner(
+                [cell["call"] | {"out": out} for out, cell in todo.items()],
+                jobs=jobs,
+                threads=study.protocol["threads"],
+                progress=progress,
+            ):
+                if job.message:
+                    Run(study.path).log(
+                        "failed", cell=todo[str(job.out)]["name"], message=job.message
+                    )
+        finally:
+            study.write()
     return study

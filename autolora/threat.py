@@ -16,20 +16,25 @@ from .core import AutoLoRaError, format_eps, parse_number, unknown
 # %% ../nbs/01_threat.ipynb #ca8d0df9
 @dataclass(frozen=True)
 class ThreatModel:
-    "The perturbations the adversary may use: all of norm at most `eps` (in pixel space [0, 1]) that keep the image in [0, 1]."
+    """The perturbations the adversary may use: all of norm at most `eps` (in pixel space [0, 1])
+    that keep the image in [0, 1]."""
+
     eps: float
     norm: ClassVar[str] = ""
 
-    def __str__(self): return f"{self.norm}:{format_eps(self.eps)}"
+    def __str__(self):
+        return f"{self.norm}:{format_eps(self.eps)}"
 
     def project(self, x_adv, x):
-        "The point of the allowed set around `x` nearest to `x_adv`, first by the norm and then by [0, 1]; shapes (N, C, H, W)."
+        """The point of the allowed set around `x` nearest to `x_adv`, first by the norm and then by
+        [0, 1]; shapes (N, C, H, W)."""
         return (x + self.clip(x_adv - x)).clamp(0, 1)
 
 # %% ../nbs/01_threat.ipynb #46daf908
 @dataclass(frozen=True)
 class Linf(ThreatModel):
     "At most `eps` on every pixel."
+
     norm: ClassVar[str] = "linf"
 
     def start(self, x, generator=None):
@@ -54,13 +59,18 @@ def _length(delta):
 @dataclass(frozen=True)
 class L2(ThreatModel):
     "At most `eps` as the Euclidean length of the perturbation of one image."
+
     norm: ClassVar[str] = "l2"
 
     def start(self, x, generator=None):
         "A point drawn uniformly from the ball around `x`, then clipped to [0, 1]."
         direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        radius = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
-        return self.project(x + self.eps * radius.view(-1, *[1] * (x.dim() - 1)) * direction / _length(direction), x)
+        radius = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (
+            1 / x[0].numel()
+        )
+        return self.project(
+            x + self.eps * radius.view(-1, *[1] * (x.dim() - 1)) * direction / _length(direction), x
+        )
 
     def step(self, x_adv, grad, step_size):
         "Steepest ascent: `step_size` along the normalised `grad`, image by image."
@@ -72,28 +82,41 @@ class L2(ThreatModel):
 
 # %% ../nbs/01_threat.ipynb #bd2fe908
 def linf(eps):
-    "The L-infinity threat model; `eps` in (0, 1], a number or a string such as `\"8/255\"`. Raises `AutoLoRaError` otherwise."
+    """The L-infinity threat model; `eps` in (0, 1], a number or a string such as `"8/255"`.
+
+    Raises `AutoLoRaError` otherwise."""
     number = parse_number(eps, "eps")
     if number > 1:
-        raise AutoLoRaError(f"An L-infinity eps of {eps} is larger than the whole pixel range [0, 1]: write it as a fraction, such as '{number:g}/255'.")
+        raise AutoLoRaError(
+            f"An L-infinity eps of {eps} is larger than the whole pixel range [0, 1]: write it as "
+            f"a fraction, such as '{number:g}/255'."
+        )
     return Linf(_positive(number))
 
 # %% ../nbs/01_threat.ipynb #f5cd9293
 def l2(eps):
-    "The L2 threat model; `eps` a positive number or fraction, the length of the perturbation of a whole image in pixel space [0, 1]."
+    """The L2 threat model; `eps` a positive number or fraction, the length of the perturbation of a
+    whole image in pixel space [0, 1]."""
     return L2(_positive(parse_number(eps, "eps")))
 
 # %% ../nbs/01_threat.ipynb #c7932267
 def _positive(eps):
-    if eps <= 0: raise AutoLoRaError(f"eps must be positive, not {eps:g}: without a budget there is no adversary.")
+    if eps <= 0:
+        raise AutoLoRaError(
+            f"eps must be positive, not {eps:g}: without a budget there is no adversary."
+        )
     return eps
 
 # %% ../nbs/01_threat.ipynb #9aa40a08
 NORMS = {"linf": linf, "l2": l2}
 
+
 def parse_threat(spec):
-    "A `ThreatModel` from itself or from `norm:eps`, such as `\"linf:8/255\"`; `str(threat)` gives that back."
-    if isinstance(spec, ThreatModel): return spec
+    """A `ThreatModel` from itself or from `norm:eps`, such as `"linf:8/255"`; `str(threat)` gives
+    that back."""
+    if isinstance(spec, ThreatModel):
+        return spec
     norm, _, eps = str(spec).partition(":")
-    if norm not in NORMS: raise unknown("norm", norm, NORMS)
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
     return NORMS[norm](eps)

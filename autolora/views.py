@@ -21,25 +21,52 @@ from .reports import STAR, Report, compare_rows
 
 # %% ../nbs/16d_views.ipynb #f2e806e4
 def named(runs):
-    "The `Run`s as a dict name -> run, in their order; names as `plots` takes them: `method` or `method · what tells it apart`."
+    """The `Run`s as a dict name -> run, in their order; names as `plots` takes them: `method` or
+    `method · what tells it apart`."""
     method = lambda run: run.config.get("method", "run")
-    shorts = [(method(run), f"{method(run)} · {run.config.get('task')}, seed {run.config.get('seed')}", f"{method(run)} · {run.path.name}") for run in runs]
+    shorts = [
+        (
+            method(run),
+            f"{method(run)} · {run.config.get('task')}, seed {run.config.get('seed')}",
+            f"{method(run)} · {run.path.name}",
+        )
+        for run in runs
+    ]
     counts = [Counter(level) for level in zip(*shorts, strict=True)]
-    return {next((name for name, count in zip(short, counts, strict=False) if count[name] == 1), short[-1]): run for short, run in zip(shorts, runs, strict=True)}
+    return {
+        next(
+            (name for name, count in zip(short, counts, strict=False) if count[name] == 1),
+            short[-1],
+        ): run
+        for short, run in zip(shorts, runs, strict=True)
+    }
 
 # %% ../nbs/16d_views.ipynb #0500195b
 def thinned(history, most=300):
-    "At most about `most` rows of a history: evenly chosen ones, the last, and every epoch with a decision."
-    if len(history) <= most: return history
+    """At most about `most` rows of a history: evenly chosen ones, the last, and every epoch with a
+    decision."""
+    if len(history) <= most:
+        return history
     keep = {*range(0, len(history), -(-len(history) // most)), len(history) - 1}
-    if "reason" in history: keep |= set(history["reason"].notna().to_numpy().nonzero()[0].tolist())
+    if "reason" in history:
+        keep |= set(history["reason"].notna().to_numpy().nonzero()[0].tolist())
     return history.iloc[sorted(keep)]
 
+
 def moved(runs, image, scale):
-    "The figures that depend on a slider: image number `image` of the strip, and the accuracies with the scale `scale` marked."
-    classes = next((run.config.get("classes") for run in runs.values() if run.config.get("classes")), None)
+    """The figures that depend on a slider: image number `image` of the strip, and the accuracies
+    with the scale `scale` marked."""
+    classes = next(
+        (run.config.get("classes") for run in runs.values() if run.config.get("classes")), None
+    )
     slides = {name: slid for name, run in runs.items() if (slid := run.last("scales"))}
-    return {"example": plot_example({name: read_examples(run.path) for name, run in runs.items()}, image, classes), "scales": plot_scales(slides, scale)}
+    return {
+        "example": plot_example(
+            {name: read_examples(run.path) for name, run in runs.items()}, image, classes
+        ),
+        "scales": plot_scales(slides, scale),
+    }
+
 
 def pictures(runs, image=0, scale=0.0):
     "The figures of the dict name -> `Run`, by panel; `image`, `scale`: as in `moved`."
@@ -48,65 +75,161 @@ def pictures(runs, image=0, scale=0.0):
 
 # %% ../nbs/16d_views.ipynb #a62d8945
 def table_html(fig):
-    "The numbers of a plotly figure as an HTML table, or a sentence where there are none; all text in it is escaped."
+    """The numbers of a plotly figure as an HTML table, or a sentence where there are none; all text
+    in it is escaped."""
     table = figure_table(fig)
-    return table.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.4g}") if len(table) else "No numbers yet."
+    return (
+        table.to_html(index=False, border=0, na_rep="–", float_format=lambda v: f"{v:.4g}")
+        if len(table)
+        else "No numbers yet."
+    )
+
 
 def as_panels(figures, opened=()):
-    "The dict name -> figure as a `Canvas` takes it: `[name, figure as JSON, table as HTML]` each, the table only for the names in `opened`."
-    return [[name, fig.to_json(), table_html(fig) if name in opened else ""] for name, fig in figures.items()]
+    """The dict name -> figure as a `Canvas` takes it: `[name, figure as JSON, table as HTML]` each,
+    the table only for the names in `opened`."""
+    return [
+        [name, fig.to_json(), table_html(fig) if name in opened else ""]
+        for name, fig in figures.items()
+    ]
 
 # %% ../nbs/16d_views.ipynb #72025e81
 def standing(run):
-    "How far a run has come, as plain data: its `folder`, `phase` (\"searching\", \"training\" or \"measuring\"), `done` of `epochs`, seconds an epoch (`pace`), the last `sa` and `ra` or None."
+    """How far a run has come, as plain data: its `folder`, `phase` ("searching", "training" or
+    "measuring"), `done` of `epochs`, seconds an epoch (`pace`), the last `sa` and `ra` or None."""
     history, epochs, start = run.history, run.config["epochs"], run.last("start")
     phase = "measuring" if run.last("end") else "training" if start else "searching"
-    pace = history.seconds.tail(5).median() if len(history) else start.get("estimated_seconds", 0.0) / epochs
-    sa, ra = (None, None) if history.empty else (float(history.sa.iloc[-1]), float(history.ra.iloc[-1]))
-    return {"folder": str(run.path), "phase": phase, "done": len(history), "epochs": epochs, "pace": float(pace), "sa": sa, "ra": ra}
+    pace = (
+        history.seconds.tail(5).median()
+        if len(history)
+        else start.get("estimated_seconds", 0.0) / epochs
+    )
+    sa, ra = (
+        (None, None) if history.empty else (float(history.sa.iloc[-1]), float(history.ra.iloc[-1]))
+    )
+    return {
+        "folder": str(run.path),
+        "phase": phase,
+        "done": len(history),
+        "epochs": epochs,
+        "pace": float(pace),
+        "sa": sa,
+        "ra": ra,
+    }
+
 
 def progress(stand, position=None):
-    "`(share done in [0, 1], sentence)` for a run at work; `stand`: its `standing`, `position`: its `Control.position`."
-    if stand["phase"] == "measuring": return 1.0, "measuring on the test images, once"
-    if stand["phase"] == "searching": return 0.0, "finding the learning rate"
+    """`(share done in [0, 1], sentence)` for a run at work; `stand`: its `standing`, `position`:
+    its `Control.position`."""
+    if stand["phase"] == "measuring":
+        return 1.0, "measuring on the test images, once"
+    if stand["phase"] == "searching":
+        return 0.0, "finding the learning rate"
     done, step, steps, epochs = position or (stand["done"], 0, 1, stand["epochs"])
     share = (done + step / steps) / epochs
-    words = f"epoch {min(done + 1, epochs)}/{epochs}, {duration(stand['pace'])} each, {duration((1 - share) * epochs * stand['pace'])} to go"
-    return share, words if stand["sa"] is None else f"{words}, SA {pct(stand['sa'])} %, RA {pct(stand['ra'])} %"
+    words = (
+        f"epoch {min(done + 1, epochs)}/{epochs}, {duration(stand['pace'])} each, "
+        f"{duration((1 - share) * epochs * stand['pace'])} to go"
+    )
+    return share, words if stand[
+        "sa"
+    ] is None else f"{words}, SA {pct(stand['sa'])} %, RA {pct(stand['ra'])} %"
+
 
 def outcome(run):
     "One sentence on a run that is not at work: its result, or what is kept of it."
-    if run.report: return "finished: " + ", ".join(f"{row[0]} {row[1]} %" for row in Report.from_dict(run.report).table()[1:])
+    if run.report:
+        return "finished: " + ", ".join(
+            f"{row[0]} {row[1]} %" for row in Report.from_dict(run.report).table()[1:]
+        )
     best = best_epoch(run.history)
-    kept = "no epoch was finished" if best is None else f"{len(run.history)} of {run.config.get('epochs')} epochs done, the weights of epoch {best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
+    kept = (
+        "no epoch was finished"
+        if best is None
+        else f"{len(run.history)} of {run.config.get('epochs')} epochs done, the weights of epoch "
+        f"{best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
+    )
     return f"not finished: {kept}; nothing has seen the test images"
 
 # %% ../nbs/16d_views.ipynb #ec4ba688
-APART = {"versions", "classes", "origin", "licence", "n_train", "n_val", "n_test", "shape", "num_classes"}
+APART = {
+    "versions",
+    "classes",
+    "origin",
+    "licence",
+    "n_train",
+    "n_val",
+    "n_test",
+    "shape",
+    "num_classes",
+}
+
 
 def differences(runs):
-    "A DataFrame of the settings in which the dict name -> `Run` differ, a column a run; empty where they agree."
+    """A DataFrame of the settings in which the dict name -> `Run` differ, a column a run; empty
+    where they agree."""
     configs = {name: run.config for name, run in runs.items()}
-    keys = [k for k in dict.fromkeys(k for config in configs.values() for k in config) if k not in APART and len({str(config.get(k)) for config in configs.values()}) > 1]
-    return pd.DataFrame([[k, *(str(config.get(k, "–")) for config in configs.values())] for k in keys], columns=["setting", *map(run_label, configs)])
+    keys = [
+        k
+        for k in dict.fromkeys(k for config in configs.values() for k in config)
+        if k not in APART and len({str(config.get(k)) for config in configs.values()}) > 1
+    ]
+    return pd.DataFrame(
+        [[k, *(str(config.get(k, "–")) for config in configs.values())] for k in keys],
+        columns=["setting", *map(run_label, configs)],
+    )
+
 
 def results(runs):
-    "`(DataFrame, note)`: what the finished ones among the dict name -> `Run` reached, a row a run, and what a star means."
-    finished = {run_label(name): Report.from_dict(run.report) for name, run in runs.items() if run.report}
-    if not finished: return pd.DataFrame(), "No run has been measured on test images yet."
+    """`(DataFrame, note)`: what the finished ones among the dict name -> `Run` reached, a row a
+    run, and what a star means."""
+    finished = {
+        run_label(name): Report.from_dict(run.report) for name, run in runs.items() if run.report
+    }
+    if not finished:
+        return pd.DataFrame(), "No run has been measured on test images yet."
     header, *rows = compare_rows(finished)
-    if len({(run.config.get("task"), run.config.get("data"), run.config.get("threat")) for run in runs.values() if run.report}) == 1:
-        return pd.DataFrame(rows, columns=header), STAR if " *" in str(rows) else "No difference here is larger than chance allows."
-    return pd.DataFrame([[cell.removesuffix(" *") for cell in row] for row in rows], columns=header), "Different data or threats: these rows can't be compared."
+    if (
+        len(
+            {
+                (run.config.get("task"), run.config.get("data"), run.config.get("threat"))
+                for run in runs.values()
+                if run.report
+            }
+        )
+        == 1
+    ):
+        return pd.DataFrame(rows, columns=header), STAR if " *" in str(
+            rows
+        ) else "No difference here is larger than chance allows."
+    return pd.DataFrame(
+        [[cell.removesuffix(" *") for cell in row] for row in rows], columns=header
+    ), "Different data or threats: these rows can't be compared."
+
 
 def tables(runs):
-    "HTML: what the dict name -> `Run` reached, and what was set differently; nothing where there is no run."
+    """HTML: what the dict name -> `Run` reached, and what was set differently; nothing where there
+    is no run."""
     found, note = results(runs)
-    return "".join(titled(*part) for part in (("Measured on test images", found, note), ("What was set differently", differences(runs), "")) if runs)
+    return "".join(
+        titled(*part)
+        for part in (
+            ("Measured on test images", found, note),
+            ("What was set differently", differences(runs), ""),
+        )
+        if runs
+    )
+
 
 def titled(title, table, note):
     "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
-    body = table.to_html(index=False, border=0) if len(table) else "" if note else "<small>Nothing.</small>"
+    body = (
+        table.to_html(index=False, border=0)
+        if len(table)
+        else ""
+        if note
+        else "<small>Nothing.</small>"
+    )
     return f"<h3 style='margin:8px 0 0'>{title}</h3>{body}<small>{html.escape(note)}</small>"
 
 # %% ../nbs/16d_views.ipynb #7c6e36a9
@@ -116,19 +239,41 @@ def alert(words):
 
 # %% ../nbs/16d_views.ipynb #4836d95d
 def automatic(config, chosen):
-    "A DataFrame of the settings of a coming run that were not chosen: value and source. `config`: as `rft.estimate` gives it; `chosen`: the names that were."
-    rows = [("threat", config["threat"], "recommended for the data"), ("epochs", config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
-            ("batch_size", config["batch_size"], "128 as published, smaller for small data"), ("lr", "found first", "range test on training images"),
-            ("loss weights", "each epoch", "from training accuracy (AutoLoRa)"), ("halving lr", "at checkpoints", "from validation accuracy"), ("rank", config["rank"], "as published"),
-            ("validation", f"{config['n_val']} images", "drawn from the training images"), ("test", f"{config['n_test']} images", "used once, at the end")]
-    return pd.DataFrame([row for row in rows if row[0] not in chosen], columns=["setting", "value", "where from"])
+    """A DataFrame of the settings of a coming run that were not chosen: value and source.
+
+    `config`: as `rft.estimate` gives it; `chosen`: the names that were."""
+    rows = [
+        ("threat", config["threat"], "recommended for the data"),
+        ("epochs", config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
+        ("batch_size", config["batch_size"], "128 as published, smaller for small data"),
+        ("lr", "found first", "range test on training images"),
+        ("loss weights", "each epoch", "from training accuracy (AutoLoRa)"),
+        ("halving lr", "at checkpoints", "from validation accuracy"),
+        ("rank", config["rank"], "as published"),
+        ("validation", f"{config['n_val']} images", "drawn from the training images"),
+        ("test", f"{config['n_test']} images", "used once, at the end"),
+    ]
+    return pd.DataFrame(
+        [row for row in rows if row[0] not in chosen], columns=["setting", "value", "where from"]
+    )
+
 
 def thumbnails(task):
-    "HTML: a data set's name, size, classes, origin and licence, with the first training image of each of its first ten classes."
+    """HTML: a data set's name, size, classes, origin and licence, with the first training image of
+    each of its first ten classes."""
     y = task.train.y.tolist()
     firsts = [y.index(k) for k in range(min(10, task.num_classes))]
-    figures = "".join(f"<figure style='margin:2px;display:inline-block;text-align:center;width:46px'><img alt='{html.escape(name)}' width='40' style='image-rendering:pixelated' src='{image_uri(image.numpy())}'>"
-                      f"<figcaption style='font-size:10px;line-height:1.1;overflow-wrap:anywhere'>{html.escape(name[:14])}</figcaption></figure>"
-                      for name, image in zip(task.classes, task.train.images(firsts), strict=False))
-    words = f"{task.num_classes} classes, {len(task.train)} + {len(task.val)} + {len(task.test)} images (train, validation, test) of {'x'.join(map(str, task.shape))}. Recommended: {task.threat}. {task.origin}. Licence: {task.licence}."
+    figures = "".join(
+        "<figure style='margin:2px;display:inline-block;text-align:center;width:46px'><img "
+        f"alt='{html.escape(name)}' width='40' style='image-rendering:pixelated' "
+        f"src='{image_uri(image.numpy())}'>"
+        "<figcaption "
+        f"style='font-size:10px;line-height:1.1;overflow-wrap:anywhere'>{html.escape(name[:14])}</figcaption></figure>"
+        for name, image in zip(task.classes, task.train.images(firsts), strict=False)
+    )
+    words = (
+        f"{task.num_classes} classes, {len(task.train)} + {len(task.val)} + {len(task.test)} "
+        f"images (train, validation, test) of {'x'.join(map(str, task.shape))}. Recommended: "
+        f"{task.threat}. {task.origin}. Licence: {task.licence}."
+    )
     return f"<div>{figures}</div><small>{html.escape(words)}</small>"

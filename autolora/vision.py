@@ -13,28 +13,37 @@ from pathlib import Path
 
 # %% ../nbs/00b_vision.ipynb #01bafd6f
 def _compiled_ops_load():
-    "Whether torchvision's own compiled operators can be loaded (found without importing torchvision)."
+    """Whether torchvision's own compiled operators can be loaded (found without importing
+    torchvision)."""
     import torch
+
     spec = importlib.util.find_spec("torchvision")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     libraries = [p for p in folder.glob("_C*.*") if p.suffix in (".so", ".pyd", ".dylib")]
     try:
-        for library in libraries: torch.ops.load_library(library)
-    except OSError: return False
+        for library in libraries:
+            torch.ops.load_library(library)
+    except OSError:
+        return False
     return bool(libraries)
 
 # %% ../nbs/00b_vision.ipynb #880ff11e
 @functools.cache
 def _declared_ops():
-    "Declare the two operators that `import torchvision` asks for, unless its own load; returns what keeps them declared."
+    """Declare the two operators that `import torchvision` asks for, unless its own load; returns
+    what keeps them declared."""
     import torch
-    if _compiled_ops_load(): return None
+
+    if _compiled_ops_load():
+        return None
     library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"): library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for op in ("nms", "qnms"):
+        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 # %% ../nbs/00b_vision.ipynb #1a2c5ef9
 def import_torchvision(submodule=None):
-    "`torchvision`, or its `submodule` (such as `\"models\"`), importable beside a CPU-only torch as well."
+    """`torchvision`, or its `submodule` (such as `"models"`), importable beside a CPU-only torch as
+    well."""
     _declared_ops()
     return importlib.import_module(f"torchvision.{submodule}" if submodule else "torchvision")

@@ -1,10 +1,13 @@
-"""AutoAttack standard side by side: `evaluate(..., ("autoattack",))` and pyautoattack fed the plain model, on the same images.
+"""AutoAttack standard side by side: `evaluate(..., ("autoattack",))` and pyautoattack fed the plain
+model, on the same images.
 
-python benchmarks/autoattack.py             16 photographs on robust_mini_rgb, 32 digits on robust_mini_gray; 5 rounds
+python benchmarks/autoattack.py 16 photographs on robust_mini_rgb, 32 digits on robust_mini_gray; 5
+rounds
 
-Both begin with images that the net classifies correctly, have the same batch size and seed; images fooled may differ by AutoAttack's own
-randomness. The plain way: AutoAttack as its README has it, on the contiguous model as it is.
-"""
+Both begin with images that the net classifies correctly, have the same batch size and seed; images
+fooled may differ by AutoAttack's own randomness. The plain way: AutoAttack as its README has it, on
+the contiguous model as it is."""
+
 import copy
 import logging
 
@@ -18,39 +21,72 @@ from autolora.threat import linf
 
 class Ours:
     "Our evaluation, on the same contiguous model."
-    def __init__(self, model, x, y, threat): self.model, self.data, self.threat, self.standing = copy.deepcopy(model), (x, y), threat, []
-    def __call__(self): self.standing.append(evaluate(self.model, self.data, self.threat, ("autoattack",))["autoattack"].correct)
+
+    def __init__(self, model, x, y, threat):
+        self.model, self.data, self.threat, self.standing = copy.deepcopy(model), (x, y), threat, []
+
+    def __call__(self):
+        self.standing.append(
+            evaluate(self.model, self.data, self.threat, ("autoattack",))["autoattack"].correct
+        )
 
 
 class Plain:
     "pyautoattack, as its README has it."
+
     def __init__(self, model, x, y, threat):
         from pyautoattack import AutoAttack
+
         self.model, self.x, self.y, self.standing = copy.deepcopy(model), x, y, []
-        self.attack = AutoAttack(self.model, norm="Linf", eps=threat.eps, version="standard", seed=0, device=x.device)
+        self.attack = AutoAttack(
+            self.model, norm="Linf", eps=threat.eps, version="standard", seed=0, device=x.device
+        )
         logging.getLogger("auto-attack").setLevel(logging.ERROR)
 
     def __call__(self):
-        x_adv, _ = self.attack.run_standard_evaluation(self.x.clone(), self.y.clone(), batch_size=256)
-        with torch.no_grad(): self.standing.append((self.model(x_adv).argmax(1) == self.y).sum().item())
+        x_adv, _ = self.attack.run_standard_evaluation(
+            self.x.clone(), self.y.clone(), batch_size=256
+        )
+        with torch.no_grad():
+            self.standing.append((self.model(x_adv).argmax(1) == self.y).sum().item())
 
 
 def compare(name, key, n, threat, args, data):
     "Measure one backbone on `n` images and save it."
     x, y = images(1000, data)
     model = probed(name, x, y).to(args.device)
-    with torch.no_grad(): right = torch.cat([model(part.to(args.device)).argmax(1).cpu() for part in x.split(250)]) == y
+    with torch.no_grad():
+        right = (
+            torch.cat([model(part.to(args.device)).argmax(1).cpu() for part in x.split(250)]) == y
+        )
     x, y = x[right][:n].to(args.device), y[right][:n].to(args.device)
-    contestants = {"autolora.evaluate": Ours(model, x, y, threat), "pyautoattack": Plain(model, x, y, threat)}
+    contestants = {
+        "autolora.evaluate": Ours(model, x, y, threat),
+        "pyautoattack": Plain(model, x, y, threat),
+    }
     times = turns(contestants, args.rounds, warm=0)
-    standing = {who: ", ".join(map(str, sorted(set(len(x) - kept for kept in call.standing)))) for who, call in contestants.items()}
-    save(args.results, "autoattack", f"AutoAttack standard: {name}, {len(x)} images ({data or 'photographs'}), {threat}", times, len(x), {key: ratios(times, *times)}, {"fooled": standing})
+    standing = {
+        who: ", ".join(map(str, sorted(set(len(x) - kept for kept in call.standing))))
+        for who, call in contestants.items()
+    }
+    save(
+        args.results,
+        "autoattack",
+        f"AutoAttack standard: {name}, {len(x)} images ({data or 'photographs'}), {threat}",
+        times,
+        len(x),
+        {key: ratios(times, *times)},
+        {"fooled": standing},
+    )
 
 
 def main():
     args = options(__doc__, n=[16, 32], device="cpu", data=None)
     compare("robust_mini_rgb", "autoattack", args.n[0], linf(8 / 255), args, args.data)
-    compare("robust_mini_gray", "autoattack, robust_mini_gray", args.n[-1], linf(0.1), args, "digits")
+    compare(
+        "robust_mini_gray", "autoattack, robust_mini_gray", args.n[-1], linf(0.1), args, "digits"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,13 @@
-"""What the lab costs and how fast it answers: redraws, Pause and Stop, the first picture, and the training's slow-down, medians of 5.
+"""What the lab costs and how fast it answers: redraws, Pause and Stop, the first picture, and the
+training's slow-down, medians of 5.
 
-python benchmarks/lab.py            all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on the path)
-python benchmarks/lab.py --headless  without a page
+python benchmarks/lab.py all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on
+the path) python benchmarks/lab.py --headless without a page
 
-The slow-down is a ratio: the same run with the live panel and without, taken in turns in one process, each epoch's own seconds. A third run
-has no panel, no angles, and its history's writing is not counted: lab, history and angles together against it.
-"""
+The slow-down is a ratio: the same run with the live panel and without, taken in turns in one
+process, each epoch's own seconds. A third run has no panel, no angles, and its history's writing is
+not counted: lab, history and angles together against it."""
+
 import argparse
 import contextlib
 import os
@@ -19,37 +21,62 @@ from pathlib import Path
 from _harness import HERE, save
 
 ROOT = Path(__file__).parent.parent
-CALL = dict(backbone="robust_mini_gray", data="mnist5k", method="autolora", limit=1500, seed=0, lr=0.05, progress=False)
+CALL = dict(
+    backbone="robust_mini_gray",
+    data="mnist5k",
+    method="autolora",
+    limit=1500,
+    seed=0,
+    lr=0.05,
+    progress=False,
+)
 
 
-def spread(values, unit="s", digits=2): return f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, {min(values):.{digits}f} to {max(values):.{digits}f})"
+def spread(values, unit="s", digits=2):
+    return (
+        f"{statistics.median(values):.{digits}f} {unit} (n={len(values)}, "
+        f"{min(values):.{digits}f} to {max(values):.{digits}f})"
+    )
 
 
 @contextlib.contextmanager
 def timed_log():
     "A list that fills with the seconds of every write to a run's history."
     from autolora.history import Run
+
     seconds, log = [], Run.log
-    def timed(run, event, **fields): start = time.perf_counter(); log(run, event, **fields); seconds.append(time.perf_counter() - start)
+
+    def timed(run, event, **fields):
+        start = time.perf_counter()
+        log(run, event, **fields)
+        seconds.append(time.perf_counter() - start)
+
     Run.log = timed
-    try: yield seconds
-    finally: Run.log = log
+    try:
+        yield seconds
+    finally:
+        Run.log = log
 
 
 def settle(lab):
-    "Wait until `lab` has drawn the end of a training and measured what the next would cost: that isn't what is timed."
-    while lab._follower: time.sleep(0.1)
+    """Wait until `lab` has drawn the end of a training and measured what the next would cost: that
+    isn't what is timed."""
+    while lab._follower:
+        time.sleep(0.1)
     lab._checker.join()
 
 
 def train(lab, folder, epochs, angles=True):
-    "One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an epoch, without the first, and those of its history's writing."
+    """One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an
+    epoch, without the first, and those of its history's writing."""
     from autolora import Run
     from autolora.background import Trainer
+
     trainer = lab.trainer if lab else Trainer()
     with timed_log() as writing:
         trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
-        if lab: lab._follow_soon()
+        if lab:
+            lab._follow_soon()
         trainer.wait()
     return Run(folder).history.seconds[1:].mean(), sum(writing) / epochs
 
@@ -58,20 +85,30 @@ def live(folder, epochs, redraws):
     "`train` under a lab of its own; `redraws` gets how many there were."
     from autolora.background import Trainer
     from autolora.lab import Lab
+
     lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
     settle(lab)
     seen = []
     lab.canvas.observe(seen.append, "panels")
-    try: return train(lab, folder, epochs)
-    finally: settle(lab); lab.close(); redraws.append(len(seen))
+    try:
+        return train(lab, folder, epochs)
+    finally:
+        settle(lab)
+        lab.close()
+        redraws.append(len(seen))
 
 
 def slow_down(folder, rounds=5, epochs=8):
-    "Round by round, seconds an epoch with the live panel over those without, and with panel, history and angles over those with none of them; and how many redraws there were."
+    """Round by round, seconds an epoch with the live panel over those without, and with panel,
+    history and angles over those with none of them; and how many redraws there were."""
     panel, together, redraws = [], [], []
     for i in range(rounds):
-        runs = {"live": lambda i=i: live(folder / f"{i}-live", epochs, redraws), "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs), "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False)}
-        names = list(runs)[i % 3:] + list(runs)[:i % 3]
+        runs = {
+            "live": lambda i=i: live(folder / f"{i}-live", epochs, redraws),
+            "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs),
+            "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False),
+        }
+        names = list(runs)[i % 3 :] + list(runs)[: i % 3]
         found = {name: runs[name]() for name in names}
         panel.append(found["live"][0] / found["plain"][0])
         together.append(sum(found["live"]) / found["bare"][0])
@@ -83,11 +120,44 @@ def redraw_cost(folder, rounds=5):
     from autolora.background import Trainer
     from autolora.history import create_run
     from autolora.lab import Lab
+
     paths = []
     for method in ("autolora", "trades"):
-        run = create_run(folder / f"long-{method}", {"method": method, "task": "made up", "seed": 0, "epochs": 60, "classes": list("0123456789")})
-        for e in range(1, 61): run.log("epoch", epoch=e, lr=0.05, schedule_lr=0.05, next_lr=0.05, lam1=0.1, lam2=5.0, sa=0.9, ra=0.8, n_val=100, angle=80.0, angle_natural=100.0, loss=1.0, ce_nat=0.1, ce_adv=0.4,
-                                       kl=0.5, seconds=1.0, length_nat=1.0, length_adv=2.0, angle_layers={f"layer{i}.weight": 80.0 + i for i in range(40)}, reason=1 if e % 20 == 0 else None, restored=e - 1 if e % 20 == 0 else None)
+        run = create_run(
+            folder / f"long-{method}",
+            {
+                "method": method,
+                "task": "made up",
+                "seed": 0,
+                "epochs": 60,
+                "classes": list("0123456789"),
+            },
+        )
+        for e in range(1, 61):
+            run.log(
+                "epoch",
+                epoch=e,
+                lr=0.05,
+                schedule_lr=0.05,
+                next_lr=0.05,
+                lam1=0.1,
+                lam2=5.0,
+                sa=0.9,
+                ra=0.8,
+                n_val=100,
+                angle=80.0,
+                angle_natural=100.0,
+                loss=1.0,
+                ce_nat=0.1,
+                ce_adv=0.4,
+                kl=0.5,
+                seconds=1.0,
+                length_nat=1.0,
+                length_adv=2.0,
+                angle_layers={f"layer{i}.weight": 80.0 + i for i in range(40)},
+                reason=1 if e % 20 == 0 else None,
+                restored=e - 1 if e % 20 == 0 else None,
+            )
         paths.append(run.path)
     lab, seconds = Lab(folder / "none", runs=paths, trainer=Trainer()), []
     for _ in range(rounds):
@@ -99,11 +169,18 @@ def redraw_cost(folder, rounds=5):
 
 
 def page_times(rounds=5):
-    "Seconds from Run All to the first picture, from a click on Pause and on Stop to its word on the page, each several times in a fresh JupyterLab."
+    """Seconds from Run All to the first picture, from a click on Pause and on Stop to its word on
+    the page, each several times in a fresh JupyterLab."""
     sys.path.insert(0, str(ROOT / "tests"))
     import test_lab as t
     from playwright.sync_api import sync_playwright
-    chromium = os.environ.get("AUTOLORA_CHROMIUM") or subprocess.run(["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True).stdout.strip()
+
+    chromium = (
+        os.environ.get("AUTOLORA_CHROMIUM")
+        or subprocess.run(
+            ["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True
+        ).stdout.strip()
+    )
     first, pause, stop = [], [], []
     for _ in range(rounds):
         folder = Path(tempfile.mkdtemp())
@@ -115,11 +192,21 @@ def page_times(rounds=5):
             t.field(page, "Epochs", 300)
             t.press(page, t.START)
             t.until(lambda: sum(t.points(page, "lr")) >= 2, 120, "training")  # noqa: B023
-            for times, hint, word in ((pause, t.PAUSE, "paused"), (None, t.RESUME, "running"), (stop, t.STOP, "stopped")):
+            for times, hint, word in (
+                (pause, t.PAUSE, "paused"),
+                (None, t.RESUME, "running"),
+                (stop, t.STOP, "stopped"),
+            ):
                 start = time.time()
                 t.press(page, hint)
-                page.wait_for_function("word => document.querySelector('.autolora-lab').innerText.includes(`AutoLoRa: ${word}`)", arg=word, polling=10)
-                if times is not None: times.append(time.time() - start)
+                page.wait_for_function(
+                    "word => document.querySelector('.autolora-lab').innerText.includes(`AutoLoRa: "
+                    "${word}`)",
+                    arg=word,
+                    polling=10,
+                )
+                if times is not None:
+                    times.append(time.time() - start)
                 page.wait_for_timeout(1500)
             browser.close()
     return first, pause, stop
@@ -130,17 +217,36 @@ def main():
     parser.add_argument("--headless", action="store_true", help="leave the page out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON results")
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results", help="folder of the JSON results"
+    )
     args, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
     panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
     print("epoch seconds with the live panel over without:", spread(panel, "", 3))
     print("epoch seconds with panel, history and angles over without:", spread(together, "", 3))
     print(f"redraws in a training: {spread(redraws, '', 0)}")
-    save(args.results, "lab", f"The lab: an AutoLoRa epoch of {CALL['backbone']} on {CALL['limit']:,} images of {CALL['data']}", ratios={"recording": together, "the live panel alone: seconds an epoch over those without": panel},
-         notes=[f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles, and the writing of the history not counted."])
-    if args.headless: return
-    for what, seconds in zip(("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True): print(f"{what}: {spread(seconds)}")
+    save(
+        args.results,
+        "lab",
+        f"The lab: an AutoLoRa epoch of {CALL['backbone']} on {CALL['limit']:,} images of "
+        f"{CALL['data']}",
+        ratios={
+            "recording": together,
+            "the live panel alone: seconds an epoch over those without": panel,
+        },
+        notes=[
+            f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles, and "
+            "the writing of the history not counted."
+        ],
+    )
+    if args.headless:
+        return
+    for what, seconds in zip(
+        ("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True
+    ):
+        print(f"{what}: {spread(seconds)}")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

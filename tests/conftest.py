@@ -9,7 +9,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def chromium():
-    "The path of a Chromium that starts; a test that asks for it is skipped, with the reason, where there is none."
-    found = os.environ.get("AUTOLORA_CHROMIUM") or subprocess.run(
-        ["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True).stdout.strip()
-    return found or pytest.skip("no Chromium found: install one, or set AUTOLORA_CHROMIUM to its path")
+    """The path of a Chromium that starts; a test that asks for it is skipped, with the reason,
+    where there is none."""
+    found = (
+        os.environ.get("AUTOLORA_CHROMIUM")
+        or subprocess.run(
+            ["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True
+        ).stdout.strip()
+    )
+    return found or pytest.skip(
+        "no Chromium found: install one, or set AUTOLORA_CHROMIUM to its path"
+    )

@@ -1,7 +1,9 @@
-"""What tests/test_parallel.py starts in one process and in several: a training without any random draw but the common order, in double precision.
+"""What tests/test_parallel.py starts in one process and in several: a training without any random
+draw but the common order, in double precision.
 
-python parallel_case.py METHOD FOLDER [FAULT]     FAULT, in the second process: hang, or in the second epoch nan or memory; or resume: none, go on
-"""
+python parallel_case.py METHOD FOLDER [FAULT] FAULT, in the second process: hang, or in the second
+epoch nan or memory; or resume: none, go on"""
+
 import dataclasses
 import sys
 import time
@@ -26,16 +28,21 @@ from autolora.threat import l2
 def spoil(method, fault):
     "Have `method` meet `fault` from its seventh step on, in the second epoch."
     losses, steps = method.losses, []
+
     def spoiled(x, y):
         steps.append(len(x))
-        if len(steps) < 7: return losses(x, y)
-        if fault == "memory": raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if len(steps) < 7:
+            return losses(x, y)
+        if fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return {name: term * float("nan") for name, term in losses(x, y).items()}
+
     method.losses = spoiled
 
 
 class Double(nn.Module):
-    def forward(self, x): return x.double()
+    def forward(self, x):
+        return x.double()
 
 
 def case(name, folder):
@@ -47,11 +54,21 @@ def case(name, folder):
     fault = "".join(sys.argv[3:])
     run = joined_run(folder, {"seed": 0}, fault == "resume")
     learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
-    if fault == "hang" and rank() == 1: time.sleep(600)
-    if fault in ("nan", "memory") and rank() == 1: spoil(method, fault)
+    if fault == "hang" and rank() == 1:
+        time.sleep(600)
+    if fault in ("nan", "memory") and rank() == 1:
+        spoil(method, fault)
     learner.fit(fault == "resume")
     report = evaluate(model, task.test, "l2:0.5", n=101)
-    run.write_json("counts.json", {"rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows], "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"), "world": world()})
+    run.write_json(
+        "counts.json",
+        {
+            "rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows],
+            "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"),
+            "world": world(),
+        },
+    )
 
 
-if __name__ == "__main__": case(sys.argv[1], Path(sys.argv[2]))
+if __name__ == "__main__":
+    case(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,8 @@
-"""The benchmarks' own honesty: the published step they time is the same step as ours, and what was not measured is said to be so. Nothing is timed here."""
+"""The benchmarks' own honesty: the published step they time is the same step as ours, and what was
+not measured is said to be so.
+
+Nothing is timed here."""
+
 import copy
 import json
 import sys
@@ -30,7 +34,8 @@ def pair():
     x, y = images(8, size=16)
     model = load_backbone("robust_mini_rgb", 10).double()
     method = make_method("autolora_paper", model, linf("8/255"))
-    for B in method.branch.B.values(): nn.init.normal_(B, std=0.01)
+    for B in method.branch.B.values():
+        nn.init.normal_(B, std=0.01)
     published = Published(model, method.threat)
     published.model.double()
     same_factors(method.branch, published)
@@ -55,8 +60,14 @@ def test_the_published_attack_is_ours(pair):
     method, published, x, y = pair
     ours = pgd(method.model, x, y, method.threat, steps=10, random_start=False)
     theirs = published.attack(x, y, start=False)
-    assert ((ours - theirs).abs() < 1e-5).double().mean() > 0.999   # a gradient of almost zero may have either sign
-    assert (theirs - x).abs().max() <= method.threat.eps + 1e-9 and 0 <= theirs.min() and theirs.max() <= 1
+    assert (
+        (ours - theirs).abs() < 1e-5
+    ).double().mean() > 0.999  # a gradient of almost zero may have either sign
+    assert (
+        (theirs - x).abs().max() <= method.threat.eps + 1e-9
+        and 0 <= theirs.min()
+        and theirs.max() <= 1
+    )
 
 
 def test_gradients_reach_what_the_paper_says(pair):
@@ -64,8 +75,16 @@ def test_gradients_reach_what_the_paper_says(pair):
     published.model.train()
     terms = published.terms(x, x, y)
     terms["ce_nat"].backward(retain_graph=True)
-    reached = {name for name, p in published.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert reached == {name for name, _ in published.model.named_parameters() if name.endswith((".A", ".B"))} | published.head
+    reached = {
+        name
+        for name, p in published.model.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    assert (
+        reached
+        == {name for name, _ in published.model.named_parameters() if name.endswith((".A", ".B"))}
+        | published.head
+    )
 
 
 def test_the_published_epoch_takes_lambda_from_the_low_rank_path():
@@ -76,7 +95,9 @@ def test_the_published_epoch_takes_lambda_from_the_low_rank_path():
     published.epoch(task, torch.Generator().manual_seed(0), torch.device("cpu"), batch_size=64)
     assert 0 <= published.lam1 <= 1 and published.lam2 == pytest.approx(6 * (1 - published.lam1))
     assert published.schedule.epoch == 1 and published.best_test is not None
-    assert sum(isinstance(m, LoRAConv) for m in published.model.modules()) == len(published.convs) > 0
+    assert (
+        sum(isinstance(m, LoRAConv) for m in published.model.modules()) == len(published.convs) > 0
+    )
     assert any(not torch.equal(before[k], v) for k, v in published.model.state_dict().items())
 
 
@@ -88,22 +109,54 @@ def test_contestants_take_turns():
 
 
 def section(**more):
-    return {"title": "T", "times": {}, "work": None, "ratios": {}, "columns": {}, "table": [], "missing": {}, "notes": [], "machine": "M", "versions": {"torch": "2"}, "date": "D", "commit": "C"} | more
+    return {
+        "title": "T",
+        "times": {},
+        "work": None,
+        "ratios": {},
+        "columns": {},
+        "table": [],
+        "missing": {},
+        "notes": [],
+        "machine": "M",
+        "versions": {"torch": "2"},
+        "date": "D",
+        "commit": "C",
+    } | more
 
 
 def test_results_say_what_was_measured_and_what_not(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
-    sections = [section(times={"slow": [3.0, 4.0, 5.0], "fast": [1.0, 1.0, 2.0]}, work=10, ratios={"pgd_torchattacks": [2.0, 2.5, 3.0], "memory_resnet18": [1.1]}, missing={"peer": "won't import"})]
+    sections = [
+        section(
+            times={"slow": [3.0, 4.0, 5.0], "fast": [1.0, 1.0, 2.0]},
+            work=10,
+            ratios={"pgd_torchattacks": [2.0, 2.5, 3.0], "memory_resnet18": [1.1]},
+            missing={"peer": "won't import"},
+        )
+    ]
     (folder / "attacks.json").write_text(json.dumps(sections))
     write_results(folder)
     text = (tmp_path / "results.md").read_text()
-    assert "| at least 2.2 | 2.5 (2 to 3, n=3) | yes |" in text and "| at most 1 | 1.1 (once) | no |" in text
-    assert text.count("not measured |") == len(TARGETS) - 2 and "peer: not measured (won't import)" in text
+    assert (
+        "| at least 2.2 | 2.5 (2 to 3, n=3) | yes |" in text
+        and "| at most 1 | 1.1 (once) | no |" in text
+    )
+    assert (
+        text.count("not measured |") == len(TARGETS) - 2
+        and "peer: not measured (won't import)" in text
+    )
     assert text.index("| fast | 1 (1 to 2, n=3) | 10 |") < text.index("| slow |")
     assert render([]).count("not measured |") == len(TARGETS)
 
 
 def test_committed_results_are_rendered():
-    sections = [s for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")) for s in json.loads(path.read_text())]
-    assert (ROOT / "benchmarks" / "results.md").read_text() == render(sections), "results.md is not what its JSON files say: run a benchmark"
+    sections = [
+        s
+        for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+        for s in json.loads(path.read_text())
+    ]
+    assert (ROOT / "benchmarks" / "results.md").read_text() == render(sections), (
+        "results.md is not what its JSON files say: run a benchmark"
+    )

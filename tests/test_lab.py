@@ -1,4 +1,5 @@
 """The lab in a real JupyterLab and as a page of voila, used as a person does, in a real browser."""
+
 import contextlib
 import json
 import os
@@ -18,7 +19,10 @@ from autolora import Run
 from autolora.study import create_study, design
 
 ROOT = Path(__file__).parent.parent
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 OTHER_CELL = "import time\nprint('another cell', time.time())"
 SHOTS = os.environ.get("AUTOLORA_SHOTS")  # a folder: screenshots are left there, to be looked at
 
@@ -31,12 +35,15 @@ def free_port():
 
 def get(url):
     "What is at `url` as text, None while nobody answers there."
-    try: return urllib.request.urlopen(url, timeout=20).read().decode()
-    except (urllib.error.URLError, ConnectionError, TimeoutError): return None
+    try:
+        return urllib.request.urlopen(url, timeout=20).read().decode()
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
 
 
 def until(condition, seconds, what):
-    "Wait until `condition()` is true and give its value; a sentence when it takes longer than `seconds`."
+    """Wait until `condition()` is true and give its value; a sentence when it takes longer than
+    `seconds`."""
     deadline = time.time() + seconds
     while not (found := condition()):
         assert time.time() < deadline, f"{what}: not within {seconds} s"
@@ -46,19 +53,33 @@ def until(condition, seconds, what):
 
 @contextlib.contextmanager
 def serving(command, url, folder):
-    "A server in a process of its own, without the user's settings; its words are shown if it doesn't come up."
-    env = os.environ | {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")} | {"IPYTHONDIR": str(folder / "ipython")}
-    with open(folder / "server.log", "w") as log, subprocess.Popen([*map(str, command)], cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT) as server:
+    """A server in a process of its own, without the user's settings; its words are shown if it
+    doesn't come up."""
+    env = (
+        os.environ
+        | {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+        | {"IPYTHONDIR": str(folder / "ipython")}
+    )
+    with (
+        open(folder / "server.log", "w") as log,
+        subprocess.Popen(
+            [*map(str, command)], cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT
+        ) as server,
+    ):
         try:
-            try: until(lambda: server.poll() is None and get(url) is not None, 120, "the server")
-            except AssertionError: pytest.fail((folder / "server.log").read_text()[-3000:])
+            try:
+                until(lambda: server.poll() is None and get(url) is not None, 120, "the server")
+            except AssertionError:
+                pytest.fail((folder / "server.log").read_text()[-3000:])
             yield
-        finally: server.terminate()
+        finally:
+            server.terminate()
 
 
 @pytest.fixture
 def browser(chromium):
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -67,24 +88,47 @@ def browser(chromium):
 
 def settings(folder, name, **values):
     "JupyterLab's user settings `name` in `folder`."
-    path = folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
+    path = (
+        folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values))
 
 
 @contextlib.contextmanager
 def jupyterlab(folder, theme="JupyterLab Light"):
-    "A JupyterLab on a copy of the lab's notebook with one more cell; gives the notebook's address and the server's."
+    """A JupyterLab on a copy of the lab's notebook with one more cell; gives the notebook's address
+    and the server's."""
     nb = json.loads((ROOT / "nbs" / "lab.ipynb").read_text())
     nb["cells"] = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
-    nb["cells"].append({"cell_type": "code", "id": "another", "metadata": {}, "outputs": [], "execution_count": None, "source": OTHER_CELL})
+    nb["cells"].append(
+        {
+            "cell_type": "code",
+            "id": "another",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": OTHER_CELL,
+        }
+    )
     (folder / "lab.ipynb").write_text(json.dumps(nb))
     settings(folder, "notification", fetchNews="false", checkForUpdates=False)
     settings(folder, "themes", theme=theme)
     server = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={server.split(':')[-1]}", "--IdentityProvider.token=", "--allow-root",
-               f"--ServerApp.root_dir={folder}", f"--LabApp.user_settings_dir={folder / 'settings'}"]
-    with serving(command, f"{server}/api/status", folder): yield f"{server}/lab/tree/lab.ipynb", server
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={server.split(':')[-1]}",
+        "--IdentityProvider.token=",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.user_settings_dir={folder / 'settings'}",
+    ]
+    with serving(command, f"{server}/api/status", folder):
+        yield f"{server}/lab/tree/lab.ipynb", server
 
 
 def idle_kernel(server):
@@ -99,15 +143,20 @@ def open_notebook(page, address, server):
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
     until(lambda: idle_kernel(server), 60, "an idle kernel")
     sidebar = page.get_by_role("tab", name="File Browser").first
-    if sidebar.get_attribute("aria-selected") == "true": sidebar.click()
+    if sidebar.get_attribute("aria-selected") == "true":
+        sidebar.click()
     return run_all(page)
 
 
 def run_all(page):
     item = page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True)
+
     def opened():  # a page that is still being built closes its menus
-        if not item.is_visible(): page.get_by_role("menuitem", name="Run", exact=True).click(); page.wait_for_timeout(300)
+        if not item.is_visible():
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.wait_for_timeout(300)
         return item.is_visible()
+
     until(opened, 30, "the menu")
     start = time.time()
     item.click()
@@ -116,25 +165,45 @@ def run_all(page):
 
 
 def shoot(page, name):
-    if SHOTS: page.screenshot(path=Path(SHOTS) / f"{name}.png")
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"{name}.png")
 
 
 def points(page, panel="angles"):
     "How many points each curve of a panel has."
-    return page.evaluate("name => (document.querySelector(`[data-panel=${name}] .autolora-plot`)?._fullData || []).map(t => t.y ? t.y.length : 0)", panel)
+    return page.evaluate(
+        "name => (document.querySelector(`[data-panel=${name}] .autolora-plot`)?._fullData || "
+        "[]).map(t => t.y ? t.y.length : 0)",
+        panel,
+    )
 
 
-def words(page): return page.locator(".autolora-lab").inner_text()
-def press(page, hint): page.get_by_title(hint).click()
+def words(page):
+    return page.locator(".autolora-lab").inner_text()
+
+
+def press(page, hint):
+    page.get_by_title(hint).click()
+
+
 def field(page, name, value):
     page.get_by_label(name, exact=True).fill(str(value))
     page.keyboard.press("Tab")
 
 
-def runs(folder): return sorted((Run(path.parent) for path in folder.glob("runs/*/config.json")), key=lambda run: (run.path / "config.json").stat().st_mtime)
+def runs(folder):
+    return sorted(
+        (Run(path.parent) for path in folder.glob("runs/*/config.json")),
+        key=lambda run: (run.path / "config.json").stat().st_mtime,
+    )
 
 
-START, PAUSE, RESUME, STOP = "Train with this choice", "Hold the training where it is", "Go on after a pause, a stop or an error", "End the training and keep the best weights so far"
+START, PAUSE, RESUME, STOP = (
+    "Train with this choice",
+    "Hold the training where it is",
+    "Go on after a pause, a stop or an error",
+    "End the training and keep the best weights so far",
+)
 
 
 def test_lab_in_jupyterlab(tmp_path, browser):
@@ -142,13 +211,25 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         page, complaints = browser.new_page(viewport={"width": 1280, "height": 1400}), []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         open_notebook(page, address, server)
-        until(lambda: "1337 + 100 + 360 images" in words(page) and "attack steps" in words(page), 60, "data and estimate")
+        until(
+            lambda: "1337 + 100 + 360 images" in words(page) and "attack steps" in words(page),
+            60,
+            "data and estimate",
+        )
 
         # a wrong choice is refused at the control, and nothing starts
-        field(page, "eps", 8); press(page, START)
-        until(lambda: "8/255" in words(page) and "Correct what is marked" in words(page), 20, "the refusal")
+        field(page, "eps", 8)
+        press(page, START)
+        until(
+            lambda: "8/255" in words(page) and "Correct what is marked" in words(page),
+            20,
+            "the refusal",
+        )
         assert runs(tmp_path) == []
-        field(page, "eps", ""); field(page, "Images", 400); field(page, "Epochs", 300); field(page, "AutoAttack", 0)
+        field(page, "eps", "")
+        field(page, "Images", 400)
+        field(page, "Epochs", 300)
+        field(page, "AutoAttack", 0)
 
         # start: the trace grows while another cell runs
         press(page, START)
@@ -157,8 +238,14 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         cell.locator(".cm-content").click()
         before = re.findall(r"another cell [\d.]+", cell.inner_text())
         page.keyboard.press("Control+Enter")
-        until(lambda: re.findall(r"another cell [\d.]+", cell.inner_text()) not in ([], before), 20, "another cell")
-        until(lambda: sum(points(page)) > seen and sum(points(page, "lr")) >= 4, 60, "growing traces")
+        until(
+            lambda: re.findall(r"another cell [\d.]+", cell.inner_text()) not in ([], before),
+            20,
+            "another cell",
+        )
+        until(
+            lambda: sum(points(page)) > seen and sum(points(page, "lr")) >= 4, 60, "growing traces"
+        )
         assert page.get_by_title(START).is_disabled()
 
         # pause holds it, resume goes on
@@ -171,14 +258,25 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         press(page, RESUME)
         until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on")
 
-        # a second tab on the same kernel shows the same panel: what is pressed in one is seen in the other
+        # a second tab on the same kernel shows the same panel: what is pressed in one is seen in
+        # the other
         page.keyboard.press("Control+s")
         second = browser.new_page(viewport={"width": 1280, "height": 1400})
-        until(lambda: "autolora Lab" in (tmp_path / "lab.ipynb").read_text(), 20, "the saved notebook")
+        until(
+            lambda: "autolora Lab" in (tmp_path / "lab.ipynb").read_text(), 20, "the saved notebook"
+        )
         second.goto(address)
-        until(lambda: second.locator(".autolora-lab").count() and sum(points(second)) >= 2, 90, "the same panel in a second tab")
+        until(
+            lambda: second.locator(".autolora-lab").count() and sum(points(second)) >= 2,
+            90,
+            "the same panel in a second tab",
+        )
         press(second, PAUSE)
-        until(lambda: "AutoLoRa: paused" in words(page) and "AutoLoRa: paused" in words(second), 20, "one pause in both tabs")
+        until(
+            lambda: "AutoLoRa: paused" in words(page) and "AutoLoRa: paused" in words(second),
+            20,
+            "one pause in both tabs",
+        )
         press(page, RESUME)
         until(lambda: "AutoLoRa: running" in words(second), 20, "one resume in both tabs")
         second.close()
@@ -192,42 +290,89 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         # a reload in mid-training: the same training is found again
         page.reload()
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        until(lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 90, "the panel of the saved notebook, by itself, after a reload")
+        until(
+            lambda: sum(points(page)) >= 2 and "AutoLoRa: running" in words(page),
+            90,
+            "the panel of the saved notebook, by itself, after a reload",
+        )
         until(lambda: idle_kernel(server), 60, "the kernel")
         run_all(page)
-        until(lambda: page.locator(".autolora-lab").count() == 1 and sum(points(page)) >= 2 and "AutoLoRa: running" in words(page), 60, "the training in a new panel")
+        until(
+            lambda: (
+                page.locator(".autolora-lab").count() == 1
+                and sum(points(page)) >= 2
+                and "AutoLoRa: running" in words(page)
+            ),
+            60,
+            "the training in a new panel",
+        )
 
         # stop keeps the best weights, for both; resume would go on
         press(page, STOP)
         until(lambda: words(page).count(": stopped") == 2, 60, "the stop")
-        stopped, = runs(tmp_path)
-        assert not stopped.finished and (stopped.path / "model.safetensors").is_file() and not page.get_by_title(RESUME).is_disabled()
+        (stopped,) = runs(tmp_path)
+        assert (
+            not stopped.finished
+            and (stopped.path / "model.safetensors").is_file()
+            and not page.get_by_title(RESUME).is_disabled()
+        )
 
         # two short runs to the end: results, slider, images, code, report
-        field(page, "Images", 400); field(page, "Epochs", 2); field(page, "AutoAttack", 0)
+        field(page, "Images", 400)
+        field(page, "Epochs", 2)
+        field(page, "AutoAttack", 0)
         press(page, START)
         until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
-        until(lambda: "Measured on test images" in words(page) and "PGD-10 (n=360)" in words(page), 20, "the results")
-        until(lambda: page.locator("[data-panel=example] .autolora-plot image").count() == 6, 20, "an image strip for each run")
+        until(
+            lambda: "Measured on test images" in words(page) and "PGD-10 (n=360)" in words(page),
+            20,
+            "the results",
+        )
+        until(
+            lambda: page.locator("[data-panel=example] .autolora-plot image").count() == 6,
+            20,
+            "an image strip for each run",
+        )
         said = page.locator("[data-panel=scales] p").inner_text()
         page.get_by_role("slider", name="scale s").focus()
-        for _ in range(5): page.keyboard.press("ArrowRight")
-        until(lambda: "At s = 1" in page.locator("[data-panel=scales] p").inner_text(), 20, f"the slider (it said {said})")
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        until(
+            lambda: "At s = 1" in page.locator("[data-panel=scales] p").inner_text(),
+            20,
+            f"the slider (it said {said})",
+        )
         page.locator("[data-panel=angles] summary").click()
-        until(lambda: page.locator("[data-panel=angles] td").count() >= 4, 20, "the numbers as a table")
+        until(
+            lambda: page.locator("[data-panel=angles] td").count() >= 4,
+            20,
+            "the numbers as a table",
+        )
 
         press(page, "This choice as Python and as a shell command")
         code = until(lambda: page.get_by_title("This choice as code").input_value(), 20, "the code")
         press(page, "A page for each run shown, to read and to send")
         link = page.get_by_role("link", name="Report of autolora")
-        with page.expect_popup() as popup: link.click()
+        with page.expect_popup() as popup:
+            link.click()
         popup.value.wait_for_load_state()
         assert "AutoLoRa on digits" in popup.value.title()
         shoot(page, "finished")
 
         # both as a study, below the runs
-        study = create_study(tmp_path / "study", design(["autolora", "trades"], "digits", None, 1, None, {"limit": 400, "epochs": 2}))
-        for cell in study.cells: shutil.copytree(next(run.path for run in runs(tmp_path) if run.finished and run.config["method"] == cell["arm"]), study.run(cell).path)
+        study = create_study(
+            tmp_path / "study",
+            design(["autolora", "trades"], "digits", None, 1, None, {"limit": 400, "epochs": 2}),
+        )
+        for cell in study.cells:
+            shutil.copytree(
+                next(
+                    run.path
+                    for run in runs(tmp_path)
+                    if run.finished and run.config["method"] == cell["arm"]
+                ),
+                study.run(cell).path,
+            )
         field(page, "Open run", study.path)
         page.wait_for_selector("[data-panel=forest_ra] .main-svg", timeout=30_000)
         assert "2 of 2 runs are finished" in page.locator(".autolora-board").inner_text()
@@ -237,35 +382,60 @@ def test_lab_in_jupyterlab(tmp_path, browser):
 
 
 def check_code(code, folder):
-    "The copied Python and the copied shell lines, run as they stand, give what the panel's runs gave."
+    """The copied Python and the copied shell lines, run as they stand, give what the panel's runs
+    gave."""
     made = {run.config["method"]: run for run in runs(folder) if run.finished}
     python, _, shell = code.partition("# the same in a shell:")
     lines = [re.sub("^# ", "", line) for line in shell.strip().splitlines()]
-    commands = [[sys.executable, "-c", python], *([sys.executable, "-m", "autolora.cli", *line.split()[1:]] for line in lines)]
+    commands = [
+        [sys.executable, "-c", python],
+        *([sys.executable, "-m", "autolora.cli", *line.split()[1:]] for line in lines),
+    ]
     for i, command in enumerate(commands):
         where = folder / f"again{i}"
         where.mkdir()
         subprocess.run(command, cwd=where, check=True, capture_output=True)
     again = [run for i in range(len(commands)) for run in runs(folder / f"again{i}")]
-    assert sorted(run.config["method"] for run in again) == ["autolora", "autolora", "trades", "trades"]
+    assert sorted(run.config["method"] for run in again) == [
+        "autolora",
+        "autolora",
+        "trades",
+        "trades",
+    ]
     for run in again:
         panel = made[run.config["method"]]
-        assert {k: v for k, v in run.config.items() if k != "versions"} == {k: v for k, v in panel.config.items() if k != "versions"}
-        assert [e["correct"] for e in run.report["evaluations"]] == [e["correct"] for e in panel.report["evaluations"]]
+        assert {k: v for k, v in run.config.items() if k != "versions"} == {
+            k: v for k, v in panel.config.items() if k != "versions"
+        }
+        assert [e["correct"] for e in run.report["evaluations"]] == [
+            e["correct"] for e in panel.report["evaluations"]
+        ]
 
 
 @pytest.fixture(scope="module")
 def saved_runs(tmp_path_factory):
     "A folder with a finished run of each method."
     from autolora import finetune
+
     folder = tmp_path_factory.mktemp("saved") / "runs"
-    for method in ("autolora", "trades"): finetune("robust_mini_gray", "digits", method, epochs=3, limit=400, lr=0.05, out=folder / method, progress=False)
+    for method in ("autolora", "trades"):
+        finetune(
+            "robust_mini_gray",
+            "digits",
+            method,
+            epochs=3,
+            limit=400,
+            lr=0.05,
+            out=folder / method,
+            progress=False,
+        )
     return folder
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
     from autolora.lab import Lab  # noqa: F401  imported here too, so that its first import isn't measured by the browser's deadline
+
     shutil.copytree(saved_runs, tmp_path / "runs")
     with jupyterlab(tmp_path, theme) as (address, server):
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
@@ -291,14 +461,23 @@ def clipped(page):
 
 
 def check_look(page, name, dark):
-    "No scrolling sideways, every picture as high as it was made, and colours of the theme; leaves screenshots."
-    heights = page.evaluate("[...document.querySelectorAll('.autolora-plot')].map(p => [p.getBoundingClientRect().height, p.querySelector('.main-svg').getBoundingClientRect().height])")
+    """No scrolling sideways, every picture as high as it was made, and colours of the theme; leaves
+    screenshots."""
+    heights = page.evaluate(
+        "[...document.querySelectorAll('.autolora-plot')].map(p => "
+        "[p.getBoundingClientRect().height, "
+        "p.querySelector('.main-svg').getBoundingClientRect().height])"
+    )
     assert heights and all(abs(box - picture) < 2 and picture > 200 for box, picture in heights)
     assert page.locator(".autolora-lab").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
-    colours = page.evaluate("[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => getComputedStyle(t).fill)")
+    colours = page.evaluate(
+        "[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => "
+        "getComputedStyle(t).fill)"
+    )
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 382 for colour in colours]
     assert colours and all(b == dark for b in bright)
-    if SHOTS: page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop = 0 }")
+    if SHOTS:
+        page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop = 0 }")
     for part in range(4 if SHOTS else 0):
         shoot(page, f"{name}-{part}")
         page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop += 1250 }")
@@ -313,22 +492,41 @@ def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path, saved_ru
     nb = nbformat.read(ROOT / "nbs" / "lab.ipynb", as_version=4)
     cell = next(cell for cell in nb.cells if cell.source.endswith("Lab()"))
     cell.source = cell.source.replace("Lab()", f"Lab(runs=[{str(saved_runs / 'autolora')!r}])")
-    NotebookClient(nb, store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        nb, store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     page, _ = HTMLExporter().from_notebook_node(nb)
     assert "its panel needs a notebook whose front end draws Jupyter widgets" in page
-    assert "Plotly.newPlot" in page and "Do the two gradients work against each other?" in page and "Measured on test images" in page
+    assert (
+        "Plotly.newPlot" in page
+        and "Do the two gradients work against each other?" in page
+        and "Measured on test images" in page
+    )
     assert len(nbformat.writes(nb)) < 200_000
 
 
 def test_lab_as_a_page_of_voila(tmp_path, browser):
     address = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "autolora.cli", "lab", "--root", tmp_path / "runs", "--port", address.split(":")[-1], "--browser", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "autolora.cli",
+        "lab",
+        "--root",
+        tmp_path / "runs",
+        "--port",
+        address.split(":")[-1],
+        "--browser",
+        "0",
+    ]
     with serving(command, f"{address}/voila/static/voila.js", tmp_path):
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         page.goto(address, timeout=120_000)
         page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
-        field(page, "Images", 400); field(page, "Epochs", 2); field(page, "AutoAttack", 0)
+        field(page, "Images", 400)
+        field(page, "Epochs", 2)
+        field(page, "AutoAttack", 0)
         press(page, START)
         until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
         shoot(page, "voila")

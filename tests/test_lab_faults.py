@@ -1,4 +1,6 @@
-"""What the lab says and keeps when something goes wrong: pressed without a browser, with real trainings."""
+"""What the lab says and keeps when something goes wrong: pressed without a browser, with real
+trainings."""
+
 import os
 import signal
 import subprocess
@@ -26,14 +28,21 @@ def until(condition, seconds, what):
         time.sleep(0.02)
 
 
-MOOD = {}  # what happens to the logits: "train", "validate" -> function of them; a copied net has the same
+# what happens to the logits: "train", "validate" -> function of them; a copied net has the same
+MOOD = {}
 
 
 class Moody(nn.Module):
     "A small net of one's own whose forward pass can be told to go wrong."
+
     def __init__(self):
         super().__init__()
-        self.body, self.head = nn.Sequential(nn.Conv2d(1, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Flatten()), nn.Linear(4 * 4 * 4, 10)
+        self.body, self.head = (
+            nn.Sequential(
+                nn.Conv2d(1, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Flatten()
+            ),
+            nn.Linear(4 * 4 * 4, 10),
+        )
 
     def forward(self, x):
         moment = "train" if self.training else None if torch.is_grad_enabled() else "validate"
@@ -47,7 +56,8 @@ def lab(tmp_path):
     torch.manual_seed(0)
     lab = Lab(tmp_path / "runs", backbones={"moody": Moody()}, trainer=Trainer())
     choose(lab, backbone="moody", data="digits", limit="400", epochs="400", autoattack=0)
-    for box in lab.controls.fields["methods"].control.children[1:]: box.value = False
+    for box in lab.controls.fields["methods"].control.children[1:]:
+        box.value = False
     yield lab
     MOOD.clear()
     lab.close()
@@ -55,16 +65,22 @@ def lab(tmp_path):
 
 
 def choose(lab, **values):
-    for name, value in values.items(): lab.controls.fields[name].control.value = value
+    for name, value in values.items():
+        lab.controls.fields[name].control.value = value
 
 
-def run_of(lab): return Run(lab.trainer.jobs[0].out)
+def run_of(lab):
+    return Run(lab.trainer.jobs[0].out)
 
 
 def start(lab, epochs=2):
     "Press Start and wait for some epochs."
     lab.start.click()
-    until(lambda: lab.trainer.jobs and (len(run_of(lab).history) >= epochs or not lab.trainer.busy), 90, f"{epochs} epochs")
+    until(
+        lambda: lab.trainer.jobs and (len(run_of(lab).history) >= epochs or not lab.trainer.busy),
+        90,
+        f"{epochs} epochs",
+    )
     assert lab.trainer.busy, lab.trainer.jobs[0].message
 
 
@@ -90,9 +106,18 @@ def goes_on(lab):
 
 
 FAULTS = {
-    "NaN loss": (lambda logits: logits * float("nan"), "The loss is no longer a finite number in epoch"),
-    "out of memory": (lambda logits: torch.empty(2**50) and logits, "The memory ran out: choose a smaller batch_size"),
-    "torch's own error": (lambda logits: logits @ torch.ones(3, 3), "not foreseen (RuntimeError: mat1 and mat2 shapes"),
+    "NaN loss": (
+        lambda logits: logits * float("nan"),
+        "The loss is no longer a finite number in epoch",
+    ),
+    "out of memory": (
+        lambda logits: torch.empty(2**50) and logits,
+        "The memory ran out: choose a smaller batch_size",
+    ),
+    "torch's own error": (
+        lambda logits: logits @ torch.ones(3, 3),
+        "not foreseen (RuntimeError: mat1 and mat2 shapes",
+    ),
 }
 
 
@@ -137,10 +162,19 @@ def test_damaged_data(lab, tmp_path):
     lab.controls.own_data["nan images"] = (images, labels)
     for data in (str(tmp_path / "half.npz"), str(tmp_path / "nowhere"), "nan images"):
         choose(lab, data=data)
-        until(lambda: "✕" in lab.controls.fields["data"].note.value, 30, f"the refusal of {data} at the control")
+        until(
+            lambda: "✕" in lab.controls.fields["data"].note.value,
+            30,
+            f"the refusal of {data} at the control",
+        )
         lab.start.click()
         said = ended(lab, "failed")
-        assert "✕" not in said and said.count("<div>") == 1 and "not foreseen" not in said and not list(tmp_path.glob("runs/*/config.json")), said
+        assert (
+            "✕" not in said
+            and said.count("<div>") == 1
+            and "not foreseen" not in said
+            and not list(tmp_path.glob("runs/*/config.json"))
+        ), said
     choose(lab, data="digits")
     start(lab, epochs=1)  # the next choice is not harmed
     lab.stop.click()
@@ -153,27 +187,44 @@ def test_the_painter_is_lost(lab, how):
     until(lambda: lab._painter and lab._stand, 30, "a painter that answers")
     painter, process = lab._painter, lab._painter.process
     os.kill(process.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-    if how == "hanging": painter.patience = 0.5
+    if how == "hanging":
+        painter.patience = 0.5
     until(lambda: "are drawn in the kernel now" in lab.state.value, 30, "the sentence")
-    assert ("exit status -9" if how == "killed" else "not answered") in lab.state.value and process.poll() is not None
+    assert (
+        "exit status -9" if how == "killed" else "not answered"
+    ) in lab.state.value and process.poll() is not None
     shown, done = lab.canvas.panels, len(run_of(lab).history)
-    until(lambda: lab.canvas.panels != shown and len(run_of(lab).history) > done, 60, "pictures drawn in the kernel, and the training going on")
+    until(
+        lambda: lab.canvas.panels != shown and len(run_of(lab).history) > done,
+        60,
+        "pictures drawn in the kernel, and the training going on",
+    )
     lab.stop.click()
     ended(lab, "stopped")
 
 
 def alive(pid):
     "Whether the process is at work; one that ended and that nobody has asked about isn't."
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
     stat = Path(f"/proc/{pid}/stat")
-    try: return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError: return False
+    try:
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_painter_dies_with_the_kernel():
-    script = "import os, signal, sys; from autolora.painter import Painter; print(Painter().process.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), signal.SIGKILL)"
-    kernel = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    script = (
+        "import os, signal, sys; from autolora.painter import Painter; "
+        "print(Painter().process.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), "
+        "signal.SIGKILL)"
+    )
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     pid = int(kernel.stdout.readline())
     assert alive(pid)
     kernel.communicate()
@@ -182,13 +233,18 @@ def test_the_painter_dies_with_the_kernel():
 
 
 def test_the_painter_is_of_low_priority_and_deaf_to_interrupts():
-    painter, order = Painter(), dict(folders=[], opened=[], image=0, scale=0.0, work=None, anew=False)
+    painter, order = (
+        Painter(),
+        dict(folders=[], opened=[], image=0, scale=0.0, work=None, anew=False),
+    )
     painter.ask(order)
     answers = []
     until(lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer")
     os.kill(painter.process.pid, signal.SIGINT)
     painter.ask(order | {"scale": 1.0})
-    until(lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer after an interrupt")
+    until(
+        lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer after an interrupt"
+    )
     assert [panel[0] for panel in answers[-1]["panels"]] == ["example", "scales"]
     assert os.getpriority(os.PRIO_PROCESS, painter.process.pid) == 10
     painter.close()

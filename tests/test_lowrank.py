@@ -1,4 +1,6 @@
-"""The low-rank branch on whole models: where gradients go, parameter by parameter, and what the branch equals."""
+"""The low-rank branch on whole models: where gradients go, parameter by parameter, and what the
+branch equals."""
+
 import copy
 
 import pytest
@@ -14,7 +16,9 @@ from autolora.vision import import_torchvision
 
 
 class SeparateAttention(nn.Module):
-    "Attention over patches with keys and values of another width, so that q, k and v have weights of their own."
+    """Attention over patches with keys and values of another width, so that q, k and v have weights
+    of their own."""
+
     def __init__(self):
         super().__init__()
         self.patch, self.context = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 12)
@@ -28,27 +32,44 @@ class SeparateAttention(nn.Module):
 
 
 class Patches(nn.Module):
-    def forward(self, x): return x.flatten(2).mT
+    def forward(self, x):
+        return x.flatten(2).mT
 
 
 class TokenMean(nn.Module):
-    def forward(self, tokens): return tokens.mean(1)
+    def forward(self, tokens):
+        return tokens.mean(1)
 
 
-def mini(): return load_backbone("robust_mini_gray", 10, weights=None)
+def mini():
+    return load_backbone("robust_mini_gray", 10, weights=None)
 
 
-def resnet18(): return import_torchvision("models").resnet18(num_classes=10)
+def resnet18():
+    return import_torchvision("models").resnet18(num_classes=10)
 
 
 def convs():
     "Rectangular, strided, dilated, grouped and depthwise convolutions."
+
     def block(c_in, c_out, kernel, **options):
-        return nn.Conv2d(c_in, c_out, kernel, bias=False, **options), nn.BatchNorm2d(c_out, momentum=1.0), nn.SiLU()
+        return (
+            nn.Conv2d(c_in, c_out, kernel, bias=False, **options),
+            nn.BatchNorm2d(c_out, momentum=1.0),
+            nn.SiLU(),
+        )
+
     return nn.Sequential(
-        *block(3, 16, 3, stride=2, padding=1), *block(16, 16, (1, 5), padding=(0, 2)), *block(16, 32, (3, 1), padding=(1, 0)),
-        *block(32, 32, 3, dilation=2, padding=2), *block(32, 32, 3, stride=2, padding=1, groups=4),
-        *block(32, 32, 3, padding=1, groups=32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+        *block(3, 16, 3, stride=2, padding=1),
+        *block(16, 16, (1, 5), padding=(0, 2)),
+        *block(16, 32, (3, 1), padding=(1, 0)),
+        *block(32, 32, 3, dilation=2, padding=2),
+        *block(32, 32, 3, stride=2, padding=1, groups=4),
+        *block(32, 32, 3, padding=1, groups=32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
 
 
 def encoder():
@@ -57,13 +78,23 @@ def encoder():
 
 
 def vit():
-    model = import_torchvision("models").VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
-    nn.init.normal_(model.heads.head.weight, std=0.1)  # torchvision starts it at zero, which lets no gradient through
+    model = import_torchvision("models").VisionTransformer(
+        16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
+    )
+    nn.init.normal_(
+        model.heads.head.weight, std=0.1
+    )  # torchvision starts it at zero, which lets no gradient through
     return model
 
 
-MODELS = {"mini": (mini, (1, 20, 20)), "resnet18": (resnet18, (3, 32, 32)), "convs": (convs, (3, 16, 16)), "encoder": (encoder, (3, 16, 16)),
-          "vit": (vit, (3, 16, 16)), "separate_attention": (SeparateAttention, (3, 16, 16))}
+MODELS = {
+    "mini": (mini, (1, 20, 20)),
+    "resnet18": (resnet18, (3, 32, 32)),
+    "convs": (convs, (3, 16, 16)),
+    "encoder": (encoder, (3, 16, 16)),
+    "vit": (vit, (3, 16, 16)),
+    "separate_attention": (SeparateAttention, (3, 16, 16)),
+}
 FE, A, B, HEAD = "feature extractor", "A", "B", "head"
 ROUTES = {"ce_nat": {A, B, HEAD}, "ce_adv": {FE, HEAD}, "kl": {FE, A, B, HEAD}}
 
@@ -74,24 +105,35 @@ def case(request):
     build, shape = MODELS[request.param]
     torch.manual_seed(0)
     model, x = build(), torch.rand(8, *shape)
-    with torch.no_grad(): model(x)  # BatchNorm statistics for eval mode
+    with torch.no_grad():
+        model(x)  # BatchNorm statistics for eval mode
     return model, LowRankBranch(model), x
 
 
 def leave_zero(branch):
-    for factor in branch.B.values(): nn.init.normal_(factor, std=0.02)
+    for factor in branch.B.values():
+        nn.init.normal_(factor, std=0.02)
 
 
 def routes(model, branch, x):
-    "For each term and each parameter: None where no graph leads, else whether its gradient is other than zero."
+    """For each term and each parameter: None where no graph leads, else whether its gradient is
+    other than zero."""
     fe, _ = split_parameters(model)
     params = {(FE if name in fe else HEAD, name): p for name, p in model.named_parameters()}
     params |= {(name[0], name): p for name, p in branch.named_parameters()}
     nat, adv = branch(x), model(x.flip(0))
     terms = autolora_loss(nat, adv, torch.arange(len(x)) % 10, lam1=0.5, lam2=3.0)
-    grads = {term: torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True) for term, loss in terms.items()}
-    return {term: {key: None if g is None else bool(g.count_nonzero()) for key, g in zip(params, values, strict=True)}
-            for term, values in grads.items()}
+    grads = {
+        term: torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
+        for term, loss in terms.items()
+    }
+    return {
+        term: {
+            key: None if g is None else bool(g.count_nonzero())
+            for key, g in zip(params, values, strict=True)
+        }
+        for term, values in grads.items()
+    }
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -101,7 +143,9 @@ def test_routing_parameter_by_parameter(case, mode):
     getattr(branch, mode)()
     for term, found in routes(model, branch, x).items():
         for (group, name), reached in found.items():
-            assert reached is (True if group in ROUTES[term] else None), f"{term} -> {group} {name}: {reached}"
+            assert reached is (True if group in ROUTES[term] else None), (
+                f"{term} -> {group} {name}: {reached}"
+            )
 
 
 def test_at_the_start_only_B_of_the_branch_moves(case):
@@ -109,7 +153,8 @@ def test_at_the_start_only_B_of_the_branch_moves(case):
     found = routes(model, branch, x)
     for term in ("ce_nat", "kl"):
         for (group, name), reached in found[term].items():
-            if group in (A, B): assert reached is (group == B), f"{term} -> {name}: {reached}"
+            if group in (A, B):
+                assert reached is (group == B), f"{term} -> {name}: {reached}"
 
 
 def test_zero_B_is_the_model(case):
@@ -126,7 +171,9 @@ def test_equals_a_copy_with_the_summed_weights(case, scale):
     twin = copy.deepcopy(model)
     for name in branch.names:
         key, weight = name.replace(".", "/"), twin.get_parameter(name).data
-        weight += scale / branch.rank * (branch.B[key] @ branch.A[key]).detach().reshape(weight.shape)
+        weight += (
+            scale / branch.rank * (branch.B[key] @ branch.A[key]).detach().reshape(weight.shape)
+        )
     torch.testing.assert_close(branch(x, scale), twin(x), rtol=0, atol=1e-5)
     torch.testing.assert_close(branch.merged(scale)(x), twin(x), rtol=0, atol=1e-5)
     assert (twin(x) - model(x)).abs().max() > 1e-4
@@ -136,6 +183,7 @@ def test_equals_a_copy_with_the_summed_weights(case, scale):
 
 def test_the_factors_survive_a_file(case, tmp_path):
     from safetensors.torch import load_file, save_file
+
     model, branch, x = case
     leave_zero(branch)
     save_file(branch.state_dict(), tmp_path / "branch.safetensors")
@@ -158,7 +206,9 @@ def test_a_step_of_the_optimiser_moves_each_parameter_once(case):
 def test_resnet18_coverage():
     "Every convolution of every block and the downsamples; neither stem, BatchNorm nor head."
     model = resnet18()
-    convs = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    convs = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
     assert set(LowRankBranch(model).names) == convs - {"conv1.weight"} and len(convs) == 20
     last_blocks = LowRankBranch(model, where=["layer?.1.conv?.weight"]).names
     assert len(last_blocks) == 8  # what the code behind the published tables really reaches
@@ -180,27 +230,37 @@ def test_size_on_imagenet_resnets():
     for build, published, digits in ((models.resnet18, 4.755, 3), (models.resnet50, 3.72, 2)):
         model = build()
         fe = sum(model.get_parameter(name).numel() for name in split_parameters(model)[0])
-        assert round(100 * sum(p.numel() for p in LowRankBranch(model).parameters()) / fe, digits) == published
+        assert (
+            round(100 * sum(p.numel() for p in LowRankBranch(model).parameters()) / fe, digits)
+            == published
+        )
 
 
 # ---- what every parametrisation of the branch promises
 
-@pytest.fixture(params=[(form, model) for form in PARAMETRISATIONS for model in MODELS if model != "resnet18"], ids="-".join)
+
+@pytest.fixture(
+    params=[(form, model) for form in PARAMETRISATIONS for model in MODELS if model != "resnet18"],
+    ids="-".join,
+)
 def parametrised(request):
     "A model, a fresh branch of one parametrisation, and eight images."
     form, (build, shape) = request.param[0], MODELS[request.param[1]]
     torch.manual_seed(0)
     model, x = build(), torch.rand(8, *shape)
-    with torch.no_grad(): model(x)
+    with torch.no_grad():
+        model(x)
     return model, LowRankBranch(model, rank=4, parametrisation=form), x
 
 
-def trained(branch): return {name: p for name, p in branch.named_parameters() if p.requires_grad}
+def trained(branch):
+    return {name: p for name, p in branch.named_parameters() if p.requires_grad}
 
 
 def move(branch):
     "Every factor a little, as after some steps."
-    for p in trained(branch).values(): p.data += 0.05 * torch.randn_like(p)
+    for p in trained(branch).values():
+        p.data += 0.05 * torch.randn_like(p)
 
 
 def test_a_fresh_branch_is_the_model_and_can_learn(parametrised):
@@ -209,7 +269,9 @@ def test_a_fresh_branch_is_the_model_and_can_learn(parametrised):
     torch.testing.assert_close(branch(x), model(x), rtol=0, atol=1e-6)
     loss = nn.functional.cross_entropy(branch(x), torch.arange(8))
     grads = torch.autograd.grad(loss, list(trained(branch).values()), allow_unused=True)
-    assert sum(g is not None and bool(g.count_nonzero()) for g in grads) >= len(branch.names) / 2, "a start that lets no gradient through"
+    assert sum(g is not None and bool(g.count_nonzero()) for g in grads) >= len(branch.names) / 2, (
+        "a start that lets no gradient through"
+    )
     optimizer = torch.optim.Adam(branch.parameters(), 1e-3)
     before = loss.item()
     for _ in range(4):
@@ -227,27 +289,46 @@ def test_the_routing_table_holds(parametrised):
     fe, head = split_parameters(model)
     nat, adv = branch(x), model(x.flip(0))
     terms = autolora_loss(nat, adv, torch.arange(8), lam1=0.5, lam2=3.0)
-    groups = {"fe": [model.get_parameter(n) for n in fe], "head": [model.get_parameter(n) for n in head], "branch": list(trained(branch).values())}
-    wanted = {"ce_nat": {"head", "branch"}, "ce_adv": {"fe", "head"}, "kl": {"fe", "head", "branch"}}
+    groups = {
+        "fe": [model.get_parameter(n) for n in fe],
+        "head": [model.get_parameter(n) for n in head],
+        "branch": list(trained(branch).values()),
+    }
+    wanted = {
+        "ce_nat": {"head", "branch"},
+        "ce_adv": {"fe", "head"},
+        "kl": {"fe", "head", "branch"},
+    }
     for term, loss in terms.items():
         reached = set()
         for group, params in groups.items():
             grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-            if any(g is not None for g in grads): reached.add(group)
+            if any(g is not None for g in grads):
+                reached.add(group)
         assert reached == wanted[term], term
 
 
 def test_merged_slides_and_survives_a_file(parametrised, tmp_path):
     from safetensors.torch import load_file, save_file
+
     model, branch, x = parametrised
     move(branch)
     branch.eval()
     untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for scale in (0.0, 0.5, 1.0): torch.testing.assert_close(branch.merged(scale)(x), branch(x, scale), rtol=0, atol=1e-4)
+    for scale in (0.0, 0.5, 1.0):
+        torch.testing.assert_close(branch.merged(scale)(x), branch(x, scale), rtol=0, atol=1e-4)
     torch.testing.assert_close(branch(x, 0.0), model(x), rtol=0, atol=1e-5)
     assert (branch(x) - model(x)).abs().max() > 1e-5
-    save_file({name: tensor.contiguous() for name, tensor in branch.state_dict().items()}, tmp_path / "branch.safetensors")
-    form = next(name for name, form in PARAMETRISATIONS.items() if form in branch.forms.values() and (name != "lora" or set(branch.forms.values()) == {form}))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in branch.state_dict().items()},
+        tmp_path / "branch.safetensors",
+    )
+    form = next(
+        name
+        for name, form in PARAMETRISATIONS.items()
+        if form in branch.forms.values()
+        and (name != "lora" or set(branch.forms.values()) == {form})
+    )
     again = LowRankBranch(model, rank=4, parametrisation=form)
     again.load_state_dict(load_file(tmp_path / "branch.safetensors"))
     again.eval()
@@ -264,6 +345,7 @@ def test_efft_shares_its_outer_factors():
 
 def test_rosa_finds_its_mask_on_the_way():
     from autolora.parametrisations import ROSA_BATCHES, ROSA_SHARE
+
     torch.manual_seed(0)
     branch, x = LowRankBranch(mini(), parametrisation="rosa"), torch.rand(8, 1, 16, 16)
     optimizer = torch.optim.SGD(branch.parameters(), 0.01, momentum=0.9)
@@ -282,6 +364,13 @@ def test_rosa_finds_its_mask_on_the_way():
 def test_a_start_at_zero_everywhere_is_refused(monkeypatch):
     "The published recipe that asks for A = B = 0, where both gradients vanish."
     from dataclasses import replace
-    def zeros(weight, rank): return {name: torch.zeros_like(f) for name, f in PARAMETRISATIONS["lokr"].init(weight, rank).items()}
+
+    def zeros(weight, rank):
+        return {
+            name: torch.zeros_like(f)
+            for name, f in PARAMETRISATIONS["lokr"].init(weight, rank).items()
+        }
+
     monkeypatch.setitem(PARAMETRISATIONS, "dead", replace(PARAMETRISATIONS["lokr"], init=zeros))
-    with pytest.raises(AutoLoRaError, match="never learn"): LowRankBranch(mini(), parametrisation="dead")
+    with pytest.raises(AutoLoRaError, match="never learn"):
+        LowRankBranch(mini(), parametrisation="dead")

@@ -1,4 +1,6 @@
-"""Each method against an oracle or a limit in which it is another method; each once through `finetune`, interrupted and resumed."""
+"""Each method against an oracle or a limit in which it is another method; each once through
+`finetune`, interrupted and resumed."""
+
 from dataclasses import replace
 
 import pytest
@@ -28,7 +30,8 @@ def fresh(seed=0):
     return load_backbone("robust_mini_gray", 10)
 
 
-def images(n=12, seed=1): return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+def images(n=12, seed=1):
+    return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
 def make(name, model=None, **options):
@@ -38,24 +41,37 @@ def make(name, model=None, **options):
     return method
 
 
-def total(terms): return sum(terms.values())
+def total(terms):
+    return sum(terms.values())
 
 
-def close(a, b, tolerance=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tolerance, atol=tolerance, check_dtype=False)
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(
+        torch.as_tensor(a), torch.as_tensor(b), rtol=tolerance, atol=tolerance, check_dtype=False
+    )
 
 
 def gradients(loss, model):
-    "The gradient of `loss` for each of the model's parameters by name, None where it doesn't arrive."
+    """The gradient of `loss` for each of the model's parameters by name, None where it doesn't
+    arrive."""
     params = dict(model.named_parameters())
-    return dict(zip(params, torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True), strict=True))
+    return dict(
+        zip(
+            params,
+            torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True),
+            strict=True,
+        )
+    )
 
 
 def same_gradients(a, b):
     assert a.keys() == b.keys()
-    for name in a: close(a[name], b[name], 1e-4)
+    for name in a:
+        close(a[name], b[name], 1e-4)
 
 
-def state(module): return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def step(method, x, y, lr=0.05):
@@ -69,16 +85,21 @@ def step(method, x, y, lr=0.05):
 
 # ---- TRADES, AFF
 
+
 def test_trades_without_its_kl_term_is_natural_training():
     trades, natural = make("trades", beta=0), fresh().train()
     loss = F.cross_entropy(natural(images()), Y)
-    same_gradients(gradients(total(trades.losses(images(), Y)), trades.model), gradients(loss, natural))
+    same_gradients(
+        gradients(total(trades.losses(images(), Y)), trades.model), gradients(loss, natural)
+    )
 
 
 def test_trades_is_its_formula():
     trades, model = make("trades"), fresh().train()
     x_adv = make("trades").attack(images(), Y)
-    close(total(trades.losses(images(), Y)), total(trades_loss(model(images()), model(x_adv), Y, 6.0)))
+    close(
+        total(trades.losses(images(), Y)), total(trades_loss(model(images()), model(x_adv), Y, 6.0))
+    )
 
 
 def test_the_kl_attack_of_trades_and_aff():
@@ -93,21 +114,25 @@ def test_the_kl_attack_of_trades_and_aff():
 
 
 def test_aff_with_one_set_of_statistics_is_trades():
-    "In eval mode nothing tells the two sets apart; then AFF is TRADES with its attack, gradients of shared weights included."
+    """In eval mode nothing tells the two sets apart; then AFF is TRADES with its attack, gradients
+    of shared weights included."""
     aff, trades = make("aff"), make("trades", attack_loss="kl")
-    aff.model.eval(); trades.model.eval()
+    aff.model.eval()
+    trades.model.eval()
     a, b = total(aff.losses(images(), Y)), total(trades.losses(images(), Y))
     close(a, b)
     found, expected = gradients(a, aff.model), gradients(b, trades.model)
     for name in found:
-        if name.endswith("conv1.weight"): close(found[name], expected[name], 1e-4)
+        if name.endswith("conv1.weight"):
+            close(found[name], expected[name], 1e-4)
 
 
 def test_aff_keeps_two_sets_of_statistics():
     aff, x = make("aff", steps=0), images()
     clean, adv = fresh().train(), fresh().train()
     x_adv = make("aff", steps=0).attack(x, Y)
-    clean(x); adv(x_adv)
+    clean(x)
+    adv(x_adv)
     aff.losses(x, Y)
     close(aff.clean.norms["net/stem/1"].running_mean, clean.net.stem[1].running_mean)
     close(aff.model.net.stem[1].running_mean, adv.net.stem[1].running_mean)
@@ -115,10 +140,13 @@ def test_aff_keeps_two_sets_of_statistics():
 
 # ---- TWINS
 
+
 def test_twins_with_equal_statistics_is_twice_trades():
-    "An even batch, lam = 1, the adaptive net held in eval mode: CE over both halves is counted twice, KL once."
+    """An even batch, lam = 1, the adaptive net held in eval mode: CE over both halves is counted
+    twice, KL once."""
     twins, trades = make("twins"), make("trades", beta=3)
-    twins.model.eval(); trades.model.eval()
+    twins.model.eval()
+    trades.model.eval()
     close(total(twins.losses(images(), Y)), 2 * total(trades.losses(images(), Y)))
 
 
@@ -138,12 +166,20 @@ def test_twins_halves_go_where_they_belong(name):
     before = state(twins.frozen)
     adaptive = fresh().train()
     path = twins.path(x)
-    close(path[:5], frozen_answer); close(path[5:], adaptive(x[5:]))
-    reached = [[bool(g.count_nonzero()) for g in gradients(half.square().sum(), twins.frozen).values()] for half in (path[:5], path[5:])]
+    close(path[:5], frozen_answer)
+    close(path[5:], adaptive(x[5:]))
+    reached = [
+        [bool(g.count_nonzero()) for g in gradients(half.square().sum(), twins.frozen).values()]
+        for half in (path[:5], path[5:])
+    ]
     assert all(reached[0]) and not any(reached[1])
     step(twins, x, Y[:11])
-    moved = {key for key, tensor in state(twins.frozen).items() if not torch.equal(tensor, before[key])}
-    assert moved == {key for key in before if key.endswith(("weight", "bias"))}, "affine weights learn, pre-training statistics stay"
+    moved = {
+        key for key, tensor in state(twins.frozen).items() if not torch.equal(tensor, before[key])
+    }
+    assert moved == {key for key in before if key.endswith(("weight", "bias"))}, (
+        "affine weights learn, pre-training statistics stay"
+    )
     assert not torch.equal(twins.model.net.stem[1].running_mean, fresh().net.stem[1].running_mean)
 
 
@@ -155,19 +191,25 @@ def test_the_weight_of_the_frozen_half():
 
 # ---- SLF, ALF, LoRA-AT, FullLoRA
 
+
 @pytest.mark.parametrize("name", ["slf", "alf"])
 def test_a_frozen_feature_extractor_stays_bit_for_bit(name):
     method = make(name)
     before = state(method.model)
-    for _ in range(3): step(method, images(), Y)
-    moved = {key for key, tensor in state(method.model).items() if not torch.equal(tensor, before[key])}
+    for _ in range(3):
+        step(method, images(), Y)
+    moved = {
+        key for key, tensor in state(method.model).items() if not torch.equal(tensor, before[key])
+    }
     assert moved == {"net.head.weight", "net.head.bias"}
 
 
 def test_slf_is_logistic_regression_on_the_features():
     method, x = make("slf"), images()
     found = {}
-    method.model.net.head.register_forward_hook(lambda module, args, out: found.update(z=args[0].detach()))
+    method.model.net.head.register_forward_hook(
+        lambda module, args, out: found.update(z=args[0].detach())
+    )
     loss = total(method.losses(x, Y))
     logits = F.linear(found["z"], method.model.net.head.weight, method.model.net.head.bias)
     close(loss, F.cross_entropy(logits, Y))
@@ -181,35 +223,53 @@ def test_alf_is_at_for_the_head():
     a, b = total(alf.losses(images(), Y)), total(at.losses(images(), Y))
     close(a, b)
     for name, gradient in gradients(a, alf.model).items():
-        if "head" in name: close(gradient, gradients(b, at.model)[name], 1e-4)
-        else: assert gradient is None
+        if "head" in name:
+            close(gradient, gradients(b, at.model)[name], 1e-4)
+        else:
+            assert gradient is None
 
 
 def test_lora_at_keeps_a_plain_model_with_the_factors_merged():
     method = make("lora_at")
     start = state(method.model)
-    for _ in range(3): step(method, images(), Y)
+    for _ in range(3):
+        step(method, images(), Y)
     method.after_train()
     for name, tensor in method.model.state_dict().items():
         key = name.replace(".", "/")
-        if name in method.lora.names: close(tensor, start[name] + (method.lora.B[key] @ method.lora.A[key]).view(tensor.shape) / 8)
-        elif "head" not in name: assert torch.equal(tensor, start[name]), name
-    assert not torch.equal(method.model.net.blocks[0].conv1.weight, start["net.blocks.0.conv1.weight"])
-    assert type(method.model) is type(fresh()) and all(p.requires_grad for p in method.model.parameters())
+        if name in method.lora.names:
+            close(
+                tensor,
+                start[name] + (method.lora.B[key] @ method.lora.A[key]).view(tensor.shape) / 8,
+            )
+        elif "head" not in name:
+            assert torch.equal(tensor, start[name]), name
+    assert not torch.equal(
+        method.model.net.blocks[0].conv1.weight, start["net.blocks.0.conv1.weight"]
+    )
+    assert type(method.model) is type(fresh()) and all(
+        p.requires_grad for p in method.model.parameters()
+    )
 
 
 def test_lora_at_before_its_first_step_is_alf():
     lora, alf = make("lora_at"), make("alf")
     a, b = total(lora.losses(images(), Y)), total(alf.losses(images(), Y))
     close(a, b)
-    close(gradients(a, lora.model)["net.head.weight"], gradients(b, alf.model)["net.head.weight"], 1e-4)
+    close(
+        gradients(a, lora.model)["net.head.weight"],
+        gradients(b, alf.model)["net.head.weight"],
+        1e-4,
+    )
     grads = gradients(a, lora.lora)
     assert all(bool(g.count_nonzero()) == name.startswith("B") for name, g in grads.items())
 
 
 def vit():
     torch.manual_seed(0)
-    model = import_torchvision("models").VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10)
+    model = import_torchvision("models").VisionTransformer(
+        16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
+    )
     nn.init.normal_(model.heads.head.weight, std=0.1)
     return model
 
@@ -219,32 +279,52 @@ def test_full_lora_trains_only_what_it_adds_and_the_head():
     before = state(net)
     method = make("full_lora", net)
     close(method.model(x), net(x))
-    for _ in range(3): step(method, x, Y)
-    assert {key for key, tensor in net.state_dict().items() if not torch.equal(tensor, before[key])} == {"heads.head.weight", "heads.head.bias"}
+    for _ in range(3):
+        step(method, x, Y)
+    assert {
+        key for key, tensor in net.state_dict().items() if not torch.equal(tensor, before[key])
+    } == {"heads.head.weight", "heads.head.bias"}
     assert all(factor.count_nonzero() for factor in method.model.adapter.B.values())
-    assert any((factor != 1).any() for factor in method.model.adapter.G.values()), "the LayerNorms learn"
-    with torch.no_grad(): assert (method.model(x) - net(x)).abs().max() > 1e-3
+    assert any((factor != 1).any() for factor in method.model.adapter.G.values()), (
+        "the LayerNorms learn"
+    )
+    with torch.no_grad():
+        assert (method.model(x) - net(x)).abs().max() > 1e-3
     places = {name.split(".")[-2] for name in method.model.adapter.names}
-    assert {"conv_proj", "self_attention", "out_proj", "0", "3"} <= places, "patch embedding, attention, feed-forward"
+    assert {"conv_proj", "self_attention", "out_proj", "0", "3"} <= places, (
+        "patch embedding, attention, feed-forward"
+    )
 
 
 def test_full_lora_on_a_vit_through_finetune(tmp_path):
     torch.manual_seed(0)
     x, y = torch.rand(330, 3, 16, 16), torch.arange(330) % 4
-    call = dict(method="full_lora", epochs=1, lr=0.05, threat="linf:0.03", progress=False, options={"steps": 1}, out=tmp_path / "run")
+    call = dict(
+        method="full_lora",
+        epochs=1,
+        lr=0.05,
+        threat="linf:0.03",
+        progress=False,
+        options={"steps": 1},
+        out=tmp_path / "run",
+    )
     run = finetune(vit(), (x, y), **call)
-    with torch.no_grad(): close(Run.open(run.path, vit()).model(x[:4]), run.model.cpu()(x[:4]), 1e-4)
+    with torch.no_grad():
+        close(Run.open(run.path, vit()).model(x[:4]), run.model.cpu()(x[:4]), 1e-4)
     assert any(name.startswith("adapter.B") for name in run.model.state_dict())
 
 
 # ---- AR-AT
+
 
 def test_ar_at_without_invariance_is_two_cross_entropies():
     method, nat_net, adv_net = make("ar_at", gamma=0), fresh().train(), fresh().train()
     x, alpha = images(), 0.3
     method.end_epoch(alpha)
     x_adv = make("ar_at").attack(x, Y)
-    expected = alpha * F.cross_entropy(adv_net(x_adv), Y) + (1 - alpha) * F.cross_entropy(nat_net(x), Y)
+    expected = alpha * F.cross_entropy(adv_net(x_adv), Y) + (1 - alpha) * F.cross_entropy(
+        nat_net(x), Y
+    )
     close(total(method.losses(x, Y)), expected)
 
 
@@ -266,10 +346,13 @@ def test_the_invariance_term_pulls_the_adversarial_side_only():
     assert "net.stem.0.weight" in reached and not any("head" in name for name in reached)
     same = torch.rand(3, 4)
     from autolora.losses import invariance
-    close(invariance(2 * same, same), 0.0); close(invariance(-same, same), 2.0)
+
+    close(invariance(2 * same, same), 0.0)
+    close(invariance(-same, same), 2.0)
 
 
 # ---- RAMP
+
 
 def epoch(method, batches):
     method.train()
@@ -285,8 +368,10 @@ def epoch(method, batches):
 def test_ramp_with_b_zero_is_at():
     batches = [(images(seed=i), Y) for i in range(3)]
     ramp, at = make("ramp", b=0), make("at")
-    epoch(ramp, batches); epoch(at, batches)
-    for name, tensor in ramp.model.state_dict().items(): close(tensor, at.model.state_dict()[name])
+    epoch(ramp, batches)
+    epoch(at, batches)
+    for name, tensor in ramp.model.state_dict().items():
+        close(tensor, at.model.state_dict()[name])
 
 
 def test_ramp_projects_the_natural_change_tensor_by_tensor():
@@ -294,9 +379,12 @@ def test_ramp_projects_the_natural_change_tensor_by_tensor():
     ramp, at, nat = make("ramp"), make("at"), make("eps_schedule")
     nat.before_step(0.0)  # no adversary yet: natural training
     start = state(ramp.model)
-    epoch(ramp, batches); epoch(at, batches); epoch(nat, batches)
+    epoch(ramp, batches)
+    epoch(at, batches)
+    epoch(nat, batches)
     for name, tensor in ramp.model.state_dict().items():
-        if not tensor.is_floating_point(): continue
+        if not tensor.is_floating_point():
+            continue
         g, n = at.model.state_dict()[name] - start[name], nat.model.state_dict()[name] - start[name]
         dot = (g * n).sum() / (g.norm() * n.norm()).clamp_min(1e-12)
         close(tensor, start[name] + 0.5 * g + 0.5 * max(dot, torch.tensor(0.0)) * n, 1e-4)
@@ -305,10 +393,12 @@ def test_ramp_projects_the_natural_change_tensor_by_tensor():
 
 # ---- epsilon scheduling
 
+
 def test_a_ramp_of_no_length_is_the_plain_method():
     scheduled, at = make("eps_schedule", ramp_from=0, ramp_to=0), make("at")
     for progress in (0.0, 0.4, 0.99):
-        scheduled.before_step(progress); at.before_step(progress)
+        scheduled.before_step(progress)
+        at.before_step(progress)
         close(total(scheduled.losses(images(), Y)), total(at.losses(images(), Y)))
         assert scheduled.settled
 
@@ -318,13 +408,26 @@ def test_without_an_adversary_it_is_natural_training():
     scheduled.before_step(0.1)
     close(total(scheduled.losses(images(), Y)), F.cross_entropy(natural(images()), Y))
     scheduled.before_step(0.5)
-    assert (scheduled.attack(images(), Y) - images()).abs().max() <= 0.05 + 1e-6 and not scheduled.settled
+    assert (
+        scheduled.attack(images(), Y) - images()
+    ).abs().max() <= 0.05 + 1e-6 and not scheduled.settled
 
 
 def test_epochs_below_the_whole_eps_never_steer(tmp_path):
-    "AutoLoRa with a ramp: no cut and no way back before the full eps, and the epoch that is kept ended there."
-    run = finetune("robust_mini_gray", "digits", epochs=6, limit=220, lr=0.05, progress=False, test=False, angles=False, out=tmp_path / "run",
-                   options={"ramp_from": 0.3, "ramp_to": 0.7, "steps": 1})
+    """AutoLoRa with a ramp: no cut and no way back before the full eps, and the epoch that is kept
+    ended there."""
+    run = finetune(
+        "robust_mini_gray",
+        "digits",
+        epochs=6,
+        limit=220,
+        lr=0.05,
+        progress=False,
+        test=False,
+        angles=False,
+        out=tmp_path / "run",
+        options={"ramp_from": 0.3, "ramp_to": 0.7, "steps": 1},
+    )
     ramped = run.history[run.history.epoch <= 4]
     assert ramped.new_best.all() and ramped.reason.isna().all() and (ramped.lr == 0.05).all()
     assert run.last("end")["best_epoch"] >= 5
@@ -332,28 +435,81 @@ def test_epochs_below_the_whole_eps_never_steer(tmp_path):
 
 # ---- RiFT
 
+
 def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
-    first = finetune("robust_mini_gray", "digits", "at", epochs=2, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "first", options={"steps": 1})
+    first = finetune(
+        "robust_mini_gray",
+        "digits",
+        "at",
+        epochs=2,
+        limit=220,
+        lr=0.02,
+        progress=False,
+        test=False,
+        angles=False,
+        out=tmp_path / "first",
+        options={"steps": 1},
+    )
     robust = first.model.state_dict()
-    second = finetune("robust_mini_gray", "digits", "rift", epochs=2, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "second", options={"run": first.path})
-    moved = {name for name, tensor in second.model.state_dict().items() if not torch.equal(tensor, robust[name])}
+    second = finetune(
+        "robust_mini_gray",
+        "digits",
+        "rift",
+        epochs=2,
+        limit=220,
+        lr=0.02,
+        progress=False,
+        test=False,
+        angles=False,
+        out=tmp_path / "second",
+        options={"run": first.path},
+    )
+    moved = {
+        name
+        for name, tensor in second.model.state_dict().items()
+        if not torch.equal(tensor, robust[name])
+    }
     chosen = second.history.weight.iloc[-1]
     assert moved <= {chosen}, "one weight and no statistics"
     task = load_task("digits", limit=220)
-    def found(run): return count_correct(run.model, task.val, THREAT if str(THREAT) == run.config["threat"] else linf(run.config["threat"].split(":")[1]), next(run.model.parameters()).device)
+
+    def found(run):
+        return count_correct(
+            run.model,
+            task.val,
+            THREAT
+            if str(THREAT) == run.config["threat"]
+            else linf(run.config["threat"].split(":")[1]),
+            next(run.model.parameters()).device,
+        )
+
     assert found(second)[1] >= found(first)[1] and found(second)[0] >= found(first)[0]
-    with pytest.raises(AutoLoRaError, match="doesn't fit"): finetune("robust_mini_rgb", "digits", "rift", limit=220, out=tmp_path / "none", options={"run": first.path})
+    with pytest.raises(AutoLoRaError, match="doesn't fit"):
+        finetune(
+            "robust_mini_rgb",
+            "digits",
+            "rift",
+            limit=220,
+            out=tmp_path / "none",
+            options={"run": first.path},
+        )
 
 
 def test_criticality_finds_the_weight_that_does_nothing():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
-    with torch.no_grad(): net[1].weight.mul_(1e-4)  # all that follows sees the biases
-    found = robust_criticality(net, ["1.weight", "3.weight", "5.weight"], torch.rand(8, 1, 2, 2), torch.arange(8) % 3)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+    ).eval()
+    with torch.no_grad():
+        net[1].weight.mul_(1e-4)  # all that follows sees the biases
+    found = robust_criticality(
+        net, ["1.weight", "3.weight", "5.weight"], torch.rand(8, 1, 2, 2), torch.arange(8) % 3
+    )
     assert min(found, key=found.get) == "1.weight" and all(rise >= 0 for rise in found.values())
 
 
 # ---- AutoLoRa and its ablations
+
 
 def test_shared_route_is_trades_under_autoloras_weights():
     method, model = make("autolora_paper", route="shared", lam=1.0), fresh().train()
@@ -369,45 +525,68 @@ def test_shared_route_is_trades_under_autoloras_weights():
 def test_before_the_branch_moves_all_routes_have_one_loss(route):
     method, model = make("autolora_paper", route=route), fresh().train()
     x_adv = make("autolora_paper").attack(images(), Y)
-    close(total(method.losses(images(), Y)), total(autolora_loss(model(images()), model(x_adv), Y, method.lam1, method.lam2)))
+    close(
+        total(method.losses(images(), Y)),
+        total(autolora_loss(model(images()), model(x_adv), Y, method.lam1, method.lam2)),
+    )
 
 
 def test_stop_and_branch_send_the_same_to_the_feature_extractor():
     a, b = make("autolora_paper"), make("autolora_paper", route="stop")
-    same_gradients(gradients(total(a.losses(images(), Y)), a.model), gradients(total(b.losses(images(), Y)), b.model))
+    same_gradients(
+        gradients(total(a.losses(images(), Y)), a.model),
+        gradients(total(b.losses(images(), Y)), b.model),
+    )
 
 
 def test_open_route_adds_what_the_branch_keeps_away():
-    "Before the branch moves, the open route's gradient on the weights is the shared route's; the branch's own is not zero."
+    """Before the branch moves, the open route's gradient on the weights is the shared route's; the
+    branch's own is not zero."""
     a, b = make("autolora_paper", route="open"), make("autolora_paper", route="shared")
     loss = total(a.losses(images(), Y))
     same_gradients(gradients(loss, a.model), gradients(total(b.losses(images(), Y)), b.model))
-    assert all(g.count_nonzero() for name, g in gradients(loss, a.branch).items() if name.startswith("B"))
+    assert all(
+        g.count_nonzero() for name, g in gradients(loss, a.branch).items() if name.startswith("B")
+    )
 
 
 def test_the_kl_switch():
     live, detached, none = (make("autolora_paper", kl=kl) for kl in ("live", "detached", "none"))
     losses = [m.losses(images(), Y) for m in (live, detached, none)]
     close(losses[0]["kl"], losses[1]["kl"])
-    assert "kl" not in losses[2] and gradients(losses[0]["kl"], live.branch)["B.net/blocks/0/conv1/weight"] is not None
+    assert (
+        "kl" not in losses[2]
+        and gradients(losses[0]["kl"], live.branch)["B.net/blocks/0/conv1/weight"] is not None
+    )
     assert all(g is None for g in gradients(losses[1]["kl"], detached.branch).values())
 
 
 def test_ours_is_the_published_objective_on_the_feature_extractor_without_its_factor():
-    "What reaches the feature extractor is the published gradient divided by SA, and the terms are as the docstring says."
+    """What reaches the feature extractor is the published gradient divided by SA, and the terms are
+    as the docstring says."""
     ours, published, model = make("autolora"), make("autolora_paper"), fresh().train()
-    for method in (ours, published): method.end_epoch(0.3)
+    for method in (ours, published):
+        method.end_epoch(0.3)
     x_adv = make("autolora").attack(images(), Y)
     nat, adv = model(images()), model(x_adv)
     terms = ours.losses(images(), Y)
-    close(total(terms), 0.7 * F.cross_entropy(nat, Y) + F.cross_entropy(adv, Y) + 6 * kl_divergence(nat, adv))
-    a, b = gradients(total(terms), ours.model), gradients(total(published.losses(images(), Y)), published.model)
+    close(
+        total(terms),
+        0.7 * F.cross_entropy(nat, Y) + F.cross_entropy(adv, Y) + 6 * kl_divergence(nat, adv),
+    )
+    a, b = (
+        gradients(total(terms), ours.model),
+        gradients(total(published.losses(images(), Y)), published.model),
+    )
     extractor = [name for name in a if "head" not in name]
-    same_gradients({name: a[name] for name in extractor}, {name: b[name] / 0.3 for name in extractor})
+    same_gradients(
+        {name: a[name] for name in extractor}, {name: b[name] / 0.3 for name in extractor}
+    )
 
 
 def test_the_branch_has_a_rate_of_its_own():
-    "One step from the same weights moves the branch's B by 1 / gain of what one common rate does, and the model alike."
+    """One step from the same weights moves the branch's B by 1 / gain of what one common rate does,
+    and the model alike."""
     ours, common = make("autolora"), make("autolora", branch_rate="paper")
     for method in (ours, common):
         optimizer = method.optimizer(0.1)
@@ -415,18 +594,33 @@ def test_the_branch_has_a_rate_of_its_own():
         descend(method, optimizer, images(), Y)
     gain = make("autolora").branch.gain()
     assert gain > 2
-    for name, B in ours.branch.B.items(): close(B, common.branch.B[name] / gain, 1e-6)
-    for key, tensor in ours.model.state_dict().items(): close(tensor.float(), common.model.state_dict()[key].float(), 1e-6)
+    for name, B in ours.branch.B.items():
+        close(B, common.branch.B[name] / gain, 1e-6)
+    for key, tensor in ours.model.state_dict().items():
+        close(tensor.float(), common.model.state_dict()[key].float(), 1e-6)
 
 
 def test_a_checkpoint_with_another_optimiser_is_said(tmp_path):
-    call = dict(backbone="robust_mini_gray", data="digits", epochs=2, limit=220, lr=0.02, progress=False, angles=False, test=False, options={"steps": 1}, out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt): finetune(**call, control=Interrupt())
+    call = dict(
+        backbone="robust_mini_gray",
+        data="digits",
+        epochs=2,
+        limit=220,
+        lr=0.02,
+        progress=False,
+        angles=False,
+        test=False,
+        options={"steps": 1},
+        out=tmp_path / "run",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        finetune(**call, control=Interrupt())
     path = tmp_path / "run" / "resume.pt"
     state = torch.load(path, weights_only=True)
     state["optimizer"]["param_groups"].pop()
     torch.save(state, path)
-    with pytest.raises(AutoLoRaError, match="another version"): finetune(**call, resume=True)
+    with pytest.raises(AutoLoRaError, match="another version"):
+        finetune(**call, resume=True)
 
 
 def test_where_covers_the_released_codes_layers():
@@ -435,84 +629,182 @@ def test_where_covers_the_released_codes_layers():
 
 
 def test_rosa_learns_its_mask_in_a_run(tmp_path):
-    run = finetune("robust_mini_gray", "digits", epochs=3, limit=220, lr=0.02, progress=False, test=False, angles=False, out=tmp_path / "run", parametrisation="rosa", options={"steps": 1})
+    run = finetune(
+        "robust_mini_gray",
+        "digits",
+        epochs=3,
+        limit=220,
+        lr=0.02,
+        progress=False,
+        test=False,
+        angles=False,
+        out=tmp_path / "run",
+        parametrisation="rosa",
+        options={"steps": 1},
+    )
     assert all(mask.any() for mask in run.branch.M.values())
     x = load_task("digits").test.images(slice(0, 4))
-    with torch.no_grad(): close(Run.open(run.path).branch(x), run.branch.cpu()(x), 1e-4)
+    with torch.no_grad():
+        close(Run.open(run.path).branch(x), run.branch.cpu()(x), 1e-4)
 
 
 # ---- head first
 
+
 def test_a_robust_head_first(tmp_path):
-    "The probe leaves the feature extractor alone, its head is the one the method starts from, and an interrupted run goes on from it."
-    call = dict(backbone="robust_mini_gray", data="digits", method="trades", epochs=2, limit=220, lr=0.02, progress=False, angles=False, head="robust_linear", options={"steps": 1})
+    """The probe leaves the feature extractor alone, its head is the one the method starts from, and
+    an interrupted run goes on from it."""
+    call = dict(
+        backbone="robust_mini_gray",
+        data="digits",
+        method="trades",
+        epochs=2,
+        limit=220,
+        lr=0.02,
+        progress=False,
+        angles=False,
+        head="robust_linear",
+        options={"steps": 1},
+    )
     whole = finetune(**call, out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt): finetune(**call, out=tmp_path / "broken", control=Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        finetune(**call, out=tmp_path / "broken", control=Interrupt())
     resumed = finetune(**call, out=tmp_path / "broken", resume=True)
-    for key, tensor in whole.model.state_dict().items(): assert torch.equal(tensor, resumed.model.state_dict()[key]), key
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     from safetensors.torch import load_file
-    probed, pretrained = load_file(whole.path / "head" / "model.safetensors"), load_backbone("robust_mini_gray", 10).state_dict()
-    assert all(torch.equal(tensor, pretrained[key]) for key, tensor in probed.items() if "head" not in key)
-    assert whole.last("end")["seconds"] > whole.history.seconds.sum() + 0.9 * whole.last("head")["seconds"] - 0.1
+
+    probed, pretrained = (
+        load_file(whole.path / "head" / "model.safetensors"),
+        load_backbone("robust_mini_gray", 10).state_dict(),
+    )
+    assert all(
+        torch.equal(tensor, pretrained[key]) for key, tensor in probed.items() if "head" not in key
+    )
+    assert (
+        whole.last("end")["seconds"]
+        > whole.history.seconds.sum() + 0.9 * whole.last("head")["seconds"] - 0.1
+    )
 
 
 def test_the_rate_is_found_before_the_head(tmp_path):
-    call = dict(backbone="robust_mini_gray", data="digits", method="at", epochs=1, limit=220, progress=False, angles=False, test=False, options={"steps": 1})
-    fresh, trained = (finetune(**call, head=head, out=tmp_path / head) for head in ("random", "robust_linear"))
-    assert trained.last("range_test")["loss"] == fresh.last("range_test")["loss"] and trained.last("start")["lr"] == fresh.last("start")["lr"]
+    call = dict(
+        backbone="robust_mini_gray",
+        data="digits",
+        method="at",
+        epochs=1,
+        limit=220,
+        progress=False,
+        angles=False,
+        test=False,
+        options={"steps": 1},
+    )
+    fresh, trained = (
+        finetune(**call, head=head, out=tmp_path / head) for head in ("random", "robust_linear")
+    )
+    assert (
+        trained.last("range_test")["loss"] == fresh.last("range_test")["loss"]
+        and trained.last("start")["lr"] == fresh.last("start")["lr"]
+    )
 
 
 # ---- what can't work says so before training
 
+
 @pytest.mark.parametrize("name", ["twins", "twins_at", "aff", "ar_at"])
 def test_two_sets_of_batchnorm_need_one(tmp_path, name):
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 10))
-    with pytest.raises(AutoLoRaError, match="no BatchNorm"): finetune(net, "digits", name, limit=220, out=tmp_path / "run")
+    with pytest.raises(AutoLoRaError, match="no BatchNorm"):
+        finetune(net, "digits", name, limit=220, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("call, words", [
-    ({"method": "autolora", "options": {"kl": "detach"}}, "did you mean 'detached'"), ({"method": "autolora", "options": {"lamb": 1}}, "did you mean 'lam'"),
-    ({"method": "autolora", "options": {"lam": 2}}, "share from 0 to 1"), ({"method": "autolora", "options": {"where": "no.such"}}, "picks none"),
-    ({"method": "autolora", "parametrisation": "lorra"}, "did you mean 'lora'"), ({"method": "at", "head": "robust"}, "did you mean 'robust_linear'"),
-    ({"method": "rift"}, "finished run"), ({"method": "ramp", "options": {"b": 3}}, "b must be"), ({"method": "at", "options": {"ramp_to": 2}}, "rising order"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        ({"method": "autolora", "options": {"kl": "detach"}}, "did you mean 'detached'"),
+        ({"method": "autolora", "options": {"lamb": 1}}, "did you mean 'lam'"),
+        ({"method": "autolora", "options": {"lam": 2}}, "share from 0 to 1"),
+        ({"method": "autolora", "options": {"where": "no.such"}}, "picks none"),
+        ({"method": "autolora", "parametrisation": "lorra"}, "did you mean 'lora'"),
+        ({"method": "at", "head": "robust"}, "did you mean 'robust_linear'"),
+        ({"method": "rift"}, "finished run"),
+        ({"method": "ramp", "options": {"b": 3}}, "b must be"),
+        ({"method": "at", "options": {"ramp_to": 2}}, "rising order"),
+    ],
+)
 def test_refused_before_training(tmp_path, call, words):
-    with pytest.raises(AutoLoRaError, match=words): finetune("robust_mini_gray", "digits", limit=220, out=tmp_path / "run", **call)
+    with pytest.raises(AutoLoRaError, match=words):
+        finetune("robust_mini_gray", "digits", limit=220, out=tmp_path / "run", **call)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("full_lora", "rift")])  # one asks for a ViT, one doesn't train
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name not in ("full_lora", "rift")]
+)  # one asks for a ViT, one doesn't train
 def test_recomputed_activations_change_nothing(name):
     ends = []
     for recompute in (False, True):
         method = make(name)
         method.recompute, optimizer = recompute, method.optimizer(0.05)
-        for seed in (1, 2): descend(method, optimizer, images(seed=seed), Y)
-        ends.append({f"{key}.{leaf}": tensor for key, module in method.modules().items() for leaf, tensor in state(module).items()})
-    for leaf in ends[0]: close(ends[0][leaf], ends[1][leaf])
-    assert any((ends[0][leaf] - start).abs().max() > 1e-4 for leaf, start in ((f"model.{leaf}", start) for leaf, start in state(fresh()).items()) if start.is_floating_point())
+        for seed in (1, 2):
+            descend(method, optimizer, images(seed=seed), Y)
+        ends.append(
+            {
+                f"{key}.{leaf}": tensor
+                for key, module in method.modules().items()
+                for leaf, tensor in state(module).items()
+            }
+        )
+    for leaf in ends[0]:
+        close(ends[0][leaf], ends[1][leaf])
+    assert any(
+        (ends[0][leaf] - start).abs().max() > 1e-4
+        for leaf, start in ((f"model.{leaf}", start) for leaf, start in state(fresh()).items())
+        if start.is_floating_point()
+    )
 
 
 # ---- through `finetune`
 
+
 class Interrupt(Control):
     "Breaks the run off in its second epoch, as Ctrl-C does."
+
     def before_step(self, learner):
-        if learner.epoch == 1: raise KeyboardInterrupt
+        if learner.epoch == 1:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_finetune_interrupted_resumed_and_opened_again(tmp_path, name):
     digits = load_task("digits", limit=220)
-    call = dict(backbone="robust_mini_gray", data=replace(digits, val=digits.val.take(slice(40)), test=digits.test.take(slice(40))), method=name, epochs=2, lr=0.02, progress=False, options={"steps": 2})
-    if name == "rift": call["options"]["run"] = finetune(**call | {"method": "at", "epochs": 1}, out=tmp_path / "first").path
+    call = dict(
+        backbone="robust_mini_gray",
+        data=replace(digits, val=digits.val.take(slice(40)), test=digits.test.take(slice(40))),
+        method=name,
+        epochs=2,
+        lr=0.02,
+        progress=False,
+        options={"steps": 2},
+    )
+    if name == "rift":
+        call["options"]["run"] = finetune(
+            **call | {"method": "at", "epochs": 1}, out=tmp_path / "first"
+        ).path
     whole = finetune(**call, out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt): finetune(**call, out=tmp_path / "broken", control=Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        finetune(**call, out=tmp_path / "broken", control=Interrupt())
     resumed = finetune(**call, out=tmp_path / "broken", resume=True)
     assert len(resumed.history) == 2 and {"angle", "ra", "sa", "loss"} <= set(resumed.history)
-    for key, tensor in whole.model.state_dict().items(): assert torch.equal(tensor, resumed.model.state_dict()[key]), key
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     x = load_task("digits").test.images(slice(0, 8))
-    with torch.no_grad(): close(Run.open(resumed.path).model(x), whole.model.cpu()(x), 1e-4)
-    assert [e["correct"] for e in whole.report["evaluations"]] == [e["correct"] for e in resumed.report["evaluations"]]
-    assert (resumed.path / "report.html").is_file() and METHODS[name].label in (resumed.path / "card.md").read_text()
+    with torch.no_grad():
+        close(Run.open(resumed.path).model(x), whole.model.cpu()(x), 1e-4)
+    assert [e["correct"] for e in whole.report["evaluations"]] == [
+        e["correct"] for e in resumed.report["evaluations"]
+    ]
+    assert (resumed.path / "report.html").is_file() and METHODS[name].label in (
+        resumed.path / "card.md"
+    ).read_text()

@@ -1,4 +1,5 @@
 """Every notebook runs from top to bottom, each in a process of its own."""
+
 import multiprocessing
 import os
 import sys
@@ -8,16 +9,24 @@ import pytest
 from nbdev.test import test_nb as run_nb
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+NOTEBOOKS = sorted(
+    path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)
 TIMEOUT = 600  # seconds; a notebook should need less than 30 of them on two idle cores
 
-# The fork server imports what most of them need once, and hands each notebook a fresh copy of itself; macOS can't fork safely after such imports.
+# The fork server imports what most of them need once, and hands each notebook a fresh copy of
+# itself; macOS can't fork safely after such imports.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-if sys.platform == "linux": PROCESSES.set_forkserver_preload(["torch", "nbdev.test", "nbdev.showdoc", "autolora.lab", "autolora.search", "autolora.cli"])
+if sys.platform == "linux":
+    PROCESSES.set_forkserver_preload(
+        ["torch", "nbdev.test", "nbdev.showdoc", "autolora.lab", "autolora.search", "autolora.cli"]
+    )
 
 
 def run(path, log):
-    "Execute the notebook at `path`; whatever is printed goes to `log`. Exit status: 0 passed, 1 failed, 2 nothing was executed."
+    """Execute the notebook at `path`; whatever is printed goes to `log`.
+
+    Exit status: 0 passed, 1 failed, 2 nothing was executed."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -26,7 +35,9 @@ def run(path, log):
     sys.exit(1 if not passed else 0 if seconds else 2)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=[str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS]
+)
 def test_notebook(path, tmp_path):
     log = tmp_path / "log"
     process = PROCESSES.Process(target=run, args=(path, log))

@@ -1,14 +1,17 @@
-"""The evidence: AutoLoRa and its rivals over seeds under one protocol, and AutoLoRa's ablations; tables in nbs/results.
+"""The evidence: AutoLoRa and its rivals over seeds under one protocol, and AutoLoRa's ablations;
+tables in nbs/results.
 
-python tools/evidence.py digits                     AutoLoRa, as published too, and four rivals, with a random head and with one trained first, 5 seeds
-python tools/evidence.py digits --what ablations    what each part of the published method is worth, and our two changes to it
-python tools/evidence.py digits --what tuned        the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
-python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
-python tools/evidence.py dtd10_128_jpeg.npz --size 32 --heads random --autoattack 0
-python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
+python tools/evidence.py digits AutoLoRa, as published too, and four rivals, with a random head and
+with one trained first, 5 seeds python tools/evidence.py digits --what ablations what each part of
+the published method is worth, and our two changes to it python tools/evidence.py digits --what
+tuned the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set python
+tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random python tools/evidence.py
+dtd10_128_jpeg.npz --size 32 --heads random --autoattack 0 python tools/evidence.py cifar10_jpeg.npz
+--limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
 
-Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the protocol (NAME.json).
-"""
+Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the
+protocol (NAME.json)."""
+
 import argparse
 import json
 from pathlib import Path
@@ -30,27 +33,88 @@ ABLATIONS = [
     {"arm": "KL teacher detached", "method": "autolora_paper", "kl": "detached"},
     {"arm": "no KL", "method": "autolora_paper", "kl": "none"},
     {"arm": "lam fixed at 0.5", "method": "autolora_paper", "lam": 0.5},
-    {"arm": "branch in the last block only, as released", "method": "autolora_paper", "where": "*blocks.1*"},
+    {
+        "arm": "branch in the last block only, as released",
+        "method": "autolora_paper",
+        "where": "*blocks.1*",
+    },
     {"arm": "one-epoch delay, as released", "method": "autolora_paper", "timing": "released"},
     {"arm": "adversarial terms whole", "method": "autolora_paper", "adv_weight": "full"},
     {"arm": "a rate of its own for the branch", "method": "autolora_paper", "branch_rate": "own"},
     "autolora",
 ]
-KEPT = ["arm", "task", "backbone", "condition", "seed", "state", "sa", "sa_correct", "sa_n", "ra", "ra_correct", "ra_n", "aa", "aa_correct", "aa_n",
-        "best_epoch", "epochs_done", "lr", "lr_setting", "angle", "angle_natural", "seconds", "attack_steps", "message"]
+KEPT = [
+    "arm",
+    "task",
+    "backbone",
+    "condition",
+    "seed",
+    "state",
+    "sa",
+    "sa_correct",
+    "sa_n",
+    "ra",
+    "ra_correct",
+    "ra_n",
+    "aa",
+    "aa_correct",
+    "aa_n",
+    "best_epoch",
+    "epochs_done",
+    "lr",
+    "lr_setting",
+    "angle",
+    "angle_natural",
+    "seconds",
+    "attack_steps",
+    "message",
+]
 
 
 def tuned(task, backbone, settings):
-    "AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no run of the study has; for `compare`."
-    net = backbone or embedded(load_task(task, limit=settings.get("limit"), size=settings.get("size")))
-    found = {method: tune(net, task, method, 10, seed=1000, out=folder("tune", task, backbone, method, settings), **settings) for method in RIVALS}
-    for method, tuning in found.items(): print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
-    return ["autolora", *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items())]
+    """AutoLoRa as it is, and each rival with the settings that a search found, with a seed that no
+    run of the study has; for `compare`."""
+    net = backbone or embedded(
+        load_task(task, limit=settings.get("limit"), size=settings.get("size"))
+    )
+    found = {
+        method: tune(
+            net,
+            task,
+            method,
+            10,
+            seed=1000,
+            out=folder("tune", task, backbone, method, settings),
+            **settings,
+        )
+        for method in RIVALS
+    }
+    for method, tuning in found.items():
+        print(f"{method}: {tuning.chosen}, {tuning.spent['default_runs']:.1f} default runs spent")
+    return [
+        "autolora",
+        *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items()),
+    ]
 
 
 def folder(what, task, backbone, part, settings):
     "Where the runs lie: a folder for everything that makes them differ."
-    return ROOT / "runs" / "-".join(filter(None, [what, part, Path(task).stem, backbone, *(Path(str(value)).stem for value in settings.values())]))
+    return (
+        ROOT
+        / "runs"
+        / "-".join(
+            filter(
+                None,
+                [
+                    what,
+                    part,
+                    Path(task).stem,
+                    backbone,
+                    *(Path(str(value)).stem for value in settings.values()),
+                ],
+            )
+        )
+    )
 
 
 def main():
@@ -58,7 +122,9 @@ def main():
     parser.add_argument("task", help="a name or a path")
     parser.add_argument("--what", choices=["methods", "ablations", "tuned"], default="methods")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--heads", nargs="+", default=["random", "robust_linear"], help="of the methods")
+    parser.add_argument(
+        "--heads", nargs="+", default=["random", "robust_linear"], help="of the methods"
+    )
     parser.add_argument("--limit", type=int, help="training images")
     parser.add_argument("--size", type=int, help="pixels a side, to which the images are resized")
     parser.add_argument("--backbone", help="default: the embedded one")
@@ -67,18 +133,45 @@ def main():
     parser.add_argument("--autoattack", type=int, default=128, help="test images for AutoAttack")
     parser.add_argument("--jobs", type=int, help="runs at once")
     args = parser.parse_args()
-    settings = {name: value for name in ("limit", "size", "epochs", "weights") if (value := getattr(args, name))}
-    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(args.task, args.backbone, settings)
+    settings = {
+        name: value
+        for name in ("limit", "size", "epochs", "weights")
+        if (value := getattr(args, name))
+    }
+    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(
+        args.task, args.backbone, settings
+    )
     vary = {"head": args.heads} if args.what == "methods" else None
-    study = compare(arms, [args.task], [args.backbone] if args.backbone else None, args.seeds, vary, folder("evidence", args.task, args.backbone, args.what, settings), args.jobs, autoattack=args.autoattack, **settings)
-    table, name = study.table, "_".join(filter(None, [args.what, args.backbone, *study.protocol["tasks"]]))
+    study = compare(
+        arms,
+        [args.task],
+        [args.backbone] if args.backbone else None,
+        args.seeds,
+        vary,
+        folder("evidence", args.task, args.backbone, args.what, settings),
+        args.jobs,
+        autoattack=args.autoattack,
+        **settings,
+    )
+    table, name = (
+        study.table,
+        "_".join(filter(None, [args.what, args.backbone, *study.protocol["tasks"]])),
+    )
     RESULTS.mkdir(exist_ok=True)
-    table[[column for column in KEPT if column in table]].to_csv(RESULTS / f"{name}.csv", index=False)
+    table[[column for column in KEPT if column in table]].to_csv(
+        RESULTS / f"{name}.csv", index=False
+    )
     protocol = study.protocol
-    protocol["tasks"] = {task: about | {"source": task} for task, about in protocol["tasks"].items()}  # the place of a file is nobody's business
-    if args.weights: protocol["settings"]["weights"] = Path(args.weights).name
+    protocol["tasks"] = {
+        task: about | {"source": task} for task, about in protocol["tasks"].items()
+    }  # the place of a file is nobody's business
+    if args.weights:
+        protocol["settings"]["weights"] = Path(args.weights).name
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
-    print(f"{summary(table).to_string(index=False)}\n\n{tests(table, against=arms[0]).to_string(index=False)}\n\nWritten: {RESULTS / name}.csv")
+    print(
+        f"{summary(table).to_string(index=False)}\n\n{tests(table, against=arms[0]).to_string(index=False)}\n\nWritten: {RESULTS / name}.csv"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
