@@ -4,7 +4,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 cfg = ConfigParser()
 cfg.read("settings.ini", encoding="utf-8")
@@ -33,6 +33,6 @@ setup(
         "console_scripts": lines("console_scripts"),
         "nbdev": ["autolora=autolora._modidx:d"],
     },
-    packages=["autolora"],
-    package_data={"autolora": ["weights/*"]},
+    packages=find_packages(include=["autolora*"]),
+    package_data={"": ["*.pyi"], "autolora": ["weights/*", "py.typed"]},
 )

@@ -2,24 +2,13 @@
 
 import os
 
+import lazy_loader
+
 __version__ = "0.1.0"
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: threads that spin while they wait make a busy machine crawl
+# before torch: threads that spin while they wait make a busy machine crawl
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-_LAZY = {
-    "finetune": "rft",
-    "pretrain": "rft",
-    "Run": "history",
-    "compare": "study",
-    "tune": "search",
-}  # so that autolora.schedule can be used without torch
-
-
-def __getattr__(name):
-    from importlib import import_module
-
-    if name not in _LAZY:
-        raise AttributeError(f"module 'autolora' has no attribute {name!r}")
-    return getattr(import_module(f"autolora.{_LAZY[name]}"), name)
+# The names stand in __init__.pyi and are imported when they are asked for: `import autolora`
+# loads neither torch nor a widget, and autolora.train.schedule can be used without either.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from _report import write_results
 
-from autolora.machine import versions
+from autolora.core.machine import versions
 
 HERE = Path(__file__).parent
 PEERS = HERE / ".peers"
@@ -80,7 +80,7 @@ def use_peers():
 def peer(module):
     """The peer's `module`, or the reason it can't be measured, as `(module, reason)`, one of them
     None."""
-    from autolora.vision import import_torchvision
+    from autolora.core.machine import import_torchvision
 
     use_peers()
     import_torchvision()

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autolora.backbones import IMAGENET, Normalise, head_name, load_backbone
-from autolora.data import load_task
-from autolora.history import create_run
-from autolora.learner import Learner
-from autolora.vision import import_torchvision
+from autolora.core.machine import import_torchvision
+from autolora.data.loading import load_task
+from autolora.models.backbones import IMAGENET, Normalise, load_backbone
+from autolora.models.parts import head_name
+from autolora.runs.folder import create_run
+from autolora.train.learner import Learner
 
 
 def photos(n, size=32, classes=10, seed=0):

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autolora.attacks import eval_mode
-from autolora.backbones import split_parameters
-from autolora.learner import training_batches
-from autolora.schedule import AutoLR
+from autolora.models.parts import eval_mode, split_parameters
+from autolora.train.learner import training_batches
+from autolora.train.schedule import AutoLR
 
 
 class LoRAConv(nn.Module):

@@ -15,8 +15,8 @@ from _harness import available, clock, options, peer, ratios, save, turns
 from _material import images, probed
 from torch import nn
 
-from autolora.attacks import pgd
-from autolora.threat import linf
+from autolora.core.threat import linf
+from autolora.robust.attacks import pgd
 
 STEPS = 10
 

@@ -15,8 +15,8 @@ import torch
 from _harness import options, ratios, save, turns
 from _material import images, probed
 
-from autolora.evaluation import evaluate
-from autolora.threat import linf
+from autolora.core.threat import linf
+from autolora.robust.evaluation import evaluate
 
 
 class Ours:

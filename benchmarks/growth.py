@@ -25,11 +25,11 @@ import torch
 from _harness import HERE, clock, forget_peak, memory, options, save
 from _material import learner, photos
 
-from autolora.backbones import BACKBONES, MiniResNet, Normalise
-from autolora.data import load_task
-from autolora.history import Run
-from autolora.images import Split
-from autolora.methods import make_method
+from autolora.data.images import Split
+from autolora.data.loading import load_task
+from autolora.methods.registry import make_method
+from autolora.models.backbones import BACKBONES, MiniResNet, Normalise
+from autolora.runs.folder import Run
 
 BASE = {"images": 640, "classes": 10, "resolution": 32, "parameters": 1.0, "steps": 10}
 VALUES = {

@@ -42,7 +42,7 @@ def spread(values, unit="s", digits=2):
 @contextlib.contextmanager
 def timed_log():
     "A list that fills with the seconds of every write to a run's history."
-    from autolora.history import Run
+    from autolora.runs.folder import Run
 
     seconds, log = [], Run.log
 
@@ -70,7 +70,7 @@ def train(lab, folder, epochs, angles=True):
     """One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an
     epoch, without the first, and those of its history's writing."""
     from autolora import Run
-    from autolora.background import Trainer
+    from autolora.runs.jobs import Trainer
 
     trainer = lab.trainer if lab else Trainer()
     with timed_log() as writing:
@@ -83,8 +83,8 @@ def train(lab, folder, epochs, angles=True):
 
 def live(folder, epochs, redraws):
     "`train` under a lab of its own; `redraws` gets how many there were."
-    from autolora.background import Trainer
-    from autolora.lab import Lab
+    from autolora.lab.panel import Lab
+    from autolora.runs.jobs import Trainer
 
     lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
     settle(lab)
@@ -117,9 +117,9 @@ def slow_down(folder, rounds=5, epochs=8):
 
 def redraw_cost(folder, rounds=5):
     "Seconds of a redraw of two finished runs of 60 epochs, with nothing else at work."
-    from autolora.background import Trainer
-    from autolora.history import create_run
-    from autolora.lab import Lab
+    from autolora.lab.panel import Lab
+    from autolora.runs.folder import create_run
+    from autolora.runs.jobs import Trainer
 
     paths = []
     for method in ("autolora", "trades"):

@@ -4,7 +4,7 @@ lr="auto", over seeds.
 python benchmarks/learning_rate.py --task mnist5k --limit 2000 --lr auto 0.003 0.01 0.03 0.1 --seeds
 3 python benchmarks/learning_rate.py --recorded
 
-A study (`autolora.study.compare`) with the rate as its condition: the same call goes on with it,
+A study (`autolora.compare`) with the rate as its condition: the same call goes on with it,
 and its page has the curves. What was recorded before there were studies is in
 results/learning_rate.jsonl, a line a run; `--recorded` reads it into the same tables. Accuracy on
 the whole test split, means over the seeds with 95 % t intervals."""
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from autolora.study import compare, summary, tests
+from autolora.runs.study import compare
+from autolora.runs.tables import summary, tests
 
 RESULTS = Path(__file__).parent / "results" / "learning_rate.jsonl"
 KEY = ["task", "backbone", "condition", "arm", "seed"]

@@ -12,8 +12,9 @@ import argparse
 import plotly.graph_objects as go
 from _harness import HERE, save
 
-from autolora.paired import t_interval
-from autolora.study import compare, summary, tests
+from autolora.core.paired import t_interval
+from autolora.runs.study import compare
+from autolora.runs.tables import summary, tests
 
 ARMS = [
     "autolora",

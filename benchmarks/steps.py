@@ -21,12 +21,12 @@ from _material import learner, photos, probed, small_stem_resnet
 from _published import Published, disagreement, same_factors
 from torch import nn
 
-from autolora.backbones import load_backbone
-from autolora.data import load_task
-from autolora.images import Split
-from autolora.learner import descend
-from autolora.methods import make_method
-from autolora.threat import linf
+from autolora.core.threat import linf
+from autolora.data.images import Split
+from autolora.data.loading import load_task
+from autolora.methods.registry import make_method
+from autolora.models.backbones import load_backbone
+from autolora.train.learner import descend
 
 EPS = 8 / 255
 SIZE = {"resnet50": 224}  # of the images; 32 for the others

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autolora.attacks import pgd
-from autolora.backbones import load_backbone
-from autolora.core import rank, world
-from autolora.data import load_task
-from autolora.evaluation import evaluate
-from autolora.learner import Learner
-from autolora.methods import METHODS
-from autolora.ranks import synced
-from autolora.rft import joined_run
-from autolora.schedule import StepDecay
-from autolora.threat import l2
+from autolora.core.distributed import synced
+from autolora.core.machine import rank, world
+from autolora.core.threat import l2
+from autolora.data.loading import load_task
+from autolora.methods.registry import METHODS
+from autolora.models.backbones import load_backbone
+from autolora.robust.attacks import pgd
+from autolora.robust.evaluation import evaluate
+from autolora.runs.finetuning import joined_run
+from autolora.train.learner import Learner
+from autolora.train.schedule import StepDecay
 
 
 def spoil(method, fault):

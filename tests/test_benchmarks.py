@@ -12,6 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from autolora.core.threat import linf
+from autolora.data.loading import load_task
+from autolora.methods.registry import make_method
+from autolora.models.backbones import load_backbone
+from autolora.robust.attacks import pgd
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -19,12 +25,6 @@ from _harness import ratios, turns  # noqa: E402
 from _material import images, photos  # noqa: E402
 from _published import LoRAConv, Published, disagreement, same_factors  # noqa: E402
 from _report import TARGETS, render, write_results  # noqa: E402
-
-from autolora.attacks import pgd  # noqa: E402
-from autolora.backbones import load_backbone  # noqa: E402
-from autolora.data import load_task  # noqa: E402
-from autolora.methods import make_method  # noqa: E402
-from autolora.threat import linf  # noqa: E402
 
 
 @pytest.fixture()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autolora.card import write_card, write_report
+from autolora.show.report import write_card, write_report
 
 NASTY = "<script>window.smuggled = 1</script>"
 FLAGS = [

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from autolora.core import AutoLoRaError
-from autolora.data import Split, Task, load_task
+from autolora.core.errors import AutoLoRaError
+from autolora.data.images import Split
+from autolora.data.loading import load_task
+from autolora.data.task import Task
 
 RNG = np.random.default_rng(0)
 N = 300

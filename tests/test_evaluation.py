@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.evaluation import evaluate
-from autolora.reports import Report
+from autolora.robust.evaluation import evaluate
+from autolora.robust.results import Report
 
 NETS = Path(__file__).parents[1].parent / "shared" / "data" / "robust_small_nets.npz"
 

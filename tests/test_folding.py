@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from autolora.attacks import pgd
-from autolora.backbones import load_backbone
-from autolora.folding import FastCopy, explain_speed, fast, plain_attacks
-from autolora.threat import l2, linf
-from autolora.vision import import_torchvision
+from autolora.core.machine import import_torchvision
+from autolora.core.threat import l2, linf
+from autolora.models.backbones import load_backbone
+from autolora.robust.attacks import pgd
+from autolora.robust.fusion import FastCopy, explain_speed, fast, plain_attacks
 
 
 def photographs(n, size):

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from autolora import Run
-from autolora.study import create_study, design
+from autolora.runs.protocol import design
+from autolora.runs.study import create_study
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -434,7 +435,6 @@ def saved_runs(tmp_path_factory):
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
-    from autolora.lab import Lab  # noqa: F401  imported here too, so that its first import isn't measured by the browser's deadline
 
     shutil.copytree(saved_runs, tmp_path / "runs")
     with jupyterlab(tmp_path, theme) as (address, server):

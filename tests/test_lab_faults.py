@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from autolora import Run
-from autolora.background import Trainer
-from autolora.lab import Lab
-from autolora.painter import Painter
+from autolora.lab.painter import Painter
+from autolora.lab.panel import Lab
+from autolora.runs.jobs import Trainer
 
 
 def until(condition, seconds, what):
@@ -218,7 +218,7 @@ def alive(pid):
 
 def test_the_painter_dies_with_the_kernel():
     script = (
-        "import os, signal, sys; from autolora.painter import Painter; "
+        "import os, signal, sys; from autolora.lab.painter import Painter; "
         "print(Painter().process.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), "
         "signal.SIGKILL)"
     )

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.backbones import load_backbone, split_parameters
-from autolora.core import AutoLoRaError
-from autolora.losses import autolora_loss
-from autolora.lowrank import LowRankBranch
-from autolora.parametrisations import PARAMETRISATIONS
-from autolora.vision import import_torchvision
+from autolora.core.errors import AutoLoRaError
+from autolora.core.machine import import_torchvision
+from autolora.models.backbones import load_backbone
+from autolora.models.parametrisations import PARAMETRISATIONS
+from autolora.models.parts import split_parameters
+from autolora.models.views import LowRankBranch
+from autolora.robust.losses import autolora_loss
 
 
 class SeparateAttention(nn.Module):
@@ -344,7 +345,7 @@ def test_efft_shares_its_outer_factors():
 
 
 def test_rosa_finds_its_mask_on_the_way():
-    from autolora.parametrisations import ROSA_BATCHES, ROSA_SHARE
+    from autolora.models.parametrisations import ROSA_BATCHES, ROSA_SHARE
 
     torch.manual_seed(0)
     branch, x = LowRankBranch(mini(), parametrisation="rosa"), torch.rand(8, 1, 16, 16)

@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autolora.attacks import pgd
-from autolora.backbones import load_backbone
-from autolora.control import Control
-from autolora.core import AutoLoRaError
-from autolora.data import load_task
-from autolora.history import Run
-from autolora.learner import count_correct, descend, set_rate
-from autolora.losses import autolora_loss, kl_divergence, trades_loss
-from autolora.methods import METHODS, make_method
-from autolora.rft import finetune
-from autolora.rivals import robust_criticality
-from autolora.threat import linf
-from autolora.vision import import_torchvision
+from autolora.core.errors import AutoLoRaError
+from autolora.core.machine import import_torchvision
+from autolora.core.threat import linf
+from autolora.data.loading import load_task
+from autolora.methods.registry import METHODS, make_method
+from autolora.methods.rivals import robust_criticality
+from autolora.models.backbones import load_backbone
+from autolora.robust.attacks import pgd
+from autolora.robust.losses import autolora_loss, kl_divergence, trades_loss
+from autolora.runs.finetuning import finetune
+from autolora.runs.folder import Run
+from autolora.train.callbacks import Control
+from autolora.train.learner import count_correct, descend, set_rate
 
 THREAT, Y = linf(0.1), torch.arange(12) % 10
 
@@ -345,7 +345,7 @@ def test_the_invariance_term_pulls_the_adversarial_side_only():
     reached = {name for name, g in gradients(term, method.model).items() if g is not None}
     assert "net.stem.0.weight" in reached and not any("head" in name for name in reached)
     same = torch.rand(3, 4)
-    from autolora.losses import invariance
+    from autolora.robust.losses import invariance
 
     close(invariance(2 * same, same), 0.0)
     close(invariance(-same, same), 2.0)

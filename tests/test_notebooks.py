@@ -19,7 +19,14 @@ TIMEOUT = 600  # seconds; a notebook should need less than 30 of them on two idl
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
     PROCESSES.set_forkserver_preload(
-        ["torch", "nbdev.test", "nbdev.showdoc", "autolora.lab", "autolora.search", "autolora.cli"]
+        [
+            "torch",
+            "nbdev.test",
+            "nbdev.showdoc",
+            "autolora.lab.panel",
+            "autolora.runs.tuning",
+            "autolora.cli",
+        ]
     )
 
 

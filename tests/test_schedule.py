@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autolora.schedule import AutoLR, apgd_checkpoints, published_checkpoints, replay
+from autolora.train.schedule import AutoLR, apgd_checkpoints, published_checkpoints, replay
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "lr_schedule.json"
 SEQUENCES = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else []
@@ -83,5 +83,7 @@ def test_resumed_anywhere_decides_the_same(timing, checkpoints, cut):
 
 
 def test_needs_no_torch():
-    code = "import sys, autolora.schedule; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, autolora.train.schedule; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -18,14 +18,15 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from autolora.core import AutoLoRaError
-from autolora.data import load_task
-from autolora.history import Run
-from autolora.jobs import launch
-from autolora.paired import holm, pairs
-from autolora.rft import finetune
-from autolora.search import Search, Tuning, tune
-from autolora.study import Study, compare
+from autolora.core.errors import AutoLoRaError
+from autolora.core.paired import holm, pairs
+from autolora.data.loading import load_task
+from autolora.runs.finetuning import finetune
+from autolora.runs.folder import Run
+from autolora.runs.processes import launch
+from autolora.runs.search import Search
+from autolora.runs.study import Study, compare
+from autolora.runs.tuning import Tuning, tune
 
 TINY = {"limit": 220, "epochs": 2, "lr": 0.02, "angles": False, "progress": False}
 FAST = {"method": "at", "lr": 1e12, "arm": "too fast"}  # its loss is infinite after a few steps
@@ -101,7 +102,7 @@ needs_proc = pytest.mark.skipif(
 @needs_proc
 def test_killed_cell_and_killed_study_end_in_the_same_bits(whole, tmp_path):
     code = (
-        "from autolora.study import compare; compare(['at', 'trades'], 'digits', seeds=1, "
+        "from autolora import compare; compare(['at', 'trades'], 'digits', seeds=1, "
         f"out={str(tmp_path / 'broken')!r}, jobs=1, **{TINY!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -157,7 +158,7 @@ def test_a_worker_killed_twice_is_recorded(tmp_path):
                 lambda: [
                     pid
                     for pid in children(os.getpid())
-                    if b"autolora.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if b"autolora.runs.processes" in Path(f"/proc/{pid}/cmdline").read_bytes()
                 ]
             ):
                 os.kill(worker, signal.SIGKILL)
@@ -199,7 +200,7 @@ def test_an_interrupt_ends_the_workers_and_leaves_what_is_needed_to_go_on(tmp_pa
         lambda: [
             pid
             for pid in children(process.pid)
-            if b"autolora.jobs" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"autolora.runs.processes" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
     )
     process.send_signal(signal.SIGINT)

@@ -16,9 +16,11 @@ import argparse
 import json
 from pathlib import Path
 
-from autolora.data import load_task
-from autolora.search import tune
-from autolora.study import compare, embedded, summary, tests
+from autolora.data.loading import load_task
+from autolora.runs.protocol import embedded
+from autolora.runs.study import compare
+from autolora.runs.tables import summary, tests
+from autolora.runs.tuning import tune
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "nbs" / "results"

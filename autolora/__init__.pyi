@@ -1,0 +1,17 @@
+from . import core as core
+from . import data as data
+from . import models as models
+from . import robust as robust
+from . import train as train
+from . import methods as methods
+from . import show as show
+from . import runs as runs
+from . import lab as lab
+from .core.errors import AutoLoRaError as AutoLoRaError
+from .lab.panel import Lab as Lab
+from .robust.evaluation import evaluate as evaluate
+from .runs.finetuning import finetune as finetune
+from .runs.folder import Run as Run
+from .runs.pretraining import pretrain as pretrain
+from .runs.study import compare as compare
+from .runs.tuning import tune as tune

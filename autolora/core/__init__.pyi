@@ -1,0 +1,15 @@
+from .distributed import synced as synced
+from .errors import AutoLoRaError as AutoLoRaError
+from .machine import default_device as default_device
+from .paired import correlation as correlation
+from .paired import difference as difference
+from .paired import holm as holm
+from .paired import t_interval as t_interval
+from .seeds import isolated_rng as isolated_rng
+from .seeds import set_seed as set_seed
+from .threat import L2 as L2
+from .threat import Linf as Linf
+from .threat import ThreatModel as ThreatModel
+from .threat import l2 as l2
+from .threat import linf as linf
+from .threat import parse_threat as parse_threat

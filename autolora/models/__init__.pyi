@@ -1,0 +1,11 @@
+from .backbones import BACKBONES as BACKBONES
+from .backbones import load_backbone as load_backbone
+from .checkpoints import load_weights as load_weights
+from .parametrisations import PARAMETRISATIONS as PARAMETRISATIONS
+from .parametrisations import Parametrisation as Parametrisation
+from .parts import eval_mode as eval_mode
+from .parts import fresh_head as fresh_head
+from .parts import head_name as head_name
+from .views import FrozenBN as FrozenBN
+from .views import LowRankBranch as LowRankBranch
+from .views import SplitBN as SplitBN

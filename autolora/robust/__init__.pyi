@@ -1,0 +1,13 @@
+from .angles import GradientSimilarity as GradientSimilarity
+from .angles import gradient_similarity as gradient_similarity
+from .attacks import fgsm as fgsm
+from .attacks import n_fgsm as n_fgsm
+from .attacks import pgd as pgd
+from .evaluation import evaluate as evaluate
+from .losses import autolora_loss as autolora_loss
+from .losses import trades_loss as trades_loss
+from .losses import twins_loss as twins_loss
+from .results import Report as Report
+from .results import Row as Row
+from .results import compare_table as compare_table
+from .results import winner as winner

@@ -1,0 +1,14 @@
+from .finetuning import finetune as finetune
+from .folder import Run as Run
+from .pretraining import pretrain as pretrain
+from .pretraining import save_backbone as save_backbone
+from .preparation import estimate as estimate
+from .processes import launch as launch
+from .processes import submit as submit
+from .search import Search as Search
+from .study import Study as Study
+from .study import compare as compare
+from .tables import summary as summary
+from .tables import tests as tests
+from .tuning import Tuning as Tuning
+from .tuning import tune as tune

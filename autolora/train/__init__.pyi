@@ -1,0 +1,9 @@
+from .callbacks import Control as Control
+from .learner import Callback as Callback
+from .learner import Learner as Learner
+from .lr_finder import find_lr as find_lr
+from .schedule import AutoLR as AutoLR
+from .schedule import Decision as Decision
+from .schedule import StepDecay as StepDecay
+from .schedule import loss_weights as loss_weights
+from .schedule import replay as replay
