@@ -15,7 +15,7 @@ from typing import Annotated
 from fastcore.script import anno_parser, bool_arg, store_true
 
 from .core.errors import AutoLoRaError, unknown
-from .core.machine import rank
+from .core.machine import process_index
 from .core.numbers import duration
 
 # %% ../nbs/01_cli.ipynb #0e34753e
@@ -39,7 +39,7 @@ def finetune(
     weights: str = None,  # Checkpoint of the backbone, .safetensors or .pt (default: its own)
     lr: str = "auto",  # Initial learning rate: auto, or a number such as 0.01 (as published)
     batch_size: int = None,  # Default: 128, fewer for small data
-    rank: int = 8,  # Of the low-rank branch
+    process_index: int = 8,  # Of the low-rank branch
     parametrisation: str = "lora",  # Of the branch (see `autolora list`)
     head: str = "random",  # Or robust_linear: trained alone on adversarial images first
     options: Annotated[str, {"nargs": "*"}] = (),  # Of the method, such as beta=3 steps=5
@@ -67,7 +67,7 @@ def finetune(
         weights=weights,
         lr=lr,
         batch_size=batch_size,
-        rank=rank,
+        rank=process_index,
         parametrisation=parametrisation,
         head=head,
         options=named(options),
@@ -457,7 +457,7 @@ def main(argv=None):
             + "\n`autolora VERB --help` lists a verb's options."
         )
         return 0
-    if rank() > 0:
+    if process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # the first of several processes speaks for all
     try:
         if argv[0] not in VERBS:
@@ -465,7 +465,7 @@ def main(argv=None):
         given = vars(anno_parser(VERBS[argv[0]], f"autolora {argv[0]}").parse_args(argv[1:]))
         VERBS[argv[0]](**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
     except AutoLoRaError as error:
-        if rank() == 0 or "lost the others" in str(error):
+        if process_index() == 0 or "lost the others" in str(error):
             print(f"autolora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

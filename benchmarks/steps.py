@@ -26,7 +26,7 @@ from autolora.data.images import Split
 from autolora.data.loading import load_task
 from autolora.methods.registry import make_method
 from autolora.models.backbones import load_backbone
-from autolora.train.learner import descend
+from autolora.train.learner import train_step
 
 EPS = 8 / 255
 SIZE = {"resnet50": 224}  # of the images; 32 for the others
@@ -66,7 +66,7 @@ class Ours:
         self.method = make_method(
             name, copy.deepcopy(model).to(memory_format=torch.channels_last), linf(EPS)
         )
-        self.method.recompute = recompute
+        self.method.gradient_checkpointing = recompute
         self.optimizer, self.x, self.y = (
             self.method.optimizer(1e-3),
             x.contiguous(memory_format=torch.channels_last),
@@ -75,7 +75,7 @@ class Ours:
 
     def __call__(self):
         self.method.train()
-        descend(self.method, self.optimizer, self.x, self.y)
+        train_step(self.method, self.optimizer, self.x, self.y)
 
 
 class Plain:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autolora.core.distributed import synced
-from autolora.core.machine import rank, world
+from autolora.core.distributed import convert_sync_batchnorm
+from autolora.core.machine import process_index, world_size
 from autolora.core.threat import l2
 from autolora.data.loading import load_task
 from autolora.methods.registry import METHODS
@@ -48,15 +48,17 @@ class Double(nn.Module):
 def case(name, folder):
     torch.manual_seed(0)
     task = dataclasses.replace(load_task("digits", limit=220), augment=None)
-    model = synced(nn.Sequential(Double(), load_backbone("robust_mini_gray", 10).double()))
+    model = convert_sync_batchnorm(
+        nn.Sequential(Double(), load_backbone("robust_mini_gray", 10).double())
+    )
     method = METHODS[name](model, l2(0.5))
     method.attack = lambda x, y: pgd(model, x, y, method.threat, steps=3, random_start=False)
     fault = "".join(sys.argv[3:])
     run = joined_run(folder, {"seed": 0}, fault == "resume")
     learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
-    if fault == "hang" and rank() == 1:
+    if fault == "hang" and process_index() == 1:
         time.sleep(600)
-    if fault in ("nan", "memory") and rank() == 1:
+    if fault in ("nan", "memory") and process_index() == 1:
         spoil(method, fault)
     learner.fit(fault == "resume")
     report = evaluate(model, task.test, "l2:0.5", n=101)
@@ -65,7 +67,7 @@ def case(name, folder):
         {
             "rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows],
             "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"),
-            "world": world(),
+            "world": world_size(),
         },
     )
 

@@ -16,7 +16,7 @@ from autolora.core.machine import import_torchvision
 from autolora.core.threat import l2, linf
 from autolora.models.backbones import load_backbone
 from autolora.robust.attacks import pgd
-from autolora.robust.fusion import FastCopy, explain_speed, fast, plain_attacks
+from autolora.robust.fusion import FusedCopy, explain_speed, fused_copy, plain_attacks
 
 
 def photographs(n, size):
@@ -58,8 +58,8 @@ def test_nets_of_others_answer_alike(name, folds):
     size = 224 if name == "vit_b_16" else 64
     x = photographs(2, size)
     net = warmed(import_torchvision("models").get_model(name, num_classes=5), x)
-    with torch.no_grad(), fast(net, x) as copied:
-        assert isinstance(copied, FastCopy) == folds, explain_speed(net)
+    with torch.no_grad(), fused_copy(net, x) as copied:
+        assert isinstance(copied, FusedCopy) == folds, explain_speed(net)
         assert torch.allclose(copied(x), net(x), atol=1e-4 * net(x).abs().max().item())
     assert not any(new.weight.numel() for new, _, _ in copied.pairs) if folds else copied is net
 

@@ -20,7 +20,7 @@ from autolora.robust.losses import autolora_loss, kl_divergence, trades_loss
 from autolora.runs.finetuning import finetune
 from autolora.runs.folder import Run
 from autolora.train.callbacks import Control
-from autolora.train.learner import count_correct, descend, set_rate
+from autolora.train.learner import count_correct, set_lr, train_step
 
 THREAT, Y = linf(0.1), torch.arange(12) % 10
 
@@ -590,8 +590,8 @@ def test_the_branch_has_a_rate_of_its_own():
     ours, common = make("autolora"), make("autolora", branch_rate="paper")
     for method in (ours, common):
         optimizer = method.optimizer(0.1)
-        set_rate(optimizer, 0.1)
-        descend(method, optimizer, images(), Y)
+        set_lr(optimizer, 0.1)
+        train_step(method, optimizer, images(), Y)
     gain = make("autolora").branch.gain()
     assert gain > 2
     for name, B in ours.branch.B.items():
@@ -746,9 +746,9 @@ def test_recomputed_activations_change_nothing(name):
     ends = []
     for recompute in (False, True):
         method = make(name)
-        method.recompute, optimizer = recompute, method.optimizer(0.05)
+        method.gradient_checkpointing, optimizer = recompute, method.optimizer(0.05)
         for seed in (1, 2):
-            descend(method, optimizer, images(seed=seed), Y)
+            train_step(method, optimizer, images(seed=seed), Y)
         ends.append(
             {
                 f"{key}.{leaf}": tensor

@@ -1,4 +1,4 @@
-from .distributed import synced as synced
+from .distributed import convert_sync_batchnorm as convert_sync_batchnorm
 from .errors import AutoLoRaError as AutoLoRaError
 from .machine import default_device as default_device
 from .paired import correlation as correlation

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'versions', 'devices', 'peak_memory', 'missing', 'obstacles', 'out_of_memory', 'explain', 'default_device',
-           'world', 'rank', 'import_torchvision']
+           'world_size', 'process_index', 'import_torchvision']
 
 # %% ../../nbs/core/02_machine.ipynb #c0de000a
 import functools
@@ -140,14 +140,14 @@ def default_device():
     )
 
 # %% ../../nbs/core/02_machine.ipynb #17c0feb4
-def world():
+def world_size():
     "How many processes train together; 1 for one that no launcher has started."
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
-def rank():
+def process_index():
     "This process's number among its peers, from 0; 0 when alone."
-    return int(os.environ["RANK"]) if world() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 # %% ../../nbs/core/02_machine.ipynb #01bafd6f
 def _compiled_ops_load():

@@ -90,10 +90,10 @@ class AutoLoRa(Method):
             return super().groups()
         return [
             {"params": self.model.parameters()},
-            {"params": self.branch.parameters(), "share": 1 / self.branch.gain()},
+            {"params": self.branch.parameters(), "lr_scale": 1 / self.branch.gain()},
         ]
 
-    def lr_share(self):
+    def lr_scale(self):
         return (
             1.0 if self.branch is None or self.branch_rate == "own" else self.branch.gain() ** -0.5
         )

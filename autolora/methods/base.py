@@ -80,7 +80,7 @@ class Method:
         "ramp_from": 0.0,
         "ramp_to": 0.0,
     }  # of the attack and of the optimiser as published; no ramp
-    recompute, parts = (
+    gradient_checkpointing, microbatches = (
         False,
         1,
         # whether activations are computed again in the backward pass, and in how many parts a batch is
@@ -94,7 +94,7 @@ class Method:
     fresh_head = True  # whether it starts from a head that knows nothing
 
     def __init__(self, model, threat, seed=0, **options):
-        self.model, self.threat, self.eps_share = model, threat, 1.0
+        self.model, self.threat, self.eps_scale = model, threat, 1.0
         vars(self).update(chosen_options(type(self), options))
         if not self.ramp_from <= self.ramp_to <= 1:
             raise AutoLoRaError(
@@ -126,7 +126,7 @@ class Method:
     def attack(self, x, y):
         """Adversarial training images: PGD-10 on cross-entropy through the adversarial path, from a
         uniform random start."""
-        if not self.eps_share:
+        if not self.eps_scale:
             return x
         return pgd(
             self.model,
@@ -140,7 +140,7 @@ class Method:
 
     @property
     def present_threat(self):
-        return replace(self.threat, eps=self.eps_share * self.threat.eps)
+        return replace(self.threat, eps=self.eps_scale * self.threat.eps)
 
     @property
     def chance(self):
@@ -151,7 +151,7 @@ class Method:
     def settled(self):
         """Whether the training now faces the whole threat, so that its robust validation accuracy
         may steer it."""
-        return self.eps_share == 1
+        return self.eps_scale == 1
 
     def modules(self):
         return {"model": self.model} | ({"branch": self.branch} if self.branch is not None else {})
@@ -162,7 +162,7 @@ class Method:
     def groups(self):
         """The optimiser's parameter groups: one for everything, the branch's factors included.
 
-        A `share` in a group is its part of the learning rate."""
+        An `lr_scale` in a group multiplies its learning rate."""
         return [{"params": self.parameters()}]
 
     def optimizer(self, lr):
@@ -184,7 +184,7 @@ class Method:
     def before_step(self, progress):
         "Called before each training step with the share of the training that is done, in [0, 1)."
         span = max(self.ramp_to - self.ramp_from, 1e-9)
-        self.eps_share = (
+        self.eps_scale = (
             1.0 if progress >= self.ramp_to else max(0.0, (progress - self.ramp_from) / span)
         )
 
@@ -197,7 +197,7 @@ class Method:
     def end_epoch(self, train_sa):
         "Called with the epoch's standard accuracy on the training data, in [0, 1] or NaN."
 
-    def lr_share(self):
+    def lr_scale(self):
         """By what the learning rate that suits the feature extractor is multiplied to suit the
         whole method."""
         return 1.0

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..core.errors import AutoLoRaError, unknown
 from ..core.seeds import isolated_rng
 from ..models.parts import eval_mode
-from .fusion import fast
+from .fusion import fused_copy
 
 # %% ../../nbs/robust/01_attacks.ipynb #fe364e4f
 def _objective(loss, model, x, y):
@@ -52,7 +52,7 @@ def pgd(
             if random_start
             else x
         )
-        with fast(model, x) as net:
+        with fused_copy(model, x) as net:
             objective = _objective(loss, net, x, y)
             for _ in range(steps):
                 x_adv = x_adv.detach().requires_grad_()

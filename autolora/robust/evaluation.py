@@ -17,14 +17,14 @@ from importlib import import_module
 import torch
 from torch.nn import functional as F
 
-from ..core.distributed import everyones, share
+from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError, unknown
 from ..core.numbers import pct
 from ..core.seeds import isolated_rng
 from ..core.threat import parse_threat
 from ..models.parts import eval_mode
 from .attacks import fgsm, pgd
-from .fusion import fast
+from .fusion import fused_copy
 from .results import Report, Row
 
 # %% ../../nbs/robust/05_evaluation.ipynb #3452be43
@@ -169,7 +169,7 @@ def _autoattack(model, x, y, threat, batch_size):
         _listening() as flags,
         torch.inference_mode(False),
         torch.enable_grad(),
-        fast(model, x) as net,
+        fused_copy(model, x) as net,
     ):
         attack = AutoAttack(
             _row_by_row(net), norm=threat.norm.capitalize(), eps=threat.eps, seed=0, device=x.device
@@ -243,15 +243,15 @@ def _survivors(attack, model, data, idx, threat, size, tick=lambda done, n: None
     at a time; its warnings; seconds.
 
     Processes share the work."""
-    mine, kept, warnings, done, start = idx[share()], [], [], 0, time.perf_counter()
+    mine, kept, warnings, done, start = idx[own_part()], [], [], 0, time.perf_counter()
     for part in mine.split(size) if len(mine) else ():
         x, y = _selected(data, part)
         x_adv, said = attack(x.to(_device(model)), y.to(_device(model)))
         kept += part[_correct(model, threat.project(x_adv.cpu(), x), y, size)].tolist()
         warnings, done = warnings + said, done + len(part)
         tick(done, len(mine))
-    standing = torch.isin(idx, torch.tensor(everyones(kept), dtype=idx.dtype))
-    return idx[standing], everyones(warnings), time.perf_counter() - start
+    standing = torch.isin(idx, torch.tensor(all_gather(kept), dtype=idx.dtype))
+    return idx[standing], all_gather(warnings), time.perf_counter() - start
 
 # %% ../../nbs/robust/05_evaluation.ipynb #785cc3cb
 def _bits(flags):

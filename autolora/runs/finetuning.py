@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.distributed import from_first
+from ..core.distributed import broadcast
 from ..core.errors import AutoLoRaError
-from ..core.machine import peak_memory, rank, world
+from ..core.machine import peak_memory, process_index, world_size
 from ..core.seeds import isolated_rng
 from ..data.loading import load_task
 from ..methods.registry import make_method
@@ -123,10 +123,10 @@ def train(run, method, task, settings, resume):
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
     if (run.path / "resume.pt").is_file():
         start = run.last("start")
-        lr, method.recompute, method.parts = (
+        lr, method.gradient_checkpointing, method.microbatches = (
             start["lr"],
-            start.get("recompute", False),
-            start.get("parts", 1),
+            start.get("gradient_checkpointing", False),
+            start.get("microbatches", 1),
         )
     else:
         lr, seconds = (
@@ -144,15 +144,15 @@ def train(run, method, task, settings, resume):
             lr=lr,
             estimated_seconds=seconds,
             device=str(next(method.model.parameters()).device),
-            processes=world(),
-            recompute=method.recompute,
-            parts=method.parts,
+            processes=world_size(),
+            gradient_checkpointing=method.gradient_checkpointing,
+            microbatches=method.microbatches,
             speed=explain_speed(method.model),
         )
     callbacks = (
         [RecordAngles(task, run.config["seed"])] * settings.angles
         + [RecordExamples(), settings.control]
-        + [Progress()] * (settings.progress and rank() == 0)
+        + [Progress()] * (settings.progress and process_index() == 0)
         + saving_callbacks(settings.attack, settings.coreset)
     )
     cool_down = CoolDown.share if settings.lr == "auto" and method.adaptive else 0.0
@@ -194,10 +194,10 @@ def joined_run(out, config, resume, own_model=None):
             file.name: file.read_bytes()
             for file in path.iterdir()
             if file.name in ("config.json", "events.jsonl", "resume.pt", "report.json")
-        } if world() > 1 else {}
+        } if world_size() > 1 else {}
 
-    path, files = from_first(begin)
-    if rank() == 0:
+    path, files = broadcast(begin)
+    if process_index() == 0:
         return Run(path, own_model)
     path = Path(tempfile.mkdtemp(prefix="autolora-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.distributed import synced
+from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError, unknown
-from ..core.machine import default_device, peak_memory, versions, world
+from ..core.machine import default_device, peak_memory, versions, world_size
 from ..core.seeds import set_seed
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -79,8 +79,8 @@ def prepare(backbone, data, method, epochs, seed, settings):
     set_seed(seed)
     name, model = prepare_model(backbone, task, settings.weights)
     epochs, batch_size = budget(len(task.train), epochs, settings.batch_size)
-    if batch_size / world() < 16 if settings.sync_bn is None else settings.sync_bn:
-        synced(model)
+    if batch_size / world_size() < 16 if settings.sync_bn is None else settings.sync_bn:
+        convert_sync_batchnorm(model)
     config = {
         "method": method,
         "backbone": name,

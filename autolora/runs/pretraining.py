@@ -14,7 +14,7 @@ import torch
 
 from ..core.disk import write_atomic
 from ..core.errors import unknown
-from ..core.machine import default_device, rank
+from ..core.machine import default_device, process_index
 from ..core.seeds import set_seed
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -75,7 +75,7 @@ def pretrain(
         "options": options,
     }
     run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
-    callbacks = [OneCycle(0.2)] + [Progress()] * (progress and rank() == 0)
+    callbacks = [OneCycle(0.2)] + [Progress()] * (progress and process_index() == 0)
     learner = Learner(method, task, run, StepDecay(0.2, epochs, ()), epochs, batch_size, callbacks)
     learner.fit(resume)
     run.log("end", best_epoch=learner.best["epoch"], seconds=float(run.history.seconds.sum()))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GONE', 'SAID', 'checked', 'perform', 'work', 'cores', 'places', 'Worker', 'how_it_ended', 'launch', 'following',
-           'share', 'submit', 'settle']
+           'done_part', 'submit', 'settle']
 
 # %% ../../nbs/runs/06_processes.ipynb #c0de00ca
 import contextlib
@@ -242,7 +242,7 @@ def following(jobs, progress=True):
                 job.state in ("waiting", "running") for job in jobs
             ):
                 return
-            last[0], bar.n = time.monotonic(), sum(share(job, logs[job.out]) for job in jobs)
+            last[0], bar.n = time.monotonic(), sum(done_part(job, logs[job.out]) for job in jobs)
             bar.set_postfix_str(
                 ", ".join(
                     f"{n} {state}"
@@ -254,7 +254,7 @@ def following(jobs, progress=True):
         yield look
 
 
-def share(job, run):
+def done_part(job, run):
     "The share of `job` that is done, in [0, 1], by its `Run`'s log."
     if job.state in ("finished", "failed") or not (run.path / "config.json").is_file():
         return float(job.state in ("finished", "failed"))

@@ -9,7 +9,7 @@ __all__ = ['HEADS', 'Settings', 'settings_from', 'default_epochs', 'default_batc
 from dataclasses import dataclass, fields, replace
 
 from ..core.errors import AutoLoRaError, unknown
-from ..core.machine import world
+from ..core.machine import world_size
 from ..core.numbers import parse_number
 from ..methods.base import chosen_options
 from ..methods.registry import METHODS
@@ -113,9 +113,9 @@ def budget(n, epochs=None, batch_size=None):
             f"batch_size must be from 2 to the {n} training images, not {batch_size}: "
             f"{'there are fewer than a batch' if batch_size > n else 'BatchNorm needs two'}."
         )
-    if batch_size < 2 * world():
+    if batch_size < 2 * world_size():
         raise AutoLoRaError(
-            f"{world()} processes can't share batches of {batch_size} images: BatchNorm needs two "
+            f"{world_size()} processes can't share batches of {batch_size} images: BatchNorm needs two "
             "each, so give a larger batch_size or fewer processes."
         )
     return whole_epochs(epochs), batch_size

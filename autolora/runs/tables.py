@@ -14,7 +14,7 @@ from ..core.numbers import duration
 from ..core.paired import CIRCUMSTANCES, pairs, t_interval
 from ..show.charts import circumstances, plot_angle, plot_forest, plot_plane, plot_rates
 from ..show.drawing import run_label
-from ..show.pages import Folded
+from ..show.pages import Details
 
 # %% ../../nbs/runs/08_tables.ipynb #e7a6aac7
 ACCURACIES = {"sa": "none", "ra": "pgd-10", "aa": "autoattack"}
@@ -252,7 +252,7 @@ def sections(table, protocol):
             "the seeds with 95 % t intervals, on test images.",
         ],
         "Differences between the methods": [
-            Folded("All pairs as a table", apart) if len(apart := tests(table)) > 24 else apart,
+            Details("All pairs as a table", apart) if len(apart := tests(table)) > 24 else apart,
             TOLD,
             *(fig for name, fig in drawn.items() if name.startswith("forest")),
         ],
@@ -263,7 +263,7 @@ def sections(table, protocol):
         "Angle and robustness": [drawn["angle"]],
         **({"What failed": [lost]} if lost else {}),
         "All runs": [
-            Folded("The table, also in table.csv", plain(table.drop(columns=["message"])))
+            Details("The table, also in table.csv", plain(table.drop(columns=["message"])))
         ],
         "The protocol": [
             rules,

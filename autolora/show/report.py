@@ -20,7 +20,7 @@ from ..methods.registry import METHODS
 from ..robust.results import label
 from .curves import PANELS, best_epoch, decisions, plot_range_test, plot_scales
 from .gallery import plot_examples, read_examples
-from .pages import Code, Folded, escaped, html_page, to_markdown
+from .pages import Code, Details, escaped, html_page, to_markdown
 
 # %% ../../nbs/show/06_report.ipynb #c5b5e6a6
 def results(run):
@@ -88,7 +88,7 @@ def setting(run):
     }
     return [
         words.strip(),
-        Folded("All settings", pd.DataFrame(shown.items(), columns=["setting", "value"])),
+        Details("All settings", pd.DataFrame(shown.items(), columns=["setting", "value"])),
     ]
 
 # %% ../../nbs/show/06_report.ipynb #ca606734
@@ -118,7 +118,7 @@ def curves(run):
     return [
         PANELS["accuracy"](_named(run)),
         PANELS["losses"](_named(run)),
-        Folded("The epochs as a table", _epochs_table(run.history)),
+        Details("The epochs as a table", _epochs_table(run.history)),
     ]
 
 # %% ../../nbs/show/06_report.ipynb #09294b41

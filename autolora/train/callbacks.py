@@ -100,7 +100,7 @@ class RecordAngles(Callback):
             self.y.to(learner.device),
         )
         size = max(
-            4, self.batch_size // (method.parts * (1 + method.recompute))
+            4, self.batch_size // (method.microbatches * (1 + method.gradient_checkpointing))
         )  # a step that needed less memory leaves no room for more here
         found = gradient_similarity(
             method.model, x, y, method.threat, method.loss, method.detached_path, size

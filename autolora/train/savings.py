@@ -10,7 +10,7 @@ __all__ = ['ATTACKS', 'GrowingAttack', 'SingleStepFirst', 'head_inputs', 'head_w
 import torch
 from torch.nn import functional as F
 
-from ..core.distributed import from_first
+from ..core.distributed import broadcast
 from ..models.parts import entering_head, eval_mode, head_name
 from ..robust.attacks import n_fgsm, pgd
 from .learner import Callback
@@ -128,7 +128,7 @@ class Coreset(Callback):
 
     def before_epoch(self, learner):
         if learner.epoch and learner.epoch % max(1, learner.epochs // self.looks) == 0:
-            learner.pool, steps = from_first(lambda: self.choose(learner))
+            learner.pool, steps = broadcast(lambda: self.choose(learner))
             learner.record["attack_steps"] = learner.record.get("attack_steps", 0) + steps
 
     def choose(self, learner):
