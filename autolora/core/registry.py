@@ -36,7 +36,8 @@ class Registry(Mapping):
         known = self._things.get(name)
         if known is not None and _home(known) != _home(thing):
             raise AutoLoRaError(
-                f"There is a {self.kind} '{name}' already ({'.'.join(_home(known))}): choose another name."
+                f"There is a {self.kind} '{name}' already ({'.'.join(_home(known))}): choose another "
+                "name."
             )
         self._things[name] = thing
         return thing
@@ -62,6 +63,9 @@ class Registry(Mapping):
         if name not in self._things:
             raise unknown(self.kind, name, self._things)
         return self._things[name]
+
+    def get(self, name, default=None):
+        return self[name] if name in self else default
 
     def __contains__(self, name) -> bool:
         self._fill()

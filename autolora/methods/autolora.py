@@ -8,12 +8,19 @@ __all__ = ['AutoLoRa', 'PublishedAutoLoRa']
 # %% ../../nbs/methods/01_autolora.ipynb #c0de0082
 from functools import partial
 
-from ..core.errors import AutoLoRaError
+from ..core.settings import Setting, Table
 from .base import AT, Method
 from ..models.parametrisations import PARAMETRISATIONS
 from ..models.views import LowRankBranch, OpenBranch, frozen_call
 from ..robust.losses import autolora_loss
-from ..train.schedule import AutoLR, StepDecay, apgd_checkpoints, loss_weights
+from autolora.train.schedule import (
+    TIMINGS,
+    AutoLR,
+    CoolDown,
+    StepDecay,
+    apgd_checkpoints,
+    loss_weights,
+)
 
 # %% ../../nbs/methods/01_autolora.ipynb #722b3f60
 class AutoLoRa(Method):
@@ -25,28 +32,31 @@ class AutoLoRa(Method):
     Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a
     learning rate of its own (`branch_rate`)."""
 
-    name, label, remembers = "autolora", "AutoLoRa", ("lam1", "lam2")
-    options = Method.options | {
-        "rank": 8,
-        "parametrisation": tuple(PARAMETRISATIONS),
-        "where": "",
-        "route": ("branch", "stop", "open", "shared"),
-        "kl": ("live", "detached", "none"),
-        "lam": ("auto", float),
-        "adv_weight": ("full", "paper"),
-        "branch_rate": ("own", "paper"),
-        "decay": ("auto", "step"),
-        "timing": ("paper", "released"),
-    }
+    name = "autolora"
+    label = "AutoLoRa"
+    remembers = ("lam1", "lam2")
+    natural = ("ce_nat",)
+    adversarial = ("ce_adv", "kl")
+    settings = Method.settings | Table(
+        Setting("rank", 8, "rank of the low-rank branch", (int,), low=1),
+        Setting("parametrisation", "lora", "how the branch is written down", PARAMETRISATIONS),
+        Setting("where", "", "patterns of the weights that get a branch (all but the stem)"),
+        Setting(
+            "route", "branch", "where the natural term goes", ("branch", "stop", "open", "shared")
+        ),
+        Setting("kl", "live", "whom the KL term moves", ("live", "detached", "none")),
+        Setting("lam1", "auto", "weight of the natural term", ("auto", float), 0, 1),
+        Setting("adv_weight", "full", "weight of the adversarial terms", ("full", "paper")),
+        Setting("branch_rate", "own", "learning rate of the branch", ("own", "paper")),
+        Setting("decay", "auto", "schedule of the learning rate", ("auto", "step")),
+        Setting("timing", "paper", "when the schedule decides", tuple(TIMINGS)),
+    )
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
-        if self.lam != "auto" and self.lam > 1:
-            raise AutoLoRaError(f"lam must be 'auto' or a share from 0 to 1, not {self.lam:g}.")
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         branch = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
         self.branch = branch and branch(model, self.rank, self.where, self.parametrisation)
-        self.adaptive = self.decay == "auto"
-        self.end_epoch(self.chance)
+        self.weigh(self.chance)
 
     @property
     def detached_path(self):
@@ -55,52 +65,41 @@ class AutoLoRa(Method):
     def natural_path(self, x):
         return (self.detached_path or self.branch or self.model)(x)
 
-    def before_step(self, progress):
-        super().before_step(progress)
+    def before_step(self, learner):
+        super().before_step(learner)
         if self.branch is not None:
             self.branch.observe()
 
     def loss(self, nat, adv, y):
-        terms = autolora_loss(
-            nat,
-            adv,
-            y,
-            self.lam1,
-            self.lam2,
-            nat.detach() if self.kl == "detached" else nat,
-            1.0 if self.adv_weight == "full" else None,
-        )
+        teacher = nat.detach() if self.kl == "detached" else nat
+        lam_adv = 1.0 if self.adv_weight == "full" else None
+        terms = autolora_loss(nat, adv, y, self.lam1, self.lam2, teacher, lam_adv)
         return {name: term for name, term in terms.items() if (name, self.kl) != ("kl", "none")}
 
-    def schedule(self, lr, epochs, cool_down=0.0):
-        """APGD's checkpoints, as far as the last `cool_down` share of the run doesn't take their
-        place."""
-        if not self.adaptive:
+    def schedule(self, lr, epochs, cool_down=False):
+        """APGD's checkpoints; those in the cool-down, which takes their place, are left out."""
+        if self.decay == "step":
             return StepDecay(lr, epochs)
-        return AutoLR(
-            lr,
-            checkpoints=[
-                mark for mark in apgd_checkpoints(epochs) if mark <= (1 - cool_down) * epochs
-            ],
-            timing=self.timing,
-        )
+        marks = apgd_checkpoints(epochs)
+        if not cool_down:
+            return AutoLR(lr, marks, timing=self.timing)
+        kept = [mark for mark in marks if mark <= (1 - CoolDown.fraction) * epochs]
+        return CoolDown(AutoLR(lr, kept, timing=self.timing))
 
     def groups(self):
         if self.branch is None or self.branch_rate == "paper":
             return super().groups()
-        return [
-            {"params": self.model.parameters()},
-            {"params": self.branch.parameters(), "lr_scale": 1 / self.branch.gain()},
-        ]
+        own = {"params": self.branch.parameters(), "lr_scale": 1 / self.branch.gain()}
+        return [{"params": self.model.parameters()}, own]
 
     def lr_scale(self):
-        return (
-            1.0 if self.branch is None or self.branch_rate == "own" else self.branch.gain() ** -0.5
-        )
+        if self.branch is None or self.branch_rate == "own":
+            return 1.0
+        return self.branch.gain() ** -0.5
 
-    def end_epoch(self, train_sa):
-        sa = train_sa if self.lam == "auto" else 1 - self.lam
-        self.lam1, self.lam2 = loss_weights(sa)
+    def weigh(self, sa):
+        asked = self.chosen["lam1"]
+        self.lam1, self.lam2 = loss_weights(sa if asked == "auto" else 1 - asked)
         if self.adv_weight == "full":
             self.lam2 = loss_weights(1.0)[1]
 
@@ -111,5 +110,6 @@ class PublishedAutoLoRa(AutoLoRa):
 
     Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."""
 
-    name, label = "autolora_paper", "AutoLoRa as published"
-    options = AutoLoRa.options | {"adv_weight": ("paper", "full"), "branch_rate": ("paper", "own")}
+    name = "autolora_paper"
+    label = "AutoLoRa as published"
+    settings = AutoLoRa.settings.but(adv_weight="paper", branch_rate="paper")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.machine import import_torchvision
+from ..core.settings import Setting, Table
 from .base import Method
 from ..models.parts import entering_head, head_name
 from ..models.views import SplitBN
@@ -81,34 +82,32 @@ class ACL(Method):
 
     Source: Jiang et al. 2020; w: Luo et al. 2023 (DynACL)."""
 
-    name, label = "acl", "ACL (pre-training)"
-    options = Method.options | {
-        "steps": 5,
-        "weight_decay": 5e-4,
-        "temperature": 0.5,
-        "strength_to": 1.0,
-    }  # of the augmentation, at the end: 0 is DynACL
+    name = "acl"
+    label = "ACL (pre-training)"
+    settings = Method.settings.but(steps=5, weight_decay=5e-4) | Table(
+        Setting("temperature", 0.5, "of the softmax over cosines", (float,), low=0, strict=True),
+        Setting("strength_to", 1.0, "of the augmentation, at the end (0: DynACL)", (float,), 0, 1),
+    )
+    natural = ("nt_nat",)
+    adversarial = ("nt_adv",)
+    other = ("probe",)
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
-        d, device = (
-            model.get_submodule(head_name(model)).in_features,
-            next(model.parameters()).device,
-        )
-        self.projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 128)).to(device)
-        self.adversarial = Projected(model, self.projector)
-        self.natural, self.flip, self.strength = SplitBN(self.adversarial), False, 1.0
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
+        d = model.get_submodule(head_name(model)).in_features
+        self.projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 128))
+        self.projector.to(next(model.parameters()).device)
+        self.adversarial_features = Projected(model, self.projector)
+        self.natural_features = SplitBN(self.adversarial_features)
+        self.flip = getattr(task and task.augment, "keywords", {}).get("flip", False)
+        self.strength = 1.0
 
     def modules(self):
-        return super().modules() | {"projector": self.projector, "clean_bn": self.natural}
+        return super().modules() | {"projector": self.projector, "clean_bn": self.natural_features}
 
-    def begin(self, task):
-        self.flip = getattr(task.augment, "keywords", {}).get("flip", False)
-
-    def before_step(self, progress):
-        self.strength = (
-            1 - (1 - self.strength_to) * int(20 * progress) / 20
-        )  # in twenty steps, as published
+    def before_step(self, learner):
+        done = int(20 * learner.progress) / 20  # in twenty steps, as published
+        self.strength = 1 - (1 - self.strength_to) * done
 
     def far(self, z):
         return nt_xent(*z.chunk(2), self.temperature)
@@ -117,7 +116,7 @@ class ACL(Method):
         change = view(x.shape[1:], self.strength, self.flip)
         views = torch.stack([change(image) for image in (*x, *x)])
         attacked = pgd(
-            self.adversarial,
+            self.adversarial_features,
             views,
             None,
             self.threat,
@@ -125,8 +124,11 @@ class ACL(Method):
             loss=self.far,
             generator=self.rng,
         )
-        z, z_adv, w = self.natural(views), self.adversarial(attacked), 2 / 3 * (1 - self.strength)
-        probed = self.model.get_submodule(head_name(self.model))(self.adversarial.features.detach())
+        z = self.natural_features(views)
+        z_adv = self.adversarial_features(attacked)
+        w = 2 / 3 * (1 - self.strength)
+        head = self.model.get_submodule(head_name(self.model))
+        probed = head(self.adversarial_features.features.detach())
         self.adv = probed.detach()
         terms = {
             "nt_nat": (1 - w) * self.far(z),
@@ -145,15 +147,18 @@ class AIR(ACL):
 
     Source: Xu et al. 2023 (AIR)."""
 
-    name, label, options = (
-        "air",
-        "ACL with AIR (pre-training)",
-        ACL.options
-        | {"strength_to": 0.0, "sir": 0.5, "air": 0.5, "kl": ("as_written", "as_released")},
+    name = "air"
+    label = "ACL with AIR (pre-training)"
+    settings = ACL.settings.but(strength_to=0.0) | Table(
+        Setting("sir", 0.5, "weight of the standard invariance", (float,), low=0),
+        Setting("air", 0.5, "weight of the adversarial invariance", (float,), low=0),
+        Setting("kl", "as_written", "its KL term", ("as_written", "as_released")),
     )
+    natural = ("nt_nat", "sir")
+    adversarial = ("nt_adv", "air")
 
     def invariances(self, z, z_adv, x):
-        z_o = self.natural(x)
+        z_o = self.natural_features(x)
         near = [agreement(a, z_o, self.temperature) for a in z]
         attacked = [
             agreement(b, a, self.temperature) + agreement(b, z_o, self.temperature)

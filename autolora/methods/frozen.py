@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ..core.settings import Setting, Table
 from .base import AT, Method
 from ..models.parts import split_parameters
 from ..models.views import Carrier, LowRankBranch, frozen_call
@@ -34,7 +35,9 @@ class FrozenFE:
 class SLF(FrozenFE, Method):
     "CE(nat), for the head alone. Source: RobustSSL, standard linear fine-tuning."
 
-    name, label = "slf", "SLF (frozen, natural head)"
+    name = "slf"
+    label = "SLF (frozen, natural head)"
+    natural = ("ce_nat",)
 
     def losses(self, x, y):
         nat = self.path(x)
@@ -50,7 +53,8 @@ class ALF(FrozenFE, AT):
 
     Source: RobustSSL, adversarial linear fine-tuning; RoLI's first stage."""
 
-    name, label = "alf", "ALF (frozen, robust head)"
+    name = "alf"
+    label = "ALF (frozen, robust head)"
 
 # %% ../../nbs/methods/03_frozen.ipynb #9932013a
 class LoRAAT(FrozenFE, AT):
@@ -58,10 +62,12 @@ class LoRAAT(FrozenFE, AT):
 
     A stand-in for LoFT (Fu et al. 2024), text not at hand."""
 
-    name, label, options = "lora_at", "LoRA-AT (frozen)", AT.options | {"rank": 8}
+    name = "lora_at"
+    label = "LoRA-AT (frozen)"
+    settings = AT.settings | Table(Setting("rank", 8, "rank of the factors", (int,), low=1))
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.lora = LowRankBranch(copy.deepcopy(model), self.rank)
 
     def modules(self):
@@ -74,11 +80,15 @@ class LoRAAT(FrozenFE, AT):
         return functional_call(self.model, self.lora.weights(), (x,))
 
     def attack(self, x, y):
-        self.after_train()
+        self.merge()
         return super().attack(x, y)
 
+    def after_train(self, learner):
+        self.merge()
+
     @torch.no_grad()
-    def after_train(self):
+    def merge(self):
+        "Bring the model's weights up to date with the factors."
         for name, weight in self.lora.weights().items():
             self.model.get_parameter(name).copy_(weight)
 
@@ -89,10 +99,12 @@ class FullLoRA(FrozenFE, AT):
 
     Source: Yuan et al. 2024 (FullLoRA)."""
 
-    name, label, options = "full_lora", "FullLoRA (frozen)", AT.options | {"rank": 8}
+    name = "full_lora"
+    label = "FullLoRA (frozen)"
+    settings = AT.settings | Table(Setting("rank", 8, "rank of the factors", (int,), low=1))
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.model = Carrier(model, LowRankBranch(model, self.rank, "*", "ln_lora"))
 
     def parameters(self):

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..core.errors import AutoLoRaError
+from ..core.settings import Setting, Table
 from .base import AT, TRADES, Method
 from ..models.parts import eval_mode
 from ..models.views import FrozenBN, SplitBN, adaptable
@@ -30,8 +31,8 @@ class TwinNorms:
     """What the two forms of TWINS share: the second set of BatchNorm, and the path of a batch in
     two halves."""
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.frozen = FrozenBN(model)
 
     def modules(self):
@@ -46,7 +47,11 @@ class TwinsAT(TwinNorms, AT):
 
     Source: Liu et al. 2023, their code."""
 
-    name, label, options = "twins_at", "TWINS (AT)", AT.options | {"lam": 1.0}
+    name = "twins_at"
+    label = "TWINS (AT)"
+    settings = AT.settings | Table(
+        Setting("lam", 1.0, "weight of the half with frozen BatchNorm", (float,), low=0)
+    )
 
     def loss(self, nat, adv, y):
         return {"ce_adv": halves(F.cross_entropy(adv, y, reduction="none"), self.lam)}
@@ -57,7 +62,11 @@ class Twins(TwinNorms, TRADES):
 
     Source: Liu et al. 2023, their code; paper Eq. 2."""
 
-    name, label, options = "twins", "TWINS (TRADES)", TRADES.options | {"lam": 1.0}
+    name = "twins"
+    label = "TWINS (TRADES)"
+    settings = TRADES.settings | Table(
+        Setting("lam", 1.0, "weight of the half with frozen BatchNorm", (float,), low=0)
+    )
 
     def loss(self, nat, adv, y):
         return twins_loss(nat, adv, y, self.beta, self.lam)
@@ -68,14 +77,12 @@ class AFF(TRADES):
 
     Source: RobustSSL, the benchmark's code."""
 
-    name, label, options = (
-        "aff",
-        "AFF (TRADES, dual BN)",
-        TRADES.options | {"attack_loss": ("kl", "ce")},
-    )
+    name = "aff"
+    label = "AFF (TRADES, dual BN)"
+    settings = TRADES.settings.but(attack_loss="kl")
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.clean = SplitBN(model)
 
     def modules(self):
@@ -123,10 +130,18 @@ class ARAT(Method):
 
     Source: Waseda et al. 2025."""
 
-    name, label, options, remembers = "ar_at", "AR-AT", Method.options | {"gamma": 30.0}, ("alpha",)
+    name = "ar_at"
+    label = "AR-AT"
+    remembers = ("alpha",)
+    settings = Method.settings | Table(
+        Setting("gamma", 30.0, "weight of the invariance term", (float,), low=0)
+    )
+    natural = ("ce_nat",)
+    adversarial = ("ce_adv",)
+    other = ("invariance",)
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.clean, self.alpha = SplitBN(model), self.chance
         widths = {name: model.get_submodule(name).num_features for name in last_norms(model)}
         self.predictors = nn.ModuleDict(
@@ -160,8 +175,8 @@ class ARAT(Method):
             "ce_adv": self.alpha * F.cross_entropy(adv, y),
         }
 
-    def end_epoch(self, train_sa):
-        self.alpha = train_sa
+    def weigh(self, sa):
+        self.alpha = sa
 
 # %% ../../nbs/methods/02_rivals.ipynb #b1d1fbd1
 def project_change(start, adv, nat, b):
@@ -178,12 +193,15 @@ class RAMP(AT):
 
     Source: Jiang & Singh 2024 (RAMP)."""
 
-    name, label, options = "ramp", "RAMP (gradient projection)", AT.options | {"b": 0.5}
+    name = "ramp"
+    label = "RAMP (gradient projection)"
+    settings = AT.settings | Table(
+        Setting("b", 0.5, "share of the natural change that is mixed in", (float,), 0, 1)
+    )
+    natural = ("ce_nat",)
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
-        if self.b > 1:
-            raise AutoLoRaError(f"b must be a share from 0 to 1, not {self.b:g}.")
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         self.natural = copy.deepcopy(model)
 
     def modules(self):
@@ -206,7 +224,7 @@ class RAMP(AT):
         return {"ce_nat": F.cross_entropy(nat, y), "ce_adv": F.cross_entropy(adv, y)}
 
     @torch.no_grad()
-    def after_train(self):
+    def after_train(self, learner):
         nat = self.natural.state_dict()
         for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point():
@@ -219,11 +237,9 @@ class EpsSchedule(AT):
 
     Source: Ngnawe et al. 2026."""
 
-    name, label, options = (
-        "eps_schedule",
-        "epsilon scheduling (AT)",
-        AT.options | {"ramp_from": 0.25, "ramp_to": 0.75},
-    )
+    name = "eps_schedule"
+    label = "epsilon scheduling (AT)"
+    settings = AT.settings.but(ramp_from=0.25, ramp_to=0.75)
 
 # %% ../../nbs/methods/02_rivals.ipynb #23f1d213
 def robust_criticality(model, names, x_adv, y, size=0.1):
@@ -275,32 +291,30 @@ class RiFT(Method):
 
     Source: Zhu et al. 2023 (RiFT)."""
 
-    name, label, options, remembers, fresh_head, settled = (
-        "rift",
-        "RiFT (after a run)",
-        Method.options | {"run": ""},
-        ("weight",),
-        False,
-        False,
-    )
+    name = "rift"
+    label = "RiFT (after a run)"
+    remembers = ("weight",)
+    settings = Method.settings | Table(Setting("run", "", "folder of the finished run", (str,)))
+    natural = ("ce_nat",)
+    fresh_head = False
+    settled = False
 
-    def __init__(self, model, threat, seed=0, **options):
-        super().__init__(model, threat, seed, **options)
+    def __init__(self, model, threat, seed=0, task=None, **settings):
+        super().__init__(model, threat, seed, task, **settings)
         if not self.run:
             raise AutoLoRaError(
-                "RiFT works on the model of a finished run: give its folder, options={'run': "
-                "'runs/...'} (--options run=...)."
+                "RiFT works on the model of a finished run: give its folder, run='runs/...' "
+                "(--run runs/...)."
             )
         load_run(self.run, model)
-
-    def begin(self, task):
+        if task is None:
+            raise AutoLoRaError("RiFT looks for the weight to train on a task: give task=.")
         x, y = next(task.train.batches(256, generator=torch.Generator().manual_seed(0)))
         x, y = x.to(self.rng.device), y.to(self.rng.device)
-        critical = robust_criticality(
-            self.model, adaptable(self.model), pgd(self.model, x, y, self.threat), y
-        )
+        x_adv = pgd(model, x, y, threat)
+        critical = robust_criticality(model, adaptable(model), x_adv, y)
         self.weight = min(critical, key=critical.get)
-        self.start = self.model.get_parameter(self.weight).detach().clone()
+        self.start = model.get_parameter(self.weight).detach().clone()
 
     def parameters(self):
         return [self.model.get_parameter(self.weight)]
@@ -319,6 +333,8 @@ class RiFT(Method):
     def loss(self, nat, adv, y):
         return {"ce_nat": F.cross_entropy(nat, y)}
 
-    def finish(self, task):
-        go_back(self.model, self.weight, self.start, task, self.threat)
-        return True
+    def after_fit(self, learner):
+        "Go back from the best weights, once the training has come to its end."
+        if learner.completed:
+            go_back(self.model, self.weight, self.start, learner.task, self.threat)
+            learner.save_weights()

@@ -14,7 +14,7 @@ from ..core.numbers import parse_number
 from ..methods.base import chosen_options
 from ..methods.registry import METHODS
 from ..train.callbacks import Control
-from ..train.savings import ATTACKS
+from ..train.savings import ATTACK_SCHEDULES
 from ..train.schedule import whole_epochs
 
 # %% ../../nbs/runs/01_settings.ipynb #44fe222d
@@ -70,7 +70,7 @@ def settings_from(given):
         if name not in known:
             raise unknown("setting", name, known)
     settings = Settings(**given)
-    for name, choices in (("speed", ["auto", "plain"]), ("attack", ATTACKS)):
+    for name, choices in (("speed", ["auto", "plain"]), ("attack", ATTACK_SCHEDULES)):
         if getattr(settings, name) not in choices:
             raise unknown(name, getattr(settings, name), choices)
     if settings.coreset is not None:

@@ -146,7 +146,7 @@ def find_lr(method, task, epochs, batch_size, seed=0, low=1e-3, high=1.0):
     )  # torch's first optimiser takes seconds to import, which is no cost of the test
     with rehearsal(method):
         method.train()
-        method.end_epoch(0.5)
+        method.weigh(0.5)
         method.steps = 2
         for i in range(steps):
             rates.append(low * (high / low) ** (i / (steps - 1)))

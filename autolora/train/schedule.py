@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'TIMINGS', 'loss_weights', 'published_checkpoints', 'whole_epochs', 'apgd_checkpoints', 'Decision',
-           'PaperTiming', 'ReleasedTiming', 'AutoLR', 'replay', 'StepDecay']
+           'PaperTiming', 'ReleasedTiming', 'AutoLR', 'replay', 'StepDecay', 'CoolDown', 'OneCycle']
 
 # %% ../../nbs/train/01_schedule.ipynb #c0de006a
 import math
@@ -156,6 +156,10 @@ class AutoLR:
             self.previous = TIMINGS[self.timing].after_restore(ra, self.best)
         return Decision(self.epoch, self.lr, new_best, reason, self.lr < self.min_lr)
 
+    def rate(self, progress):
+        "The learning rate of a step, `progress` (in [0, 1)) of the run being done."
+        return self.lr
+
     def window(self):
         "The checkpoints `(last, next)` around the present, or None after the last one."
         if self.checkpoints is None:
@@ -240,8 +244,53 @@ class StepDecay:
         self.lr = self.start / self.factor ** sum(self.epoch >= mark for mark in self.milestones)
         return Decision(self.epoch, self.lr, new_best, None, stop=False)
 
+    def rate(self, progress):
+        "The learning rate of a step, `progress` (in [0, 1)) of the run being done."
+        return self.lr
+
     def state_dict(self):
         return {"lr": self.lr, "epoch": self.epoch, "best": self.best}
 
     def load_state_dict(self, state):
         vars(self).update(state)
+
+# %% ../../nbs/train/01_schedule.ipynb #d9373269
+class CoolDown:
+    """`schedule`, whose rate is led linearly to zero over the last `fraction` of the run.
+
+    Source: Hägele et al. 2024; not in the paper."""
+
+    fraction = 0.3
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    @property
+    def lr(self):
+        return self.schedule.lr
+
+    def rate(self, progress):
+        return self.schedule.rate(progress) * min(1, (1 - progress) / self.fraction)
+
+    def step(self, ra):
+        return self.schedule.step(ra)
+
+    def state_dict(self):
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state):
+        self.schedule.load_state_dict(state)
+
+# %% ../../nbs/train/01_schedule.ipynb #e2729739
+class OneCycle(StepDecay):
+    """The learning rate of each step: up linearly to `peak` over the first `warm` share of the run,
+    then down to 0."""
+
+    def __init__(self, peak, epochs, warm=0.3):
+        super().__init__(peak, epochs, milestones=())
+        self.warm = warm
+
+    def rate(self, progress):
+        rising = progress / self.warm
+        falling = (1 - progress) / (1 - self.warm)
+        return self.start * min(rising, falling) + 1e-6
