@@ -36,7 +36,7 @@ def _found(source, root, size):
     raise unknown("task", source, TASKS)
 
 # %% ../../nbs/data/05_loading.ipynb #768b163f
-def load_task(source, root=None, limit=None, size=None, seed=0):
+def load_task(source, root=None, limit=None, size=None, seed=0, augment="auto"):
     """The `Task` of `source`, with training, validation and test images that share none.
 
     `source`: a name in `TASKS`; a path to a .npz pack or a folder of images (train/, val/ or test/,

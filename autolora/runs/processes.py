@@ -60,10 +60,8 @@ GONE = 3  # exit status of a worker whose starter is gone
 
 
 def work():
-    """The main function of a worker process (`python -m autolora.runs.processes`): one call, as a line of
-    JSON on standard input.
-
-    Returns the exit status."""
+    """The main function of a worker (`python -m autolora.runs.processes`): one call, as a line of
+    JSON on standard input; returns the exit status."""
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(GONE)), daemon=True).start()
     job = perform(order["call"], order["threads"])

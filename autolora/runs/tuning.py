@@ -10,20 +10,21 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
-from ..core.disk import alone, cannot_write, write_atomic
+from ..core.disk import alone, write_atomic
 from ..core.errors import AutoLoRaError
-from .folder import Run
+from ..core.settings import accepts
+from .folder import Run, claim, differing, flat, must_hold
 from .preparation import prepare
 from .processes import cores, launch
-from .protocol import as_call
-from .search import Search, _optuna, candidates, plan, space_for
-from .settings import settings_from
+from .search import Search, Unit, _optuna, candidates, plan, space_for
+from .settings import SHARED
 
 # %% ../../nbs/runs/11_tuning.ipynb #158eda82
 class Tuning:
@@ -36,11 +37,7 @@ class Tuning:
     @classmethod
     def open(cls, path):
         "The search in the folder `path`. Raises `AutoLoRaError` if there is none."
-        if not (Path(path) / "tune.json").is_file():
-            raise AutoLoRaError(
-                f"There is no search in {path} (no tune.json): give the folder that tune or "
-                "`autolora tune` wrote."
-            )
+        must_hold(path, "tune.json", "search", "tune")
         return cls(path)
 
     @property
@@ -59,44 +56,18 @@ class Tuning:
         """A DataFrame with a row a trial: number, rung, epochs, attack steps, settings, best
         validation `ra` and the `sa` there, cost, state."""
         plan = self.plan
-        failed = {
-            (e["rung"], e["number"]): e["message"]
-            for e in Run(self.path).events
-            if e["event"] == "failed"
-        }
-        begun = [
-            (rung, number)
-            for rung in range(len(plan["rungs"]))
-            for number in range(len(plan["candidates"]))
-            if self.run(rung, number).events or (rung, number) in failed
-        ]
-        rows = [
-            {
-                "number": number,
-                "rung": rung,
-                "epochs": plan["rungs"][rung][1],
-                "steps": plan["rungs"][rung][2],
-                **plan["candidates"][number],
-                **_trial(self.run(rung, number), failed.get((rung, number), "")),
-            }
-            for rung, number in begun
-        ]
-        return pd.DataFrame(
-            rows,
-            columns=None
-            if rows
-            else [
-                "number",
-                "rung",
-                "epochs",
-                "steps",
-                "state",
-                "ra",
-                "sa",
-                "seconds",
-                "attack_steps",
-            ],
-        )
+        log = [e for e in Run(self.path).events if e["event"] == "failed"]
+        failed = {(e["rung"], e["number"]): e["message"] for e in log}
+        rows = []
+        for rung, (_, epochs, steps) in enumerate(plan["rungs"]):
+            for number, candidate in enumerate(plan["candidates"]):
+                run, told = self.run(rung, number), failed.get((rung, number), "")
+                if run.events or told:
+                    what = {"number": number, "rung": rung, "epochs": epochs, "steps": steps}
+                    rows.append(what | candidate | _trial(run, told))
+        header = ["number", "rung", "epochs", "steps", "state", "ra", "sa"]
+        header += ["seconds", "attack_steps"]
+        return pd.DataFrame(rows, columns=None if rows else header)
 
     @property
     def chosen(self):
@@ -121,32 +92,22 @@ class Tuning:
     def optuna_study(self):
         """The trials as an in-memory Optuna study: a trial a candidate, its best validation RA on
         each rung, pruned where it didn't go up."""
-        optuna, table = _optuna(), self.table.query("state == 'finished'")
-        study, top = (
-            optuna.create_study(direction="maximize", study_name=self.path.name),
-            len(self.plan["rungs"]) - 1,
-        )
-        space = {
-            name: optuna.distributions.CategoricalDistribution(list(values))
-            for name, values in self.plan["space"].items()
-        }
-        for number, trials in table[table.number > 0].groupby(
-            "number"
-        ):  # the untuned run has no point in the grid
-            state = (
-                optuna.trial.TrialState.COMPLETE
-                if trials.rung.max() == top
-                else optuna.trial.TrialState.PRUNED
+        optuna = _optuna()
+        table = self.table.query("state == 'finished' and number > 0")  # the untuned: no point
+        study = optuna.create_study(direction="maximize", study_name=self.path.name)
+        categories = optuna.distributions.CategoricalDistribution
+        space = {name: categories(list(values)) for name, values in self.plan["space"].items()}
+        states = optuna.trial.TrialState
+        for number, trials in table.groupby("number"):
+            top = trials.rung.max() == len(self.plan["rungs"]) - 1
+            trial = optuna.trial.create_trial(
+                params=self.plan["candidates"][number],
+                distributions=space,
+                value=float(trials.ra.iloc[-1]),
+                intermediate_values=dict(zip(trials.rung, trials.ra, strict=True)),
+                state=states.COMPLETE if top else states.PRUNED,
             )
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=self.plan["candidates"][number],
-                    distributions=space,
-                    value=float(trials.ra.iloc[-1]),
-                    intermediate_values=dict(zip(trials.rung, trials.ra, strict=True)),
-                    state=state,
-                )
-            )
+            study.add_trial(trial)
         return study
 
     def _repr_html_(self):
@@ -157,73 +118,44 @@ def _trial(run, message):
     "What a trial's `Run` says: validation accuracies of its best epoch, cost, state."
     end, history = run.last("end"), run.history
     best = history.loc[history.ra.astype(float).idxmax()] if end else {}
-    return {
-        "state": "finished" if end else "failed" if message else "unfinished",
-        **{k: float(best[k]) if end else math.nan for k in ("ra", "sa")},
-        "best_epoch": end.get("best_epoch"),
-        "lr_used": run.last("start").get("lr", math.nan),
-        **{k: end.get(k, math.nan) for k in ("seconds", "attack_steps")},
-        "message": "" if end else message,
-    }
+    found = {"state": "finished" if end else "failed" if message else "unfinished"}
+    found |= {k: float(best[k]) if end else math.nan for k in ("ra", "sa")}
+    found |= {"best_epoch": end.get("best_epoch"), "lr_used": run.last("start").get("lr", math.nan)}
+    found |= {k: end.get(k, math.nan) for k in ("seconds", "attack_steps")}
+    return found | {"message": "" if end else message}
 
 # %% ../../nbs/runs/11_tuning.ipynb #11e8925b
-def create_tuning(path, plan):
+def create_tuning(path, plan: dict) -> Tuning:
     """The `Tuning` in the folder `path`, made or found there.
 
     Raises `AutoLoRaError`, showing the differences, if that is another search."""
-    tuning, plan = Tuning(path), json.loads(json.dumps(plan, default=os.fspath))
-    if (tuning.path / "tune.json").is_file():
-        found = tuning.plan
-        differ = [
-            f"{k} {found.get(k)} there, {plan.get(k)} asked for"
-            for k in sorted({*found, *plan})
-            if k != "threads" and found.get(k) != plan.get(k)
-        ]
-        if differ:
-            raise AutoLoRaError(
-                f"{path} holds another search ({'; '.join(differ[:4])}): choose another out folder."
-            )
-        return tuning
-    if tuning.path.is_dir() and any(tuning.path.iterdir()):
-        raise AutoLoRaError(f"{path} is not empty and holds no search: choose another out folder.")
-    try:
-        (tuning.path / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    Run(tuning.path).write_json("tune.json", plan)
+    plan = json.loads(json.dumps(plan, default=os.fspath))
+    compare = lambda found: differing(found, plan, ("threads",))
+    found = claim(path, "tune.json", "search", compare)
+    tuning = Tuning(path)
+    (tuning.path / "trials").mkdir(exist_ok=True)
+    if found is None:
+        Run(tuning.path).write_json("tune.json", plan)
     return tuning
 
 
-def planned(backbone, data, method, budget, search, seed, settings):
+def planned(backbone, data, method, budget, search: Search, seed, settings: dict) -> dict:
     """The whole search as a dict for JSON.
 
     Raises `AutoLoRaError`, before anything runs, for what can't work."""
-    settings, epochs = dict(settings), settings.get("epochs")
-    config, _, prepared = prepare(
-        backbone,
-        data,
-        method,
-        epochs,
-        seed,
-        settings_from({k: v for k, v in settings.items() if k != "epochs"}),
-    )
+    found = prepare(backbone, data, method, seed=seed, **settings)
+    config, steps = found.config, found.method.steps
     space = search.space or space_for(method)
-    fixed = {name for name in {**settings, **settings.get("options", {})} if name in space}
+    fixed = sorted(settings.keys() & space.keys())
     if fixed:
         raise AutoLoRaError(
-            f"{', '.join(sorted(fixed))} can't be both set and searched: leave it out, or give a "
+            f"{', '.join(fixed)} can't be both set and searched: leave it out, or give a "
             "Search(space=...) without it."
         )
-    rungs, cost = plan(
-        search,
-        budget,
-        config["epochs"],
-        prepared.steps,
-        config["n_train"],
-        config["n_val"],
-        1 + math.prod(map(len, space.values())),
-    )
-    steps = config["epochs"] * (config["n_train"] // config["batch_size"]) * prepared.steps
+    unit = Unit(config["epochs"], steps, config["n_train"], config["n_val"])
+    points = 1 + math.prod(map(len, space.values()))
+    rungs, cost = plan(search, budget, unit, points)
+    per_epoch = config["n_train"] // config["batch_size"] * steps
     return {
         "backbone": backbone,
         "data": data,
@@ -236,23 +168,24 @@ def planned(backbone, data, method, budget, search, seed, settings):
         "seed": seed,
         "settings": settings,
         "default_epochs": config["epochs"],
-        "default_attack_steps": steps,
+        "default_attack_steps": config["epochs"] * per_epoch,
         "candidates": candidates(space, rungs[0][0], seed),
         "threads": max(1, cores() // rungs[0][0]),
     }
 
 # %% ../../nbs/runs/11_tuning.ipynb #adc79b5d
+@accepts(SHARED)
 def tune(
-    backbone,
-    data,
-    method="trades",
-    budget=10,
-    search=None,
-    seed=0,
-    out=None,
-    runner=launch,
+    backbone: str,
+    data: str | Path,
+    method: str = "trades",
+    budget: float = 10,
+    search: Search | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    runner: Callable = launch,
     **settings,
-):
+) -> Tuning:
     """Search the settings of `method` at `budget` times the cost of one default run, the winner's
     training included; returns the `Tuning`.
 
@@ -262,13 +195,11 @@ def tune(
     as in `finetune`. Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best,
     is measured on test images. A trial that fails is recorded and loses. Raises `AutoLoRaError` for
     what can't work."""
-    progress, search = settings.pop("progress", True), search or Search()
-    whole = planned(backbone, data, method, budget, search, seed, as_call(settings))
-    tuning = create_tuning(
-        out
-        or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-tune-{method}-{Path(str(data)).stem}",
-        whole,
-    )
+    search = search or Search()
+    progress = settings.pop("progress", True)
+    whole = planned(backbone, data, method, budget, search, seed, settings)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-tune-{method}-{Path(str(data)).stem}"
+    tuning = create_tuning(out or Path("runs") / name, whole)
     go = lambda calls: runner(calls, threads=tuning.plan["threads"], progress=progress)
     with alone(tuning.path):
         try:
@@ -277,62 +208,44 @@ def tune(
                 alive = climb(tuning, rung, alive, go)
             crown(tuning, alive[0], go)
         finally:
-            write_atomic(
-                tuning.path / "trials.csv", lambda path: tuning.table.to_csv(path, index=False)
-            )
+            write = lambda path: tuning.table.to_csv(path, index=False)
+            write_atomic(tuning.path / "trials.csv", write)
     return tuning
 
 
-def call_of(plan, rung, number):
+def call_of(plan: dict, rung: int, number: int) -> dict:
     "The call of `finetune`, without `out`, for candidate `number` on `rung`."
     _, epochs, steps = plan["rungs"][rung]
-    given = as_call({**plan["settings"], **plan["candidates"][number]})
-    options = {**plan["settings"].get("options", {}), **given.get("options", {}), "steps": steps}
-    return given | {
-        "backbone": plan["backbone"],
-        "data": plan["data"],
-        "method": plan["method"],
-        "seed": plan["seed"],
-        "epochs": epochs,
-        "options": options,
-        "angles": False,
-    }
+    call = flat(plan["settings"]) | plan["candidates"][number]
+    call |= {name: plan[name] for name in ("backbone", "data", "method", "seed")}
+    return call | {"epochs": epochs, "steps": steps, "angles": False}
 
 
-def climb(tuning, rung, alive, go):
+def climb(tuning: Tuning, rung: int, alive: list[int], go: Callable) -> list[int]:
     """Run the candidates `alive` on `rung`; returns those that go up (on the last one: all, the
     best first), best first."""
-    plan, log = tuning.plan, Run(tuning.path)
-    jobs = go(
-        [
-            call_of(plan, rung, number) | {"out": str(tuning.run(rung, number).path), "test": False}
-            for number in alive
-            if not tuning.run(rung, number).last("end")
-        ]
-    )
-    for job in jobs:
-        if job.message:
-            log.log(
-                "failed", rung=rung, number=int(job.out.name.split("-")[1]), message=job.message
-            )
-    score = {
-        row.number: (-row.ra, -row.sa, row.number)
-        for row in tuning.table.itertuples()
-        if row.rung == rung and row.state == "finished"
-    }
+    plan = tuning.plan
+    todo = [number for number in alive if not tuning.run(rung, number).last("end")]
+    folders = {str(tuning.run(rung, number).path): number for number in todo}
+    calls = [call_of(plan, rung, n) | {"out": out, "test": False} for out, n in folders.items()]
+    told = [(folders[str(job.out)], job.message) for job in go(calls) if job.message]
+    for number, message in told:
+        Run(tuning.path).log("failed", rung=rung, number=number, message=message)
+    trials = tuning.table.query("rung == @rung and state == 'finished'").itertuples()
+    score = {row.number: (-row.ra, -row.sa, row.number) for row in trials}
     ranked = sorted((number for number in alive if number in score), key=score.get)
     if not ranked:
-        raise AutoLoRaError(
-            f"All {len(alive)} trials failed, for example so: "
-            f"{next((job.message for job in jobs if job.message), 'see trials.csv')}"
-        )
-    return ranked[: plan["rungs"][rung + 1][0] if rung + 1 < len(plan["rungs"]) else None]
+        example = told[0][1] if told else "see trials.csv"
+        raise AutoLoRaError(f"All {len(alive)} trials failed, for example so: {example}")
+    above = plan["rungs"][rung + 1 :]
+    return ranked[: above[0][0]] if above else ranked
 
 
-def crown(tuning, number, go):
+def crown(tuning: Tuning, number: int, go: Callable):
     """Copy the winner's folder to `best`, measure it on the test images there, once, and note what
     was chosen."""
-    plan, rung, best = tuning.plan, len(tuning.plan["rungs"]) - 1, tuning.best.path
+    plan, best = tuning.plan, tuning.best.path
+    rung = len(plan["rungs"]) - 1
     if not best.exists():
         shutil.rmtree(tuning.path / ".best", ignore_errors=True)
         shutil.copytree(tuning.run(rung, number).path, tuning.path / ".best")
@@ -341,14 +254,10 @@ def crown(tuning, number, go):
         (job,) = go([call_of(plan, rung, number) | {"out": str(best)}])
         if job.message:
             raise AutoLoRaError(job.message)
-    shorter = (
-        {"epochs": plan["rungs"][rung][1]}
-        if plan["rungs"][rung][1] != plan["default_epochs"]
-        else {}
-    )
-    if not Run(tuning.path).last("chosen"):
-        Run(tuning.path).log(
-            "chosen",
-            number=number,
-            settings={"method": plan["method"], **plan["candidates"][number], **shorter},
-        )
+    log = Run(tuning.path)
+    if not log.last("chosen"):
+        chosen = {"method": plan["method"], **plan["candidates"][number]}
+        epochs = plan["rungs"][rung][1]
+        if epochs != plan["default_epochs"]:
+            chosen["epochs"] = epochs
+        log.log("chosen", number=number, settings=chosen)
