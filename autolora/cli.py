@@ -54,7 +54,7 @@ VERBS = {}
 
 
 def verb(name: str, table: Callable[[], Table] = Table, **words: str) -> Callable:
-    "A decorator: the function is the verb `name`, with positional `words` and a `table` of options."
+    "A decorator: the function is the verb `name`, with positional `words` and a table of options."
 
     def enter(run):
         VERBS[name] = Verb(run, words, table)
@@ -214,9 +214,9 @@ COMPARISON = Table(
 
 
 def _comparing():
-    from autolora.runs.settings import SHARED
+    from autolora.runs.settings import shared
 
-    return COMPARISON | _in_words(SHARED)
+    return COMPARISON | _in_words(shared())
 
 
 @verb("compare", _comparing, tasks="names of data sets, or paths")
@@ -251,9 +251,9 @@ SEARCHING = Table(
 
 
 def _tuning():
-    from autolora.runs.settings import SHARED
+    from autolora.runs.settings import shared
 
-    return SEARCHING | _in_words(SHARED)
+    return SEARCHING | _in_words(shared())
 
 
 @verb("tune", _tuning, backbone=BACKBONE, data=DATA)

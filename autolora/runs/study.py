@@ -17,7 +17,7 @@ from ..core.settings import accepts
 from .folder import Run, claim, must_hold
 from .processes import launch
 from .protocol import cells, default_study, design, disagreements, merged
-from .settings import SHARED
+from .settings import shared
 from .tables import WHOLE, differences, row, sections, summary
 from ..show.pages import html_page
 
@@ -88,7 +88,7 @@ def create_study(path, protocol: dict) -> Study:
     return study
 
 # %% ../../nbs/runs/09_study.ipynb #4a15710c
-@accepts(SHARED)
+@accepts(shared())
 def compare(
     methods: str | dict | list,
     tasks: str | Path | list,

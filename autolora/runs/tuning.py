@@ -24,7 +24,7 @@ from .folder import Run, claim, differing, flat, must_hold
 from .preparation import prepare
 from .processes import cores, launch
 from .search import Search, Unit, _optuna, candidates, plan, space_for
-from .settings import SHARED
+from .settings import shared
 
 # %% ../../nbs/runs/11_tuning.ipynb #158eda82
 class Tuning:
@@ -174,7 +174,7 @@ def planned(backbone, data, method, budget, search: Search, seed, settings: dict
     }
 
 # %% ../../nbs/runs/11_tuning.ipynb #adc79b5d
-@accepts(SHARED)
+@accepts(shared())
 def tune(
     backbone: str,
     data: str | Path,
