@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.disk import alone, write_atomic
+from ..core.disk import alone
 from ..core.settings import accepts
 from .folder import Run, claim, must_hold
 from .processes import launch
@@ -52,24 +52,17 @@ class Study:
         counts and n, best epoch, lr, mean angles (degrees), cost, peak memory (bytes)."""
         log = Run(self.path)
         failed = {e["cell"]: e["message"] for e in log.events if e["event"] == "failed"}
-        return pd.DataFrame(
-            [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
-        ).astype(dict.fromkeys(WHOLE, "Int64"))
+        rows = [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
+        return pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
 
     def write(self):
         "Write `table.csv`, `differences.csv` and `study.html` as of now; returns the page's path."
-        table = self.table
-        for name, frame in (("table.csv", table), ("differences.csv", differences(table))):
-            write_atomic(
-                self.path / name, lambda path, frame=frame: frame.to_csv(path, index=False)
-            )
-        text = html_page(
-            f"Study: {', '.join(self.protocol['arms'])} on {', '.join(self.protocol['tasks'])}",
-            sections(table, self.protocol),
-        )
-        write_atomic(
-            self.path / "study.html", lambda path: Path(path).write_text(text, encoding="utf-8")
-        )
+        table, protocol = self.table, self.protocol
+        title = f"Study: {', '.join(protocol['arms'])} on {', '.join(protocol['tasks'])}"
+        folder = Run(self.path)
+        folder.write_text("table.csv", table.to_csv(index=False))
+        folder.write_text("differences.csv", differences(table).to_csv(index=False))
+        folder.write_text("study.html", html_page(title, sections(table, protocol)))
         return self.path / "study.html"
 
     def _repr_html_(self):
