@@ -17,22 +17,17 @@ from ..train.schedule import TIMINGS, AutoLR, CoolDown, apgd_checkpoints, loss_w
 
 # %% ../../nbs/methods/01_autolora.ipynb #722b3f60
 class AutoLoRa(Method):
-    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA; the weights
-    after the first are ours.
+    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA.
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
-
-    Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a
-    learning rate of its own (`branch_rate`)."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; that the adversarial terms keep their whole weight
+    (`adv_weight`) and the branch has a learning rate of its own (`branch_rate`) is ours."""
 
     name = "autolora"
     label = "AutoLoRa"
     bibtex = """@inproceedings{xu2024autolora,
   title = {AutoLoRa: An Automated Robust Fine-Tuning Framework},
   author = {Xu and Zhang and Kankanhalli},
-  booktitle = {ICLR},
-  year = {2024},
-  note = {arXiv:2310.01818}
+  booktitle = {ICLR}, year = {2024}, note = {arXiv:2310.01818}
 }"""
     remembers = ("lam1", "lam2")
     natural = ("ce_nat",)
@@ -103,10 +98,9 @@ class AutoLoRa(Method):
 
 # %% ../../nbs/methods/01_autolora.ipynb #f98f17b7
 class PublishedAutoLoRa(AutoLoRa):
-    """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv), one learning
-    rate for all.
+    """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + 6 (1 - lam1) KL(p_nat || p_adv).
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; one learning rate for all."""
 
     name = "autolora_paper"
     label = "AutoLoRa as published"

@@ -25,16 +25,15 @@ from ..train.schedule import StepDecay
 class Method(Callback):
     """What the learner asks of a method, which is the first callback of its own training.
 
-    `model`: images in [0, 1] to logits; `threat`: the adversary; `seed`: of its attack starts;
-    `task`: what it will be trained on, for methods that look at it first; `settings`: of its own,
-    by name, which become attributes. Raises `AutoLoRaError` for a setting that it can't take.
+    `model`: images in [0, 1] to logits, what the user keeps: it is attacked, validated and saved;
+    `threat`: the adversary; `seed`: of its attack starts; `task`: what it will be trained on, for
+    methods that look at it first; `settings`: of its own, which become attributes. Raises
+    `AutoLoRaError` for a setting that it can't take.
 
     Subclasses give `name`, `label` and `loss(nat, adv, y)`, which returns weighted terms (scalar
     tensors) that sum to the objective, and declare whose they are in `natural`, `adversarial` and
-    `other`; and where natural and adversarial images don't just go through the model,
-    `natural_path` and `path`, or all of `losses(x, y)`, which leaves the logits, detached, in `adv`
-    and `nat` (where there are any), both (N, K). `model` is what the user keeps: it is attacked,
-    validated and saved. Every parameter that is trained belongs to one of `modules()`."""
+    `other`. `losses(x, y)` leaves the logits (N, K), detached, in `nat` and `adv`, where there are
+    any. Every parameter that is trained belongs to one of `modules()`."""
 
     name = ""
     label = ""
@@ -62,10 +61,8 @@ class Method(Callback):
         self.chosen = self.settings.check(settings, self.name)
         vars(self).update(self.chosen)
         if self.ramp_from > self.ramp_to:
-            raise AutoLoRaError(
-                "ramp_from and ramp_to must be shares of the training in rising order, not "
-                f"{self.ramp_from:g} and {self.ramp_to:g}."
-            )
+            ends = f"{self.ramp_from:g} and {self.ramp_to:g}"
+            raise AutoLoRaError(f"ramp_from and ramp_to must be in rising order, not {ends}.")
         self.rng = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.beside = {}  # what is trained and saved with the model, by name
         self.build(task)
@@ -124,9 +121,7 @@ class Method(Callback):
         return [p for module in self.modules().values() for p in module.parameters()]
 
     def groups(self) -> list[dict]:
-        """The optimiser's parameter groups: one for everything.
-
-        An `lr_scale` in a group multiplies its learning rate."""
+        "The optimiser's parameter groups; an `lr_scale` in one multiplies its learning rate."
         return [{"params": self.parameters()}]
 
     def optimizer(self, lr: float) -> torch.optim.Optimizer:
@@ -134,9 +129,7 @@ class Method(Callback):
         return torch.optim.SGD(self.groups(), lr=lr, momentum=0.9, weight_decay=self.weight_decay)
 
     def schedule(self, lr: float, epochs: int, cool_down=False):
-        """The learning rate's schedule over `epochs` epochs from `lr`.
-
-        `cool_down`: whether one that follows accuracies ends in a cool-down."""
+        "The learning rate's schedule; with `cool_down`, one that follows accuracies ends in it."
         return StepDecay(lr, epochs)
 
     def lr_scale(self) -> float:
@@ -211,10 +204,7 @@ class Natural(Method):
 
 # %% ../../nbs/methods/00_base.ipynb #e7723a9d
 class TRADES(Method):
-    """Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv), both through the feature
-    extractor.
-
-    Source: Zhang et al. 2019; paper Eq. 1."""
+    "Naive robust fine-tuning: CE(nat) + beta KL(p_nat || p_adv). Source: Zhang et al. 2019."
 
     name = "trades"
     label = "naive RFT (TRADES)"

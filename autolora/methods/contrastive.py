@@ -19,18 +19,14 @@ from ..robust.attacks import pgd
 
 # %% ../../nbs/methods/04_contrastive.ipynb #1f5de500
 def _nt_xent(z1, z2, temperature=0.5):
-    """The scalar NT-Xent of projections `z1` and `z2` (N, D) of two views of N images, averaged
-    over the 2N views.
-
-    Source: Chen et al. 2020."""
+    "NT-Xent of projections `z1`, `z2` (N, D) of two views of N images. Source: Chen et al. 2020."
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     cosines = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(cosines, torch.arange(len(z), device=z.device).roll(len(z1)))
 
 # %% ../../nbs/methods/04_contrastive.ipynb #7769c97e
 def _agreement(a, b, temperature):
-    """log P(a|b), (N,): the log-softmax over the batch of the cosines between features `a` and `b`
-    (N, D)."""
+    "log P(a|b), (N,): log-softmax over the batch of the cosines of features `a`, `b` (N, D)."
     return (F.cosine_similarity(a, b) / temperature).log_softmax(0)
 
 
@@ -74,8 +70,7 @@ class _Projected(nn.Module):
 
 # %% ../../nbs/methods/04_contrastive.ipynb #e0e51b6d
 class ACL(Method):
-    """(1 - w) NT-Xent(natural views, their own BatchNorm) + (1 + w) NT-Xent(attacked views), w =
-    2/3 (1 - strength).
+    """(1 - w) NT-Xent(natural views) + (1 + w) NT-Xent(attacked views), w = 2/3 (1 - strength).
 
     Source: Jiang et al. 2020; w: Luo et al. 2023 (DynACL)."""
 
@@ -136,10 +131,7 @@ class ACL(Method):
 
 # %% ../../nbs/methods/04_contrastive.ipynb #ffa49fb3
 class AIR(ACL):
-    """ACL's terms + sir KL(P(zi|zo) || P(zj|zo)) + air KL(P(zi'|zi) P(zi'|zo) || P(zj'|zj)
-    P(zj'|zo)).
-
-    Source: Xu et al. 2023 (AIR)."""
+    "ACL's terms + sir SIR + air AIR, two invariances of the style. Source: Xu et al. 2023 (AIR)."
 
     name = "air"
     label = "ACL with AIR (pre-training)"
@@ -158,7 +150,6 @@ class AIR(ACL):
         z_o = self.natural_features(x)
         standard = [near(a, z_o) for a in z]
         attacked = [near(b, a) + near(b, z_o) for a, b in zip(z, z_adv, strict=True)]
-        return {
-            "sir": self.sir * _batch_kl(*standard, self.kl),
-            "air": self.air * _batch_kl(*attacked, self.kl),
-        }
+        sir = self.sir * _batch_kl(*standard, self.kl)
+        air = self.air * _batch_kl(*attacked, self.kl)
+        return {"sir": sir, "air": air}

@@ -39,9 +39,7 @@ class SLF(_FrozenFE, Natural):
 
 # %% ../../nbs/methods/03_frozen.ipynb #76431c07
 class ALF(_FrozenFE, AT):
-    """CE(adv), for the head alone.
-
-    Source: RobustSSL, adversarial linear fine-tuning; RoLI's first stage."""
+    "CE(adv), for the head alone. Source: RobustSSL, adversarial linear fine-tuning; RoLI."
 
     name = "alf"
     label = "ALF (frozen, robust head)"
@@ -77,8 +75,7 @@ class LoRAAT(_FrozenFE, AT):
 
 # %% ../../nbs/methods/03_frozen.ipynb #70933fd7
 class FullLoRA(_FrozenFE, AT):
-    """CE(adv) for LayerNorms, low-rank factors beside every layer, and the head of a frozen
-    standard ViT.
+    """CE(adv) for LayerNorms and factors beside every layer, and the head of a frozen ViT.
 
     Source: Yuan et al. 2024 (FullLoRA)."""
 

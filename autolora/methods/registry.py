@@ -20,11 +20,9 @@ METHODS = Registry("method", group="autolora.methods")
 def register_method(cls: type[Method]) -> type[Method]:
     """Make the `Method` class `cls` known by its `name`; a decorator.
 
-    Raises `AutoLoRaError` for a class that isn't a method, has no name, or has one that is taken."""
+    Raises `AutoLoRaError` for what is no method or has no name, or one that is taken."""
     if not (isinstance(cls, type) and issubclass(cls, Method) and cls.name):
-        raise AutoLoRaError(
-            f"{cls!r} is no method: derive it from autolora.methods.Method and give it a name."
-        )
+        raise AutoLoRaError(f"{cls!r} is no method: derive it from Method and give it a name.")
     return METHODS.register(cls.name, cls)
 
 
@@ -35,8 +33,6 @@ for cls in (AutoLoRa, PublishedAutoLoRa, *_RIVALS, *_FROZEN, RiFT, FastAT):
 
 # %% ../../nbs/methods/05_registry.ipynb #0f730725
 def make_method(name, model, threat, seed=0, task=None, **settings) -> Method:
-    """The method `name` (or the `Method` class) on `model`; `settings` are those of its class.
-
-    Raises `AutoLoRaError` for an unknown name or setting."""
+    "The method `name` (or the `Method` class) on `model`; `AutoLoRaError` for what isn't known."
     cls = METHODS[name] if isinstance(name, str) else name
     return cls(model, threat, seed, task, **settings)

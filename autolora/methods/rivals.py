@@ -9,8 +9,7 @@ __all__ = ['TwinsAT', 'Twins', 'AFF', 'ARAT', 'RAMP', 'EpsSchedule', 'robust_cri
 import contextlib
 import copy
 from functools import partial
-from itertools import takewhile
-from pathlib import Path
+from itertools import groupby
 
 import torch
 from safetensors.torch import load_file
@@ -44,9 +43,7 @@ class _TwinNorms:
 
 # %% ../../nbs/methods/02_rivals.ipynb #ac05900c
 class TwinsAT(_TwinNorms, AT):
-    """lam CE(adv, frozen BatchNorm) + CE(adv, adaptive BatchNorm), each on half of the batch.
-
-    Source: Liu et al. 2023, their code."""
+    "lam CE(adv, frozen BatchNorm) + CE(adv, adaptive BatchNorm). Source: Liu et al. 2023."
 
     name = "twins_at"
     label = "TWINS (AT)"
@@ -57,9 +54,7 @@ class TwinsAT(_TwinNorms, AT):
 
 # %% ../../nbs/methods/02_rivals.ipynb #d451bf15
 class Twins(_TwinNorms, TRADES):
-    """TRADES on a frozen-BatchNorm half (times lam) and an adaptive half of the batch.
-
-    Source: Liu et al. 2023, their code; paper Eq. 2."""
+    "TRADES on two halves, one with frozen BatchNorm, times lam. Source: Liu et al. 2023, Eq. 2."
 
     name = "twins"
     label = "TWINS (TRADES)"
@@ -70,9 +65,7 @@ class Twins(_TwinNorms, TRADES):
 
 # %% ../../nbs/methods/02_rivals.ipynb #b73cf8c8
 class AFF(TRADES):
-    """TRADES whose natural images have a BatchNorm of their own; the attack maximises KL.
-
-    Source: RobustSSL, the benchmark's code."""
+    "TRADES with two sets of BatchNorm, attacked by its KL term. Source: RobustSSL's code."
 
     name = "aff"
     label = "AFF (TRADES, dual BN)"
@@ -88,10 +81,9 @@ class AFF(TRADES):
 def _last_norms(model):
     """The BatchNorm layers of the model's last stage, name -> channels: the last one, and those
     before it as long as they have as many."""
-    layers = reversed(list(model.named_modules()))
+    layers = model.named_modules()
     norms = [(name, m.num_features) for name, m in layers if isinstance(m, _BatchNorm)]
-    last = takewhile(lambda norm: norm[1] == norms[0][1], norms)
-    return dict(reversed(list(last)))
+    return [dict(stage) for _, stage in groupby(norms, key=lambda norm: norm[1])][-1]
 
 
 @contextlib.contextmanager
@@ -109,26 +101,22 @@ def _features(model, names):
             stack.enter_context(layer.register_forward_hook(partial(keep, name)))
         yield found
 
-# %% ../../nbs/methods/02_rivals.ipynb #65252c32
+# %% ../../nbs/methods/02_rivals.ipynb #fa28d920
 def _predictor(d):
     "From features (N, d) to features (N, d), through a quarter of them."
-    narrow = d // 4
-    layers = [nn.Linear(d, narrow), nn.BatchNorm1d(narrow), nn.ReLU(), nn.Linear(narrow, d)]
-    return nn.Sequential(*layers)
+    q = d // 4
+    return nn.Sequential(nn.Linear(d, q), nn.BatchNorm1d(q), nn.ReLU(), nn.Linear(q, d))
 
-
+# %% ../../nbs/methods/02_rivals.ipynb #65252c32
 class ARAT(Method):
-    """alpha CE(adv) + (1 - alpha) CE(nat, its own BatchNorm) + gamma (1 - cos(predictor(adv
-    features), nat features, detached)).
+    """alpha CE(adv) + (1 - alpha) CE(nat, its own BatchNorm) + gamma (1 - cos of the features).
 
     Source: Waseda et al. 2025."""
 
     name = "ar_at"
     label = "AR-AT"
     remembers = ("alpha",)
-    settings = Method.settings | Table(
-        Setting("gamma", 30.0, "weight of the invariance term", (float,), low=0)
-    )
+    settings = Method.settings | Table(Setting("gamma", 30.0, "weight of invariance", (float,), 0))
     natural = ("ce_nat",)
     adversarial = ("ce_adv",)
     other = ("invariance",)
@@ -138,8 +126,7 @@ class ARAT(Method):
         self.clean = self.beside["clean_bn"] = SplitBN(self.model)
         self.layers = _last_norms(self.model)
         made = {name.replace(".", "/"): _predictor(d) for name, d in self.layers.items()}
-        self.predictors = nn.ModuleDict(made).to(self.rng.device)
-        self.beside["predictors"] = self.predictors
+        self.predictors = self.beside["predictors"] = nn.ModuleDict(made).to(self.rng.device)
 
     def losses(self, x, y):
         x_adv = self.attack(x, y)
@@ -154,10 +141,9 @@ class ARAT(Method):
         return self.loss(nat, adv, y) | {"invariance": self.gamma * sum(apart) / len(apart)}
 
     def loss(self, nat, adv, y):
-        return {
-            "ce_nat": (1 - self.alpha) * F.cross_entropy(nat, y),
-            "ce_adv": self.alpha * F.cross_entropy(adv, y),
-        }
+        ce_nat = (1 - self.alpha) * F.cross_entropy(nat, y)
+        ce_adv = self.alpha * F.cross_entropy(adv, y)
+        return {"ce_nat": ce_nat, "ce_adv": ce_adv}
 
     def weigh(self, sa):
         self.alpha = sa
@@ -173,16 +159,13 @@ def _project_change(start, adv, nat, b):
 
 # %% ../../nbs/methods/02_rivals.ipynb #c26eb34b
 class RAMP(AT):
-    """CE(adv) on the model, CE(nat) on a copy; after each epoch the copy's change is projected on
-    the model's.
+    """CE(adv), and CE(nat) on a copy, whose change is projected on the model's after each epoch.
 
     Source: Jiang & Singh 2024 (RAMP)."""
 
     name = "ramp"
     label = "RAMP (gradient projection)"
-    settings = AT.settings | Table(
-        Setting("b", 0.5, "share of the natural change that is mixed in", (float,), 0, 1)
-    )
+    settings = AT.settings | Table(Setting("b", 0.5, "share of natural change", (float,), 0, 1))
     natural = ("ce_nat",)
 
     def build(self, task):
@@ -210,22 +193,16 @@ class RAMP(AT):
 
 # %% ../../nbs/methods/02_rivals.ipynb #2f348660
 class EpsSchedule(AT):
-    """Adversarial training whose eps rises from 0 to the whole between ramp_from and ramp_to of the
-    training.
-
-    Source: Ngnawe et al. 2026."""
+    "Adversarial training whose eps rises from ramp_from to ramp_to. Source: Ngnawe et al. 2026."
 
     name = "eps_schedule"
     label = "epsilon scheduling (AT)"
     settings = AT.settings.but(ramp_from=0.25, ramp_to=0.75)
 
 # %% ../../nbs/methods/02_rivals.ipynb #23f1d213
-def robust_criticality(
-    model: nn.Module, names: list[str], x_adv: Tensor, y: Tensor, size=0.1
-) -> dict[str, float]:
-    """By how much the cross-entropy of `model` on adversarial images `x_adv` (N, C, H, W) with
-    labels `y` (N,) rises when one weight moves `size` times its length up its gradient: name ->
-    nats, for each of the weights `names`."""
+def robust_criticality(model: nn.Module, names, x_adv: Tensor, y: Tensor, size=0.1) -> dict:
+    """By how many nats the cross-entropy of `model` on images `x_adv` (N, C, H, W) rises when one
+    of the weights `names` moves `size` times its length up its gradient: name -> nats."""
 
     def loss(weights):
         return F.cross_entropy(functional_call(model, weights, (x_adv,)), y)
@@ -243,11 +220,9 @@ def robust_criticality(
 
 # %% ../../nbs/methods/02_rivals.ipynb #af0430d5
 def _load_run(folder, model):
-    """Load the weights of the finished run in `folder`, head included, into `model`.
-
-    Raises `AutoLoRaError` if there are none or they don't fit."""
+    "Load the weights of the finished run in `folder` into `model`; `AutoLoRaError` if that fails."
     try:
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        model.load_state_dict(load_file(f"{folder}/model.safetensors"))
     except (RuntimeError, OSError) as error:
         raise AutoLoRaError(
             f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished "
@@ -271,8 +246,7 @@ def _go_back(model, name, start, task, threat, points=11):
 
 # %% ../../nbs/methods/02_rivals.ipynb #a86c4938
 class RiFT(Natural):
-    """CE(nat) on the least robust-critical weight of a finished run's model, then back towards it
-    as far as robustness asks.
+    """CE(nat) on the least critical weight of a finished run, then back as far as robustness asks.
 
     Source: Zhu et al. 2023 (RiFT)."""
 
@@ -285,10 +259,7 @@ class RiFT(Natural):
 
     def build(self, task):
         if not self.run:
-            raise AutoLoRaError(
-                "RiFT works on the model of a finished run: give its folder, run='runs/...' "
-                "(--run runs/...)."
-            )
+            raise AutoLoRaError("RiFT needs a finished run's folder: run='runs/...' (--run ...).")
         _load_run(self.run, self.model)
         if task is None:
             raise AutoLoRaError("RiFT looks for the weight to train on a task: give task=.")
