@@ -7,69 +7,55 @@ __all__ = ['sample_history', 'check_plot']
 
 # %% ../nbs/02_testing.ipynb #3af6b008
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 # %% ../nbs/02_testing.ipynb #140a5183
-def sample_history(epochs=12, trades=False):
+def sample_history(epochs: int = 12, trades: bool = False) -> pd.DataFrame:
     "A made-up history; the numbers mean nothing."
-    rows = []
-    for e in range(1, epochs + 1):
-        sa, ra, halvings = 0.95 - 0.5 / e, 0.8 - 0.5 / e, (e > 5) + (e > 9)
-        rows.append(
-            dict(
-                epoch=e,
-                lr=0.05 / 2**halvings,
-                next_lr=0.05 / 2 ** (halvings + (e in (5, 9))),
-                lam1=1 - sa,
-                lam2=6 * sa,
-                loss=2.2 / e + 0.6,
-                ce_nat=0.3 / e,
-                ce_adv=1.5 / e,
-                kl=0.4 / e + 0.6,
-                sa=sa,
-                ra=ra,
-                n_val=200,
-                seconds=8.0,
-                angle=93.0 - e,
-                angle_natural=104.0 + e % 3,
-                new_best=e != 8,
-                n_train=1800,
-                angle_layers={"net.stem.weight": 80.0 + e, "net.blocks.0.conv1.weight": 110.0 - e},
-                reason={5: 1, 9: 2}.get(e),
-                restored={5: 4, 9: 7}.get(e),
-            )
-        )
-    history = pd.DataFrame(rows)
-    return (
-        history.assign(
-            lam1=np.nan, lam2=np.nan, reason=None, ce_adv=None, angle=history.angle_natural
-        )
-        if trades
-        else history
+    e = np.arange(1, epochs + 1)
+    halvings = 1 * (e > 5) + (e > 9)
+    layers = [{"net.stem.weight": 80.0 + i, "net.blocks.0.conv1.weight": 110.0 - i} for i in e]
+    history = pd.DataFrame({"epoch": e, "lr": 0.05 / 2**halvings, "sa": 0.95 - 0.5 / e}).assign(
+        next_lr=0.05 / 2.0 ** (halvings + np.isin(e, (5, 9))),
+        lam1=lambda h: 1 - h.sa,
+        lam2=lambda h: 6 * h.sa,
+        loss=2.2 / e + 0.6,
+        ce_nat=0.3 / e,
+        ce_adv=1.5 / e,
+        kl=0.4 / e + 0.6,
+        terms=[["ce_nat", "ce_adv", "kl"]] * epochs,
+        ra=0.8 - 0.5 / e,
+        n_val=200,
+        n_train=1800,
+        seconds=8.0,
+        angle=93.0 - e,
+        angle_natural=104.0 + e % 3,
+        angle_layers=layers,
+        new_best=e != 8,
+        reason=[{5: 1, 9: 2}.get(i) for i in e],
+        restored=[{5: 4, 9: 7}.get(i) for i in e],
     )
+    if not trades:
+        return history
+    terms = [["ce_nat", "kl", "margin"]] * epochs
+    untuned = history.assign(lam1=np.nan, lam2=np.nan, reason=None, angle=history.angle_natural)
+    return untuned.rename(columns={"ce_adv": "margin"}).assign(terms=terms)
 
 # %% ../nbs/02_testing.ipynb #34b85e80
-def check_plot(plot):
+def check_plot(plot: Callable) -> go.Figure:
     """Draw `plot` from every state a history can be in, and make sure each figure serialises;
     returns the full one."""
     full = sample_history()
     holes = full.copy().astype(object)
     holes.loc[[0, 5], [c for c in full if c != "epoch"]] = None
     nothing = pd.DataFrame({c: [1] if c == "epoch" else [None] for c in full})
-    states = [
-        pd.DataFrame(),
-        full.iloc[:0],
-        full.iloc[:1],
-        full[["epoch", "lr"]],
-        holes,
-        nothing,
-        {},
-        full,
-        {"AutoLoRa": full, "TRADES": sample_history(trades=True), "other": full.iloc[:0]},
-    ]
-    for state in states:
+    several = {"AutoLoRa": full, "TRADES": sample_history(trades=True), "other": full.iloc[:0]}
+    partial = [full.iloc[:0], full.iloc[:1], full[["epoch", "lr"]], holes, nothing]
+    for state in [pd.DataFrame(), *partial, {}, full, several]:
         figure = plot(state)
         assert json.loads(figure.to_json())["layout"]["title"]["text"] == figure.layout.title.text
     return plot(full)
