@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Canvas']
 
-# %% ../../nbs/lab/00_canvas.ipynb #9e5a573d
+# %% ../../nbs/lab/00_canvas.ipynb #5278fb18
 import anywidget
 import traitlets
 from plotly.offline import get_plotlyjs
 
-# %% ../../nbs/lab/00_canvas.ipynb #5d0b0fd1
+# %% ../../nbs/lab/00_canvas.ipynb #a5b16b73
 _SCRIPT = """
 const Plotly = module.exports;
 
@@ -142,7 +142,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../../nbs/lab/00_canvas.ipynb #b4c2037b
+# %% ../../nbs/lab/00_canvas.ipynb #dd2e7b13
 _STYLE = """
 .autolora {
   color: var(--jp-ui-font-color1, inherit);
@@ -181,7 +181,7 @@ _STYLE = """
 .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; vertical-align: inherit; }
 """
 
-# %% ../../nbs/lab/00_canvas.ipynb #567fa97f
+# %% ../../nbs/lab/00_canvas.ipynb #c67d394b
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
@@ -189,7 +189,7 @@ class Canvas(anywidget.AnyWidget):
     tables are unfolded on the page: only those are needed. `sliders`: name of a panel -> `label`,
     `min`, `max`, `step` of a slider above it; `values`: where they stand."""
 
-    # plotly.js looks for a CommonJS module, and finds this one: nothing of it is left on the page
+    # plotly.js looks for a CommonJS module to export itself to, and finds this one
     _esm = f"const module = {{exports: {{}}}}, {{exports}} = module;\n{get_plotlyjs()}\n{_SCRIPT}"
     _css = _STYLE
     panels = traitlets.List().tag(sync=True)
