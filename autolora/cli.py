@@ -296,7 +296,7 @@ def tune(
 def list_():
     """The backbones, data sets, methods and parametrisations of the branch known by name, and each
     method's options with their defaults."""
-    from autolora.data.builtin import TASKS
+    from autolora.data.task import TASKS
     from autolora.methods.base import chosen_options
     from autolora.methods.registry import METHODS
     from autolora.models.backbones import BACKBONES

@@ -5,38 +5,66 @@
 # %% auto #0
 __all__ = ['load_task']
 
-# %% ../../nbs/data/05_loading.ipynb #c0de0036
+# %% ../../nbs/data/05_loading.ipynb #906df702
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..core.errors import AutoLoRaError, unknown
-from .builtin import TASKS
+from .images import augmentation
 from .sources import _from_sets, _image_folder, _pack
-from .task import Task, _completed
+from .task import TASKS, Task, _completed
 
 # %% ../../nbs/data/05_loading.ipynb #0563a865
 def _found(source, root, size):
     "The unfinished `Task` of whatever `source` is."
     if not isinstance(source, (str, Path)):
         return _from_sets(source, size)
-    if str(source) in TASKS:
-        return TASKS[str(source)](root, size)
+    name = str(source)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _image_folder(path, size)
-    if path.is_file():
-        return _pack(path, size)
-    if path.suffix or len(path.parts) > 1:
+    if name not in TASKS:
+        if path.is_dir():
+            return _image_folder(path, size)
+        if path.is_file():
+            return _pack(path, size)
+        if path.suffix or len(path.parts) > 1:
+            raise AutoLoRaError(
+                f"There is no file or folder '{source}': check the path, or name one of "
+                f"{', '.join(TASKS)}."
+            )
+    task = TASKS[name](root=root, size=size)
+    if not isinstance(task, Task):
         raise AutoLoRaError(
-            f"There is no file or folder '{source}': check the path, or name one of "
-            f"{', '.join(TASKS)}."
+            f"The builder of the task '{name}' gave {type(task).__name__}: it must return a Task."
         )
-    raise unknown("task", source, TASKS)
+    return task
+
+# %% ../../nbs/data/05_loading.ipynb #f7a3c8d7
+_AUGMENTS = ("auto", "none", "shift", "shift+flip")
+
+
+def _augmented(task, augment):
+    "`task` with its images augmented as the word or function `augment` says."
+    if callable(augment):
+        return replace(task, augment=augment)
+    if augment not in _AUGMENTS:
+        raise unknown("augment", augment, _AUGMENTS)
+    if augment == "auto":
+        return task
+    chosen = None if augment == "none" else augmentation(task.shape, augment == "shift+flip")
+    return replace(task, augment=chosen)
 
 # %% ../../nbs/data/05_loading.ipynb #768b163f
-def load_task(source, root=None, limit=None, size=None, seed=0):
+def load_task(
+    source,
+    root: str | Path | None = None,
+    limit: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    augment: str | Callable = "auto",
+) -> Task:
     """The `Task` of `source`, with training, validation and test images that share none.
 
     `source`: a name in `TASKS`; a path to a .npz pack or a folder of images (train/, val/ or test/,
@@ -48,19 +76,20 @@ def load_task(source, root=None, limit=None, size=None, seed=0):
     training images, drawn by class, for a quick run. `size`: cut images to their central square and
     resize to size x size. `seed`: draws the limit and the validation split (5 % of the training
     images, at least 100, by class; whole groups). Where the source has no test images, 20 % are
-    held out, the same for every seed. Raises `AutoLoRaError` for bad input."""
+    held out, the same for every seed. `augment`: "shift", "shift+flip" or "none", a function
+    `augment(x, generator)` of float images x (N, C, H, W) in [0, 1], or "auto": what suits the
+    images, told by the task's `augment_choice`. Raises `AutoLoRaError` for bad input."""
     for name, number in (("limit", limit), ("size", size)):
         if number is not None and not (isinstance(number, (int, np.integer)) and number > 0):
             raise AutoLoRaError(f"{name} must be a positive whole number, not {number!r}.")
     if not isinstance(source, Task):
-        return _completed(_found(source, root, size), limit, seed)
+        task = _found(source, root, size)
+        task.augment = task.augment or augmentation(task.shape)
+        return _augmented(_completed(task, limit, seed), augment)
     if size or limit:
         raise AutoLoRaError(
             "This Task is already loaded: pass limit= and size= to the load_task call that makes "
             "it."
         )
-    return (
-        _completed(source, None, seed)
-        if None in (source.val, source.test, source.threat)
-        else source
-    )
+    complete = None not in (source.val, source.test, source.threat)
+    return _augmented(source if complete else _completed(source, None, seed), augment)

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from ..core.errors import AutoLoRaError
 from ..core.numbers import parse_number
 from ..core.threat import parse_threat
-from ..data.builtin import TASKS
+from ..data.task import TASKS
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..train.schedule import whole_epochs
