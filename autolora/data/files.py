@@ -28,11 +28,9 @@ def from_arrays(x, y, size: int | None = None, what: str = "training") -> Split:
 # %% ../../nbs/data/01_files.ipynb #b2745340
 def idx_array(folder: Path, stem: str) -> np.ndarray:
     "The array of one IDX file `stem`, plain or gzipped, in `folder`; `OSError` if it isn't there."
-    path = folder / stem
-    if path.is_file():
-        data = path.read_bytes()
-    else:
-        data = gzip.decompress((folder / f"{stem}.gz").read_bytes())
+    plain = folder / stem
+    packed = folder / f"{stem}.gz"
+    data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
     axes = data[3]
     shape = np.frombuffer(data, ">i4", axes, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
@@ -59,10 +57,8 @@ def cifar_batches(paths: list[Path], size: int | None, what: str) -> Split:
         x = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
         y = np.concatenate([batch[b"labels"] for batch in batches])
     except (OSError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        raise AutoLoRaError(
-            f"The CIFAR-10 batches in {paths[0].parent} are incomplete or damaged ({error}): "
-            "download them again."
-        ) from error
+        folder = paths[0].parent
+        raise AutoLoRaError(f"{folder} is damaged ({error}): download it again.") from error
     return from_arrays(x, y, size, what)
 
 # %% ../../nbs/data/01_files.ipynb #df091021
@@ -71,11 +67,10 @@ def _encoded_split(pack, kind, code, size):
     blob = pack[f"{kind}_{code}"]
     offsets = pack[f"{kind}_off"].astype(np.int64)
     y = as_labels(pack[f"{kind}_y"], max(0, len(offsets) - 1), kind)
-    rising = len(y) and offsets[0] >= 0 and offsets[-1] <= len(blob) and np.diff(offsets).min() > 0
-    if not rising:
+    inside = len(y) and offsets[0] >= 0 and offsets[-1] <= len(blob)
+    if not inside or (np.diff(offsets) <= 0).any():
         raise AutoLoRaError(
-            f"The offsets {kind}_off don't fit {kind}_{code}: they must rise from 0 to its length, "
-            "one more than there are images."
+            f"{kind}_off must rise from 0 to the length of {kind}_{code}: n + 1 offsets for n images."
         )
     return Split(PackedImages(blob, offsets, size), y)
 
@@ -88,8 +83,7 @@ def packed_split(pack: Mapping, kind: str, size: int | None) -> Split | None:
     code = next((c for c in ("x", "jpeg", "webp", "png") if f"{kind}_{c}" in pack), None)
     if code is None or (code != "x" and f"{kind}_off" not in pack):
         raise AutoLoRaError(
-            f"This pack has {kind}_y but no images for it: give it {kind}_x, or {kind}_jpeg (or "
-            f"_webp, _png) with {kind}_off."
+            f"The pack has {kind}_y but no images for it: {kind}_x, or {kind}_jpeg and {kind}_off."
         )
     if code == "x":
         split = from_arrays(pack[f"{kind}_x"], pack[f"{kind}_y"], size, kind)
@@ -100,13 +94,17 @@ def packed_split(pack: Mapping, kind: str, size: int | None) -> Split | None:
         split.groups = split.y * (tracks.max() + 1) + tracks
     return split
 
-# %% ../../nbs/data/01_files.ipynb #74986e0b
+# %% ../../nbs/data/01_files.ipynb #3c4fdba8
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def class_folders(folder: Path) -> list[str]:
     "The names of the folders in `folder`, sorted, without hidden ones."
     return sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def _images_in(folder):
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS)
 
 
 def image_files(folder: Path, classes: list[str], size: int | None) -> Split:
@@ -116,16 +114,13 @@ def image_files(folder: Path, classes: list[str], size: int | None) -> Split:
     strange = set(class_folders(folder)) - set(classes)
     if strange:
         raise AutoLoRaError(
-            f"{folder} has a class folder '{min(strange)}' that the training images lack: add it "
-            "there or remove it."
+            f"{folder} has a class folder '{min(strange)}' that training lacks: add or remove it."
         )
-    found = [sorted((folder / name).rglob("*")) for name in classes]
-    paths = [[path for path in inside if path.suffix.lower() in _ENDINGS] for inside in found]
-    files = sum(paths, [])
+    files = [(path, y) for y, name in enumerate(classes) for path in _images_in(folder / name)]
     if not files:
         raise AutoLoRaError(
-            f"{folder} has no images in class folders: lay them out as "
-            f"{folder.name}/<class>/<image>."
+            f"{folder} has no images in class folders: it needs {folder.name}/<class>/<image>."
         )
-    y = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in paths]))
-    return Split(LazyImages(lambda i: Image.open(files[i]), len(files), size), y)
+    paths, y = zip(*files, strict=True)
+    images = LazyImages(lambda i: Image.open(paths[i]), len(paths), size)
+    return Split(images, torch.tensor(y))

@@ -70,8 +70,6 @@ class Task:
     def _repr_markdown_(self):
         more = ", ..." if self.num_classes > 10 else ""
         rows = {
-            "task": self.name,
-            "---": "---",
             "classes": f"{self.num_classes}: {', '.join(self.classes[:10])}{more}",
             "images": f"{self._sizes}, {'x'.join(map(str, self.shape))}",
             "threat model": f"`{self.threat}`",
@@ -79,7 +77,8 @@ class Task:
             "origin": self.origin,
             "licence": self.licence,
         }
-        return "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        lines = [f"| {key} | {value} |" for key, value in rows.items()]
+        return "\n".join([f"| task | {self.name} |", "|---|---|", *lines])
 
 # %% ../../nbs/data/02_task.ipynb #bea74292
 def _shares(counts, n):
@@ -95,9 +94,8 @@ def _draw(y, n, generator, groups=None, keep=1):
     groups of each class left out.
 
     Exactly `n` without groups, unless a class has no more than `keep` images."""
-    groups = (
-        torch.arange(len(y)) if groups is None else torch.unique(groups, return_inverse=True)[1]
-    )
+    groups = torch.arange(len(y)) if groups is None else groups
+    groups = torch.unique(groups, return_inverse=True)[1]
     sizes = torch.bincount(groups)
     label = torch.empty_like(sizes).scatter_(0, groups, y)
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
@@ -119,21 +117,19 @@ def _divide(split, n, generator):
 def _check_classes(task):
     "Refuse labels that don't fit the classes, and classes without training images."
     if task.num_classes < 2:
-        raise AutoLoRaError(
-            f"The training images of '{task.name}' are all of one class: bring at least two."
-        )
+        raise AutoLoRaError(f"The images of '{task.name}' are all of one class: bring two or more.")
     for kind, split in task.splits.items():
         if not len(split):
             raise AutoLoRaError(f"The {kind} split of '{task.name}' has no images: bring some.")
         if split.y.max() >= task.num_classes:
             raise AutoLoRaError(
-                f"The {kind} split of '{task.name}' has label {split.y.max()}, but labels run from "
-                f"0 to {task.num_classes - 1}: correct that split."
+                f"The {kind} split has label {split.y.max()}, but {task.num_classes} classes are "
+                f"numbered from 0 to {task.num_classes - 1}: correct it."
             )
         if split.shape != task.shape:
             raise AutoLoRaError(
-                f"The {kind} images are {split.shape} and the training images {task.shape}: give a "
-                "size, such as size=224 (--size 224), to bring both to one."
+                f"The {kind} images are {split.shape}, the training images {task.shape}: give a "
+                "size for both, such as size=224 (--size 224)."
             )
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
@@ -153,14 +149,12 @@ def _validated(task, limit, seed):
         return replace(task, train=train)
     if len(train) < 200:
         raise AutoLoRaError(
-            f"{len(train)} training images are too few: validation takes at least 100 and must "
-            "leave as many, so bring 200 or more."
+            f"{len(train)} training images are too few: 200 are needed, 100 for validation."
         )
     train, val = _divide(train, max(100, math.ceil(0.05 * len(train))), generator)
     if len(val) < 100:
         raise AutoLoRaError(
-            f"Only {len(val)} of 100 validation images could be drawn without emptying a class: "
-            "bring more images (or groups) of each class."
+            f"Only {len(val)} of 100 validation images leave no class empty: bring more of each."
         )
     return replace(task, train=train, val=val)
 
@@ -183,13 +177,12 @@ TASKS = Registry("task", rooms=("autolora.data.builtin",), group="autolora.tasks
 
 
 def register_task(builder: Callable | None = None, name: str = "") -> Callable:
-    """Make the task that `builder(root, size)` gives known by `name`, its `__name__` by default;
-    returns `builder`, so it works as a decorator, bare or with a name.
+    """Make the task that `builder(root, size)` gives known by `name`, its `__name__` by default.
+    Returns `builder`: a decorator, bare or with a name.
 
     `root`: where its files lie, or None. `size`: the side its images are to have, or None. The
-    first line of the builder's docstring describes the task in lists. What it leaves out of the
-    `Task` (`val`, `test`, `threat`, `augment`) `load_task` fills in. Raises `AutoLoRaError` for a
-    name that another task has."""
+    first line of the builder's docstring describes the task in lists; `load_task` fills in what the
+    `Task` lacks. Raises `AutoLoRaError` for a name that another task has."""
     if builder is None:
         return functools.partial(register_task, name=name)
     return TASKS.register(name or builder.__name__, builder)
