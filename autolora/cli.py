@@ -277,15 +277,12 @@ def tune(backbone, data, **given):
     )
     _show(tuning.best)
 
-# %% ../nbs/01_cli.ipynb #2efcb0ff
-def _first(thing):
-    "The first sentence of a docstring."
-    return " ".join((thing.__doc__ or "").split()).split(". ")[0].rstrip(".")
-
-
-def _known():
-    "Everything known by name: title -> (name -> what it is)."
+# %% ../nbs/01_cli.ipynb #78da30e9
+def list_():
+    """The backbones, data sets, methods and parametrisations of the branch known by name, and each
+    method's options with their defaults."""
     from autolora.data.task import TASKS
+    from autolora.methods.base import chosen_options
     from autolora.methods.registry import METHODS
     from autolora.models.backbones import BACKBONES
     from autolora.models.parametrisations import PARAMETRISATIONS
