@@ -126,6 +126,7 @@ def _facts(task):
     "What a config keeps of the data."
     facts = {"num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape)}
     facts |= {f"n_{kind}": len(getattr(task, kind)) for kind in ("train", "val", "test")}
+    facts["augmentation"] = task.augment_choice
     return facts | {"origin": task.origin, "licence": task.licence}
 
 # %% ../../nbs/runs/02_preparation.ipynb #857c4cad
