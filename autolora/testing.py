@@ -8,10 +8,12 @@ __all__ = ['sample_history', 'check_plot', 'check_method']
 # %% ../nbs/02_testing.ipynb #3af6b008
 import copy
 import json
+from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from .core.errors import AutoLoRaError

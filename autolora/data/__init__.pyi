@@ -1,4 +1,3 @@
-from .builtin import TASKS as TASKS
 from .images import Split as Split
 from .images import augmentation as augmentation
 from .loading import load_task as load_task

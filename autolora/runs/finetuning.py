@@ -15,7 +15,6 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..core.distributed import broadcast
@@ -23,7 +22,6 @@ from ..core.errors import AutoLoRaError
 from ..core.machine import peak_memory, process_index, world_size
 from ..core.seeds import isolated_rng
 from ..core.settings import accepts
-from ..data.loading import load_task
 from ..data.task import Task
 from ..methods.base import Method
 from ..methods.registry import make_method
