@@ -55,9 +55,7 @@ def mnist5k(root=None, size=None) -> Task:
 # %% ../../nbs/data/04_builtin.ipynb #11be79bc
 def _folder(root, usual, name, inside, first, also=""):
     """The folder with the file `first` of torchvision's data set `name`: `root`, else one of the
-    `usual` places, or `inside` of these.
-
-    `AutoLoRaError` says what brings it (`also`: what else)."""
+    `usual` places, or `inside` of it. `AutoLoRaError` says what brings it, `also` what else."""
     places = [Path(place).expanduser() for place in ([root] if root else usual)]
     for folder in (path for place in places for path in (place, place / inside)):
         if any(folder.glob(first)):

@@ -70,8 +70,7 @@ def _encoded_split(pack, kind, code, size):
     inside = len(y) and offsets[0] >= 0 and offsets[-1] <= len(blob)
     if not inside or (np.diff(offsets) <= 0).any():
         raise AutoLoRaError(
-            f"{kind}_off must rise from 0 to the length of {kind}_{code}: n + 1 offsets for n "
-            "images."
+            f"{kind}_off must rise from 0 to the size of {kind}_{code}: n + 1 offsets of n images."
         )
     return Split(PackedImages(blob, offsets, size), y)
 
