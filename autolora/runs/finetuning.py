@@ -29,7 +29,8 @@ from ..robust.fusion import explain_speed, plain_attacks
 from .folder import Run, create_run
 from .preparation import cost, prepare
 from .settings import settings_from
-from ..show.report import write_card, write_report
+from ..show.card import write_card
+from ..show.report import write_report
 from autolora.train.callbacks import (
     Control,
     CoolDown,
