@@ -16,7 +16,6 @@ from autolora.show.drawing import (
     ADVERSARIAL,
     GREY,
     NATURAL,
-    Shown,
     add_line,
     blank,
     epoch_axis,
@@ -28,7 +27,7 @@ from autolora.show.drawing import (
 )
 
 # %% ../../nbs/show/01_angles.ipynb #19dc1edc
-def _angle_words(runs: list[Shown]) -> str:
+def _angle_words(runs):
     "What the angles of `runs` say, in a sentence each."
     said = []
     for run in runs:
@@ -149,7 +148,10 @@ def _arrows(fig, place, last):
     _arrow(fig, place, nat, 0, name, NATURAL, "dot" if routed else "solid")
     _arrow(fig, place, adv, angle, "adversarial", ADVERSARIAL, symbol="square")
 
-# %% ../../nbs/show/01_angles.ipynb #b8fe155a
+# %% ../../nbs/show/01_angles.ipynb #71629ada
+_SOFT = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
+
+
 def plot_gradients(history: pd.DataFrame | dict) -> go.Figure:
     """The natural term's and the adversarial objective's gradient with respect to the feature
     extractor, as two arrows, newest epoch.
@@ -163,9 +165,8 @@ def plot_gradients(history: pd.DataFrame | dict) -> go.Figure:
     fig = grid(n, specs=polar, vertical_spacing=0.24, subplot_titles=titles)
     for place, (_, last) in enumerate(newest, 1):
         _arrows(fig, place, last)
-    soft = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
-    around = dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **soft)
-    along = dict(nticks=4, angle=0, tickangle=0, **soft)
+    around = dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **_SOFT)
+    along = dict(nticks=4, angle=0, tickangle=0, **_SOFT)
     half = dict(sector=[0, 180], bgcolor="rgba(0,0,0,0)")
     fig.update_polars(angularaxis=around, radialaxis=along, **half)
     fig.update_annotations(font_size=12, yshift=22)

@@ -7,7 +7,6 @@ __all__ = ['circumstances', 'plot_forest', 'plot_plane', 'plot_rates', 'angle_wo
 
 # %% ../../nbs/show/03_charts.ipynb #c0de00a2
 import html
-from itertools import chain, count
 
 import numpy as np
 import pandas as pd
@@ -47,13 +46,12 @@ def _looks(arms):
     Arms with a colour in room drawing keep it; two may share a colour, but then not the marker."""
     kept = {arm: look for arm, style in STYLES.items() for look in _LOOKS if look[0] == style[1]}
     spare = [look for look in _LOOKS if look not in kept.values()]
-    colours = ((n, spare[n % len(spare)][0]) for n in count(len(spare)))
-    more = ((colour, "solid", f"{_LOOKS[n % len(_LOOKS)][2]}-open") for n, colour in colours)
-    free = chain(spare, more)
-    return {
-        arm: (html.escape(run_label(arm)), *(kept.get(arm) or next(free)))
-        for arm in dict.fromkeys(arms)
-    }
+    own = len(spare)
+    arms = list(dict.fromkeys(arms))
+    for n in range(own, len(arms)):
+        spare.append((spare[n - own][0], "solid", f"{_LOOKS[n % len(_LOOKS)][2]}-open"))
+    free = iter(spare)
+    return {arm: (html.escape(run_label(arm)), *(kept.get(arm) or next(free))) for arm in arms}
 
 # %% ../../nbs/show/03_charts.ipynb #76346dd1
 def circumstances(frame: pd.DataFrame, by=CIRCUMSTANCES) -> pd.Series:
@@ -75,7 +73,7 @@ def _stack(table, by=CIRCUMSTANCES):
     groups = [*table.groupby(circumstances(table, by), sort=False)]
     n = max(1, len(groups))
     names = [name for name, _ in groups] if n > 1 else None
-    fig = grid(n, vertical_spacing=min(1, 70 / _HEIGHT) / n, subplot_titles=names)
+    fig = grid(n, vertical_spacing=70 / _HEIGHT / n, subplot_titles=names)
     return fig.update_annotations(font_size=13), groups
 
 
@@ -143,8 +141,17 @@ def _unbeaten(means):
     best = [arm for arm, on in zip(points, _front([*points.values()]), strict=True) if on]
     return best, sorted(points[arm] for arm in best)
 
-# %% ../../nbs/show/03_charts.ipynb #5c193065
-_EDGE = dict(width=1, color="white")
+# %% ../../nbs/show/03_charts.ipynb #ac452337
+def _arm(fig, row, x, y, means, look):
+    "One arm's runs at `x` and `y`, small, and their `means`, large, with intervals."
+    label, colour, _, symbol = look
+    small = dict(opacity=0.45, legendgroup=label, showlegend=False)
+    said = "SA %{x:.1f} %, RA %{y:.1f} %"
+    add_points(fig, x, y, label, colour, symbol, 6, row, hovertemplate=said, **small)
+    sa, ra = means
+    large = dict(error_x=bars([sa]), error_y=bars([ra]), marker_line=dict(width=1, color="white"))
+    large |= dict(hovertemplate=f"mean of {len(x)}: {said}", **once(fig, label))
+    add_points(fig, [sa[0]], [ra[0]], label, colour, symbol, 13, row, **large)
 
 
 def _plane(fig, row, group, look, robust):
@@ -153,19 +160,11 @@ def _plane(fig, row, group, look, robust):
     best, line = _unbeaten(means)
     x, y = zip(*line, strict=True)
     dotted = dict(mode="lines", line=dict(color=GREY, width=1.5, dash="dot"), hoverinfo="skip")
-    fig.add_scatter(
-        x=x, y=y, name="Pareto front", row=row, col=1, **dotted, **once(fig, "Pareto front")
-    )
-    for arm, (sa, ra) in means.items():
-        label, colour, _, symbol = look[arm]
+    front = "Pareto front"
+    add_points(fig, x, y, front, GREY, row=row, **dotted, **once(fig, front))
+    for arm, pair in means.items():
         runs = group[group.arm == arm]
-        drawn = (100 * runs.sa, 100 * runs[robust], label, colour, symbol, 6, row)
-        more = dict(opacity=0.45, legendgroup=label, showlegend=False)
-        add_points(fig, *drawn, **more, hovertemplate="SA %{x:.1f} %, RA %{y:.1f} %")
-        drawn = ([sa[0]], [ra[0]], label, colour, symbol, 13, row)
-        more = dict(error_x=bars([sa]), error_y=bars([ra]), marker_line=_EDGE, **once(fig, label))
-        said = f"mean of {len(runs)}: SA %{{x:.1f}} %, RA %{{y:.1f}} %"
-        add_points(fig, *drawn, **more, hovertemplate=said)
+        _arm(fig, row, 100 * runs.sa, 100 * runs[robust], pair, look[arm])
     return ", ".join(look[arm][0] for arm in best)
 
 
@@ -182,26 +181,28 @@ def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
     axes = ("standard accuracy SA (%)", f"RA, {'PGD-10' if robust == 'ra' else 'AutoAttack'} (%)")
     return _finish_stack(fig, title, words if groups else "", *axes)
 
-# %% ../../nbs/show/03_charts.ipynb #b302fe4e
+# %% ../../nbs/show/03_charts.ipynb #3b98ad5c
+def _add_means(fig, row, means, name, colour, symbol, size, **more):
+    "A dict learning rate -> t interval as markers with bars."
+    if means:
+        more |= dict(error_y=bars(means.values()), **once(fig, name))
+        more |= dict(hovertemplate="learning rate %{x:.3g}: %{y:.1f} %")
+        y = [mean for mean, *_ in means.values()]
+        add_points(fig, list(means), y, name, colour, symbol, size, row, **more)
+
+
 def _rate_line(fig, row, runs, look, measure):
     "One arm's line over the rates that were set, and its star."
     label, colour, dash, symbol = look
     auto = runs.get("lr_setting", pd.Series("", index=runs.index)).astype(str) == "auto"
-    set_ = {lr: t_interval(100 * at[measure]) for lr, at in runs[~auto].groupby("lr")}
-    line = dict(
-        symbol=symbol, size=8, mode="lines+markers", line=dict(color=colour, dash=dash, width=2)
-    )
-    found = {}
+    means = {lr: t_interval(100 * at[measure]) for lr, at in runs[~auto].groupby("lr")}
+    line = dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2))
+    _add_means(fig, row, means, label, colour, symbol, 8, **line)
     if auto.any():
         lr = float(np.exp(np.log(runs[auto].lr).mean()))
-        found = {lr: t_interval(100 * runs[auto][measure])}
-    star = dict(symbol="star", size=14, marker_line=dict(width=1, color="#1b1b1b"))
-    for name, means, more in ((label, set_, line), (f"{label}, rate found", found, star)):
-        if means:
-            y = [mean for mean, _, _ in means.values()]
-            more |= dict(row=row, error_y=bars(means.values()), **once(fig, name))
-            said = "learning rate %{x:.3g}: %{y:.1f} %"
-            add_points(fig, list(means), y, name, colour, hovertemplate=said, **more)
+        means = {lr: t_interval(100 * runs[auto][measure])}
+        edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
+        _add_means(fig, row, means, f"{label}, rate found", colour, "star", 14, **edge)
 
 
 def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:

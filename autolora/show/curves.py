@@ -71,11 +71,10 @@ def _mark_decisions(fig, history, colour, words):
     add_points(fig, table.epoch + 0.5, table.lr, "halved", *look, **hover)
     middle = floats(history, "epoch").max() / 2
     for d in table.itertuples() if words else ():
-        right = dict(xanchor="left", xshift=9, yshift=14)
-        left = dict(xanchor="right", xshift=-9, yshift=-14)
-        place = dict(x=d.epoch + 0.5, y=math.log10(d.lr), row=1, col=1)
-        place |= right if d.epoch < middle else left
-        fig.add_annotation(text=d.short, showarrow=False, font_size=11, **place)
+        side = 1 if d.epoch < middle else -1
+        place = dict(x=d.epoch + 0.5, y=math.log10(d.lr), xshift=9 * side, yshift=14 * side)
+        place["xanchor"] = "left" if side > 0 else "right"
+        fig.add_annotation(text=d.short, showarrow=False, font_size=11, row=1, col=1, **place)
 
 # %% ../../nbs/show/02_curves.ipynb #2674ee38
 _WEIGHTS = {
@@ -139,6 +138,19 @@ def _add_accuracies(fig, runs, over, n, hover):
                 look = (f"{run.label}, {column.upper()}", run.colour, run.dash)
             add_band(fig, x, share, images)
             add_line(fig, x, 100 * share, *look, symbol, hovertemplate=f"{hover}: %{{y:.1f}} %")
+    fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
+
+
+def _mark_best(fig, run, name, colour):
+    "A star at the best epoch of `run`; what was reached there, in words."
+    best = best_epoch(run.data)
+    if best is None:
+        return ""
+    star = dict(symbol="star-open", size=18, marker_line_width=2)
+    said = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
+    add_points(fig, [best.epoch], [100 * best.ra], name, colour, **star, hovertemplate=said)
+    reached = f"SA {pct(floats(run.data, 'sa')[best.name])} %, RA {pct(best.ra)} %."
+    return run.says(f"best at epoch {best.epoch:.0f}, {reached}")
 
 
 def plot_accuracy(history: pd.DataFrame | dict) -> go.Figure:
@@ -146,25 +158,14 @@ def plot_accuracy(history: pd.DataFrame | dict) -> go.Figure:
     epoch marked; `history` as in `plot_angles`."""
     runs = runs_of(history)
     fig = blank()
-    words = []
     _add_accuracies(fig, runs, "epoch", "n_val", "epoch %{x}")
-    for run in runs:
-        best = best_epoch(run.data)
-        if best is None:
-            continue
-        sa = floats(run.data, "sa")[best.name]
-        reached = f"SA {pct(sa)} %, RA {pct(best.ra)} %."
-        words.append(run.says(f"best at epoch {best.epoch:.0f}, {reached}"))
-        look = ("best epoch", GREY)
-        if len(runs) > 1:
-            look = (f"{run.label}, best epoch", run.colour)
-        star = dict(symbol="star-open", size=18, marker_line_width=2)
-        said = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
-        add_points(fig, [best.epoch], [100 * best.ra], *look, **star, hovertemplate=said)
-    fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
+    looks = [(f"{run.label}, best epoch", run.colour) for run in runs]
+    if len(runs) == 1:
+        looks = [("best epoch", GREY)]
+    words = [_mark_best(fig, run, *look) for run, look in zip(runs, looks, strict=True)]
     epoch_axis(fig, runs)
     height = 400 if len(runs) < 2 else 470
-    return finish(fig, "Accuracy on the validation images", " ".join(words), height)
+    return finish(fig, "Accuracy on the validation images", " ".join(filter(None, words)), height)
 
 # %% ../../nbs/show/02_curves.ipynb #67704239
 _TERMS = {
@@ -231,7 +232,18 @@ def plot_range_test(event: dict | None) -> go.Figure:
         words.append(f"It took {duration(event['seconds'])}")
     return finish(fig, title, ". ".join(filter(None, words)))
 
-# %% ../../nbs/show/02_curves.ipynb #9271c412
+# %% ../../nbs/show/02_curves.ipynb #65700ada
+def _at_scale(runs, scale):
+    "What `runs` reach at `scale`, where it was measured, in words."
+    words = []
+    for run in runs:
+        at = "At" if len(runs) == 1 else f"{run.label} at"
+        for row in run.data[run.data.scale == scale].itertuples():
+            reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
+            words.append(f"{at} s = {scale:g}: {reached}, on {row.n} validation images.")
+    return " ".join(words)
+
+
 def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 %
     intervals; `scale` is marked.
@@ -239,27 +251,17 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     `slides`: a dict name -> what was measured at the end of the run, as a dict of the lists
     `scale`, `sa`, `ra` and of `n` images; names as in `plot_angles`."""
     fig = blank()
-    columns = ("scale", "sa", "ra", "n")
-    runs = [
-        run._replace(data=pd.DataFrame({c: run.data[c] for c in columns}))
-        for run in runs_of(slides)
-        if run.data
-    ]
+    table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")})
+    runs = [run._replace(data=table(run.data)) for run in runs_of(slides) if run.data]
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
-    words = []
-    for run in runs:
-        at = "At" if len(runs) == 1 else f"{run.label} at"
-        for row in run.data[run.data.scale == scale].itertuples():
-            reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
-            words.append(f"{at} s = {scale:g}: {reached}, on {row.n} validation images.")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
     across = "scale s of the branch: 0 robust, 1 natural"
     fig.update_xaxes(title_text=across, range=[-0.03, 1.03])
-    fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
+    words = _at_scale(runs, scale)
     if not runs:
-        words = ["Measured at the end of a run whose method has a low-rank branch."]
-    return finish(fig, "From robust to natural, without training", " ".join(words))
+        words = "Measured at the end of a run whose method has a low-rank branch."
+    return finish(fig, "From robust to natural, without training", words)
 
 # %% ../../nbs/show/02_curves.ipynb #d1bb0747
 PANELS = {

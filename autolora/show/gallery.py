@@ -41,7 +41,7 @@ def _show_image(fig, image, words, row, col):
 
 def _finish_images(fig, title, words, height):
     "`finish` for images, whose axes have no ticks."
-    bare = dict(showticklabels=False, showgrid=False)
+    bare = dict(showticklabels=False, showgrid=False, ticks="")
     finish(fig, title, words, height).update_xaxes(bare).update_yaxes(bare)
     return fig.update_layout(margin_b=48)
 
