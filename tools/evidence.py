@@ -171,7 +171,10 @@ def main():
         protocol["settings"]["weights"] = Path(args.weights).name
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
     print(
-        f"{summary(table).to_string(index=False)}\n\n{tests(table, against=arms[0]).to_string(index=False)}\n\nWritten: {RESULTS / name}.csv"
+        summary(table).to_string(index=False),
+        tests(table, against=arms[0]).to_string(index=False),
+        f"Written: {RESULTS / name}.csv",
+        sep="\n\n",
     )
 
 

@@ -12,8 +12,7 @@ import time
 from threading import Thread, Timer
 
 from ..core.errors import AutoLoRaError
-from ..data.loading import load_task
-from .choices import Costs
+from .choices import Costs, task_of
 from .desk import Desk
 from .painter import Workshop
 from .pictures import alert, outcome, progress, thumbnails
@@ -196,7 +195,7 @@ class Checker:
     def _try(self, choice, wish):
         desk, fields = self.desk, self.desk.controls.fields
         try:
-            task = load_task(choice["data"], limit=choice["limit"], size=choice["size"])
+            task = task_of(choice)
         except AutoLoRaError as error:
             return fields["data"].refuse(str(error))
         desk.about.value = thumbnails(task)

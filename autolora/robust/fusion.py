@@ -67,8 +67,7 @@ def _fits_space_to_depth(conv):
 
 # %% ../../nbs/robust/00_fusion.ipynb #ec41d51f
 def _fused_tensors(conv, bn):
-    """The `(weight, bias)` of the one convolution that does what `conv` and then `bn` (None:
-    nothing) do in eval mode."""
+    "`(weight, bias)` of a convolution that does what `conv`, then `bn` or None do in eval mode."
     weight = conv.weight
     bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
     if bn is None:
@@ -89,8 +88,7 @@ class _Tracer(fx.Tracer):
 
 # %% ../../nbs/robust/00_fusion.ipynb #f55d462c
 def _pairs(graph, modules):
-    """`(node of a convolution, node of the BatchNorm to fold into it or None)` for each convolution
-    that is worth replacing."""
+    "The nodes of each convolution worth replacing and of the BatchNorm to fold into it, or None."
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
 
     def once(node, kind):
@@ -108,34 +106,31 @@ def _pairs(graph, modules):
                 yield node, bn
 
 # %% ../../nbs/robust/00_fusion.ipynb #29e0c347
-class FusedCopy(nn.Module):
-    """What `model`, an `nn.Module` in eval mode on images (N, C, H, W), computes, in fewer and
-    faster operations.
+class FusedCopy(fx.GraphModule):
+    """What `model` in eval mode computes on images (N, C, H, W), in fewer and faster operations.
 
     Convolutions with something folded in are copies, which `refresh` brings up to date; all else is
     the model's own. `pairs`: each copy with the convolution and the BatchNorm (or None) behind it.
     Raises what `torch.fx` raises for a model that can't be traced."""
 
     def __init__(self, model: nn.Module):
-        super().__init__()
         graph = _Tracer().trace(model)
+        super().__init__(model, graph)
         modules = dict(model.named_modules())
         found = list(_pairs(graph, modules))
-        self.net = fx.GraphModule(model, graph)
         self.pairs = [self._replace(node, bn, modules) for node, bn in found]
-        self.net.recompile()
-        self.net.delete_all_unused_submodules()
+        self.recompile()
+        self.delete_all_unused_submodules()
         self._forward_pre_hooks = model._forward_pre_hooks  # who watches the model, watches this
 
     def _replace(self, node, bn, modules):
         conv = modules[node.target]
         new = (_SpaceToDepth if _fits_space_to_depth(conv) else _FusedConv)(conv)
-        parent, _, name = node.target.rpartition(".")
-        setattr(self.net.get_submodule(parent), name, new)
+        self.set_submodule(node.target, new)
         if bn is None:
             return new, conv, None
         bn.replace_all_uses_with(node)
-        self.net.graph.erase_node(bn)
+        self.graph.erase_node(bn)
         return new, conv, modules[bn.target]
 
     @torch.no_grad()
@@ -149,9 +144,6 @@ class FusedCopy(nn.Module):
         "Free the folded weights, until the next `refresh`."
         for new, _, _ in self.pairs:
             new.drop()
-
-    def forward(self, x):
-        return self.net(x)
 
 # %% ../../nbs/robust/00_fusion.ipynb #ddb12348
 _COPIES = weakref.WeakKeyDictionary()  # model -> its FusedCopy, or a sentence why it has none
@@ -170,8 +162,7 @@ def plain_attacks():
 # %% ../../nbs/robust/00_fusion.ipynb #9801ee76
 @torch.no_grad()
 def _agrees(copied, model, x):
-    """Whether both give the same logits for the first two images of `x`, to a thousandth of the
-    largest."""
+    "Whether both give the same logits, to a thousandth of the largest, for two images of `x`."
     try:
         ours = copied.refresh()(x[:2])
         theirs = model(x[:2])

@@ -122,7 +122,7 @@ def add_band(fig: go.Figure, x: pd.Series, share: pd.Series, n: pd.Series):
 
 def bars(means: Iterable) -> dict:
     "The intervals of `[(mean, low, high)]` as plotly's error bars."
-    mean, low, high = np.transpose(means)
+    mean, low, high = np.array([*means]).T
     return dict(array=high - mean, arrayminus=mean - low, thickness=1.5)
 
 # %% ../../nbs/show/00_drawing.ipynb #98d6d0f6
