@@ -140,8 +140,7 @@ register_parametrisation("rosa", _ROSA)
 
 # %% ../../nbs/models/03_parametrisations.ipynb #50c6192a
 def _init_efft(weight, rank):
-    """U (rows, inner) from N(0, 1) and V (inner, columns) zero, shared; the core C (inner, inner),
-    the weight's own.
+    """U (rows, inner) from N(0, 1), V (inner, columns) zero, both shared; its own C (inner, inner).
 
     Source: Chen 2023 (EFFT)."""
     rows, inner, columns = _matrix_shape(weight.shape, rank)
@@ -215,9 +214,8 @@ def _act_ln_lora(f, module, x, out):
     return _mix(module, _project(module, normed, f["A"]), f["B"])
 
 
-register_parametrisation(
-    "ln_lora", Parametrisation("LayerNorm, then low rank", _init_ln_lora, act=_act_ln_lora)
-)
+_LN_LORA = Parametrisation("LayerNorm, then low rank", _init_ln_lora, act=_act_ln_lora)
+register_parametrisation("ln_lora", _LN_LORA)
 
 # %% ../../nbs/models/03_parametrisations.ipynb #df0d794a
 @lru_cache(maxsize=64)
@@ -245,9 +243,8 @@ def _act_foura(f, module, x, out):
     return _mix(module, _mix(module, u, f["W"]).sigmoid() * u, back.T @ f["B"])
 
 
-register_parametrisation(
-    "foura", Parametrisation("gated low rank in frequencies", _init_foura, act=_act_foura)
-)
+_FOURA = Parametrisation("gated low rank in frequencies", _init_foura, act=_act_foura)
+register_parametrisation("foura", _FOURA)
 
 # %% ../../nbs/models/03_parametrisations.ipynb #a506fb6e
 def _init_adakron(module, rank):
@@ -257,9 +254,9 @@ def _init_adakron(module, rank):
     out = _channels(module)[1]
     p = _even_divisor(out)
     shapes = {"A": (rank, out), "P": (p, rank), "C": (rank, out)}
-    new = module.weight.new_empty
+    new = module.weight.new_zeros
     f = {name: new(shape).normal_() / shape[1] ** 0.5 for name, shape in shapes.items()}
-    return f | {"Q": module.weight.new_zeros(out // p, rank)}
+    return f | {"Q": new(out // p, rank)}
 
 
 def _act_adakron(f, module, x, out):

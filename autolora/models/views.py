@@ -20,16 +20,20 @@ from ..core.errors import AutoLoRaError
 from .parametrisations import PARAMETRISATIONS, check_start
 from .parts import eval_mode, split_parameters
 
-# %% ../../nbs/models/04_views.ipynb #cf84b885
-def _tensor_of(model, name):
-    "The tensor that `model` now holds under a parameter's `name`, inside a functional call too."
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
+# %% ../../nbs/models/04_views.ipynb #e25732cf
+def _owner(model, name):
+    "The module whose parameter is called `name`."
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _live(model):
+    "The feature extractor's tensors, name -> tensor; those of a call inside a functional call."
+    names = split_parameters(model)[0]
+    return {name: getattr(_owner(model, name), name.rpartition(".")[2]) for name in names}
 
 
 def _detached(model):
-    "The feature extractor's parameters, detached: name -> tensor."
-    return {name: _tensor_of(model, name).detach() for name in split_parameters(model)[0]}
+    return {name: tensor.detach() for name, tensor in _live(model).items()}
 
 
 def frozen_call(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -83,12 +87,8 @@ def adaptable(model: nn.Module) -> list[str]:
 
 # %% ../../nbs/models/04_views.ipynb #37b149de
 def _select(model, where=None):
-    """The names of the weights that get a branch: all of `adaptable(model)` but the stem, or those
-    among them that `where` picks.
-
-    `where`: fnmatch patterns over dotted parameter names, in a list or with commas between (any may
-    match; the stem can be picked), or a function name -> bool. Raises `AutoLoRaError` if nothing is
-    left."""
+    """The names of the weights that get a branch: those of `adaptable(model)` that `where` picks,
+    or all but the stem's. Raises `AutoLoRaError` if nothing is left."""
     names = adaptable(model)
     if not where:
         if names[1:]:
@@ -106,20 +106,14 @@ def _select(model, where=None):
         f"{', '.join(names[:3]) or 'none, as it has no such weight'}."
     )
 
-# %% ../../nbs/models/04_views.ipynb #e25732cf
-def _owner(model, name):
-    "The module whose parameter is called `name`."
-    return model.get_submodule(name.rpartition(".")[0])
-
-
+# %% ../../nbs/models/04_views.ipynb #7d0cb00a
 def _hookable(model, name):
     """Whether a change of activations fits the weight `name`: its layer runs as a layer, not as a
     part of attention, and gets several channels."""
     layer = _owner(model, name)
     above = _owner(model, name.rpartition(".")[0])
-    if isinstance(layer, nn.MultiheadAttention) or isinstance(above, nn.MultiheadAttention):
-        return False
-    return layer.weight.shape[1] * getattr(layer, "groups", 1) > 1
+    attention = any(isinstance(module, nn.MultiheadAttention) for module in (layer, above))
+    return not attention and layer.weight.shape[1] * getattr(layer, "groups", 1) > 1
 
 # %% ../../nbs/models/04_views.ipynb #2133db5d
 class LowRankBranch(View):
@@ -130,6 +124,8 @@ class LowRankBranch(View):
     a list or with commas between, or a function name -> bool; all but the stem and the head without
     it. `parametrisation`: one of `PARAMETRISATIONS`. Raises `AutoLoRaError` for a rank below 1, an
     unknown parametrisation or if `where` picks nothing. Source: eq. 5 of Xu et al. 2024."""
+
+    _base = staticmethod(_detached)  # what the change is added to
 
     def __init__(self, model: nn.Module, rank: int = 8, where=None, parametrisation: str = "lora"):
         super().__init__(model)
@@ -144,8 +140,7 @@ class LowRankBranch(View):
             self._start(name, form)
 
     def _start(self, name, form):
-        """Make the factors of one weight, but those that it shares with an earlier one, and make
-        sure that they can learn."""
+        "Make the factors of one weight, as far as they aren't shared and there, and check them."
         weight = self.model.get_parameter(name).detach()
         module = _owner(self.model, name)
         made = form.init(weight if form.delta else module, self.rank)
@@ -164,15 +159,12 @@ class LowRankBranch(View):
         "The factors of the weight `name`, live."
         return {factor: getattr(self, factor)[key] for factor, key in self.keys[name].items()}
 
-    def _base(self):
-        return _detached(self.model)
-
     def weights(self, scale=1.0):
         """The feature extractor's weights on the branch; the head is left out.
 
         `scale`: 1 is the trained branch, 0 the plain model; in between, one trained model slides
         from robust to natural."""
-        found = self._base()
+        found = self._base(self.model)
         for name, form in self.forms.items():
             if form.delta:
                 change = form.delta(self.factors(name), found[name].shape)
@@ -189,8 +181,7 @@ class LowRankBranch(View):
         return _owner(self.model, name).register_forward_hook(change)
 
     def forward(self, x, scale=1.0):
-        """Logits of the branch; in training mode it updates the model's BatchNorm statistics, as
-        any forward does."""
+        "In training mode it updates the model's BatchNorm statistics, as any forward does."
         with contextlib.ExitStack() as hooks:
             for name, form in self.forms.items():
                 if form.act:
@@ -200,10 +191,7 @@ class LowRankBranch(View):
     @torch.no_grad()
     def merged(self, scale: float = 1.0) -> nn.Module:
         """A copy of the model with `scale` times the branch in it, free of any graph: a plain model
-        with changed weights.
-
-        Where the parametrisation works on activations, which no weight can stand for, it is a
-        `Carrier`."""
+        with changed weights, or a `Carrier` where the parametrisation works on activations."""
         model, branch = copy.deepcopy((self.model, self))
         if any(form.act for form in self.forms.values()):
             return Carrier(model, branch, scale)
@@ -232,15 +220,11 @@ class LowRankBranch(View):
             if form.observe:
                 form.observe(self.factors(name))
 
-# %% ../../nbs/models/04_views.ipynb #f5803ff4
+# %% ../../nbs/models/04_views.ipynb #12e411b4
 class OpenBranch(LowRankBranch):
-    """A `LowRankBranch` whose answers train the feature extractor too: the factors without the
-    stop-gradient.
+    "A `LowRankBranch` whose answers train the feature extractor too. Not in the paper."
 
-    Not in the paper."""
-
-    def _base(self):
-        return {name: _tensor_of(self.model, name) for name in split_parameters(self.model)[0]}
+    _base = staticmethod(_live)
 
 # %% ../../nbs/models/04_views.ipynb #d262e726
 class Carrier(nn.Module):
