@@ -122,10 +122,7 @@ _WEIGHTS = files("autolora") / "weights"
 
 def _embedded(name, pretrained_on, widths, strides, mean, std):
     "Register a backbone whose weights ship with the package."
-
-    def build(num_classes):
-        return MiniResNet(len(mean), num_classes, widths, strides)
-
+    build = lambda num_classes: MiniResNet(len(mean), num_classes, widths, strides)
     about = f"small residual net, adversarially pre-trained on {pretrained_on}"
     weights = partial(load_file, _WEIGHTS / f"{name}.safetensors")
     register_backbone(name, Backbone(about, build, mean, std, weights, len(mean)))
@@ -133,16 +130,10 @@ def _embedded(name, pretrained_on, widths, strides, mean, std):
 
 def _torchvision_resnet(name):
     "A `Backbone` of torchvision's `name`, which fetches its ImageNet weights when asked for them."
-
-    def build(num_classes):
-        return import_torchvision("models").get_model(name, num_classes=num_classes)
-
-    def weights():
-        known = import_torchvision("models").get_model_weights(name)
-        return known.DEFAULT.get_state_dict(progress=False)
-
-    about = f"torchvision {name}, ImageNet weights (not robust)"
-    return Backbone(about, build, *IMAGENET, weights)
+    zoo = partial(import_torchvision, "models")  # torchvision is imported when it is needed
+    build = lambda num_classes: zoo().get_model(name, num_classes=num_classes)
+    weights = lambda: zoo().get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+    return Backbone(f"torchvision {name}, ImageNet weights (not robust)", build, *IMAGENET, weights)
 
 # %% ../../nbs/models/02_backbones.ipynb #a43c9b63
 _embedded("robust_mini_gray", "Fashion-MNIST, L-inf 0.1", (64, 128), (2, 2), (0.286,), (0.353,))
