@@ -148,6 +148,22 @@ class HeadOnly(TRADES):
         return frozen_call(self.model, x)
 
 
+class Weak(AT):
+    def path(self, x):
+        return frozen_call(self.model, x)
+
+
+class Mixed(TRADES):
+    def loss(self, nat, adv, y):
+        terms = super().loss(nat, adv, y)
+        return {"ce_nat": terms["ce_nat"] + 0.1 * adv.mean(), "kl": terms["kl"]}
+
+
+class Constant(TRADES):
+    def loss(self, nat, adv, y):
+        return super().loss(nat, adv, y) | {"ce_nat": torch.ones(())}
+
+
 class Swapped(TRADES):
     natural = ("kl",)
     adversarial = ("ce_nat",)
@@ -202,6 +218,11 @@ class Forgetful(AutoLoRa):
     remembers = ()
 
 
+class Amnesic(AT):
+    def load_state_dict(self, state):
+        pass
+
+
 class Nameless(AT):
     label = ""
 
@@ -212,6 +233,9 @@ class Nameless(AT):
         (Leaky, r"'ce_nat' leaks into the feature extractor \(net.stem.0.weight\)"),
         (Aimless, "'ce_nat' reaches neither a branch nor the head"),
         (HeadOnly, "'ce_nat' doesn't reach the feature extractor"),
+        (Weak, "'ce_adv' reaches nothing that is trained for it"),
+        (Mixed, "'ce_nat' depends on the adversarial logits"),
+        (Constant, "'ce_nat' doesn't depend on the natural logits"),
         (Swapped, "'ce_nat' doesn't depend on adversarial logits"),
         (Undeclared, "'size' is declared in none"),
         (Twice, "'kl' is declared more than once"),
@@ -222,6 +246,7 @@ class Nameless(AT):
         (Homeless, r"a tensor of shape \(\), which is in none of modules"),
         (Careless, "changes modes"),
         (Forgetful, "trains to unequal weights"),
+        (Amnesic, "doesn't bring back"),
         (Nameless, "its label must be"),
         (nn.Linear, "derived from Method"),
     ],
