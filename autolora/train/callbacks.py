@@ -188,6 +188,6 @@ class Control(Callback):
         self.position = (learner.epoch, learner.step, learner.steps, learner.epochs)
 
     def after_epoch(self, learner):
-        self.before_step(learner)
+        self.position = (learner.epoch, 0, learner.steps, learner.epochs)
         learner.record["paused_seconds"] = self.lost
         self.lost = 0.0
