@@ -28,8 +28,8 @@ from ..methods.registry import make_method
 from ..robust.evaluation import evaluate
 from ..robust.fusion import explain_speed, plain_attacks
 from .folder import Run, create_run
-from .preparation import cost, prepare
-from .settings import settings_from
+from .preparation import Prepared, cost, prepare
+from .settings import SETTINGS
 from ..show.card import write_card
 from ..show.report import write_report
 from autolora.train.callbacks import (
