@@ -278,41 +278,12 @@ def tune(backbone, data, **given):
     _show(tuning.best)
 
 # %% ../nbs/01_cli.ipynb #2efcb0ff
-def _first(thing):
-    "The first sentence of a docstring."
-    return " ".join((thing.__doc__ or "").split()).split(". ")[0].rstrip(".")
-
-
-def _known():
-    "Everything known by name: title -> (name -> what it is)."
-    from autolora.data.task import TASKS
-    from autolora.methods.registry import METHODS
-    from autolora.models.backbones import BACKBONES
-    from autolora.models.parametrisations import PARAMETRISATIONS
-    from autolora.robust.evaluation import ATTACKS
-    from autolora.runs.pretraining import OBJECTIVES
-    from autolora.runs.settings import HEADS, SETTINGS
-
-    told = lambda table: " ".join(f"{name}={value}" for name, value in table.defaults.items())
-    return {
-        "backbones": {name: b.description for name, b in BACKBONES.items()},
-        "data": {name: _first(builder) for name, builder in TASKS.items()},
-        "methods": {name: f"{m.label}: {_first(m)}" for name, m in METHODS.items()},
-        "heads": dict(zip(HEADS, ("a fresh one", SETTINGS["head"].about), strict=True)),
-        "parametrisations": {name: p.description for name, p in PARAMETRISATIONS.items()},
-        "attacks": {name: _first(attack) for name, attack in ATTACKS.items()},
-        "objectives of pretrain": {
-            name: f"{m.label}: {_first(m)}" for name, m in OBJECTIVES.items()
-        },
-        "settings of every run": {name: s.help for name, s in _in_words(SETTINGS).items()},
-        "settings of a method": {name: told(m.settings) for name, m in METHODS.items()},
-    }
-
-
 @verb("list")
 def _list():
     "The backbones, data sets, methods and whatever else is known by name, and all settings."
-    for title, items in _known().items():
+    from autolora.runs.known import known
+
+    for title, items in known().items():
         print(title)
         for name, text in items.items():
             print(f"  {name:18} {text}")
