@@ -1,4 +1,6 @@
-"""Package metadata comes from settings.ini, the version from autolora/__init__.py: no fact stands in two files."""
+"""The package's metadata comes from settings.ini, its version from autolora/__init__.py.
+
+No fact stands in two files."""
 
 import re
 from configparser import ConfigParser

@@ -1,12 +1,12 @@
 from . import core as core
 from . import data as data
+from . import lab as lab
+from . import methods as methods
 from . import models as models
 from . import robust as robust
-from . import train as train
-from . import methods as methods
-from . import show as show
 from . import runs as runs
-from . import lab as lab
+from . import show as show
+from . import train as train
 from .core.errors import AutoLoRaError as AutoLoRaError
 from .lab.panel import Lab as Lab
 from .robust.evaluation import evaluate as evaluate

@@ -61,9 +61,9 @@ def timed_log():
 def settle(lab):
     """Wait until `lab` has drawn the end of a training and measured what the next would cost: that
     isn't what is timed."""
-    while lab._follower:
+    while lab.follower.thread:
         time.sleep(0.1)
-    lab._checker.join()
+    lab.checker.timer.join()
 
 
 def train(lab, folder, epochs, angles=True):
@@ -76,7 +76,7 @@ def train(lab, folder, epochs, angles=True):
     with timed_log() as writing:
         trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
         if lab:
-            lab._follow_soon()
+            lab.follower.soon()
         trainer.wait()
     return Run(folder).history.seconds[1:].mean(), sum(writing) / epochs
 

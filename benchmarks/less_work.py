@@ -93,7 +93,10 @@ def main():
     )
     pareto(study.table).write_html(study.path / "pareto.html")
     print(
-        f"{found.to_string(index=False)}\n\n{tests(study.table, against='autolora').to_string(index=False)}\n\nPareto plot: {study.path / 'pareto.html'}"
+        found.to_string(index=False),
+        tests(study.table, against="autolora").to_string(index=False),
+        f"Pareto plot: {study.path / 'pareto.html'}",
+        sep="\n\n",
     )
 
 

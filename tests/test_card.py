@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autolora.show.report import write_card, write_report
+from autolora.show.card import write_card
+from autolora.show.report import write_report
 
 NASTY = "<script>window.smuggled = 1</script>"
 FLAGS = [
@@ -166,7 +167,8 @@ def test_card_holds_no_markup_of_others(state, tmp_path):
     text = write_card(state(tmp_path)).read_text(encoding="utf-8")
     outside_code = re.sub(r"```.*?```", "", text, flags=re.S)
     assert "<" not in outside_code
-    assert "2310.01818" in text and "Run.open" in text
+    assert "@software{autolora" in text and "Run.open" in text
+    assert ("2310.01818" in text) == (state is full_run)  # AutoLoRa's paper for its method only
     for table in re.findall(r"(?:^\|.*\n)+", outside_code, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 
@@ -203,3 +205,20 @@ def test_report_in_a_browser(state, scheme, tmp_path, chromium):
         assert set(colours) <= {"rgb(232, 232, 232)" if scheme == "dark" else "rgb(27, 27, 27)"}
         browser.close()
     assert complaints == [] and fetched == []
+
+
+def test_a_method_of_ones_own_is_cited(tmp_path, monkeypatch):
+    own = SimpleNamespace(label="Mine", bibtex="@misc{mine}", __doc__="A method.\n\nMore.")
+    monkeypatch.setattr("autolora.show.report.METHODS", {"mine": own})
+    run = begun(tmp_path)
+    run.config["method"] = "mine"
+    text = write_card(run).read_text(encoding="utf-8")
+    assert "Mine. A method." in text and "@misc{mine}" in text and "2310.01818" not in text
+
+
+def test_a_run_is_done_again_as_it_was_asked(tmp_path):
+    run = full_run(tmp_path)
+    run.config["asked"] = {"seed": 1, "sync_bn": False, "beta": 3}
+    text = write_card(run).read_text(encoding="utf-8")
+    assert "seed=1, sync_bn=False, beta=3)" in text
+    assert "--seed 1 --sync-bn false --beta 3\n" in text

@@ -14,7 +14,7 @@ from PIL import Image
 from autolora.core.errors import AutoLoRaError
 from autolora.data.images import Split
 from autolora.data.loading import load_task
-from autolora.data.task import Task
+from autolora.data.task import TASKS, Task, register_task
 
 RNG = np.random.default_rng(0)
 N = 300
@@ -327,6 +327,80 @@ def test_built_in(name, threat, shape):
     task = sound(load_task(name))
     assert str(task.threat) == threat and task.shape == shape and task.num_classes == 10
     assert load_task(name, size=10, limit=250).shape == (1, 10, 10)
+
+
+@pytest.mark.parametrize("name, inside", [("FashionMNIST", "FashionMNIST/raw"), ("CIFAR10", ".")])
+def test_data_below_the_working_directory_is_found(tmp_path, monkeypatch, name, inside):
+    monkeypatch.chdir(tmp_path)
+    task = {"FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10"}[name]
+    with pytest.raises(AutoLoRaError, match=r"data: .*root='data' \(--root data\)"):
+        load_task(task)
+    folder = tmp_path / "data" / inside
+    folder.mkdir(parents=True)
+    for start in ("train-images-idx3-ubyte", "data_batch_1"):
+        (folder / start).write_bytes(b"torn")
+    with pytest.raises(AutoLoRaError, match="^data.* damaged"):
+        load_task(task)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    "The tasks, put back afterwards."
+    assert list(TASKS)[:4] == ["digits", "mnist5k", "fashion_mnist", "cifar10"]
+    monkeypatch.setattr(TASKS, "_things", dict(TASKS._things))
+
+
+def test_a_registered_task_is_known_by_name(registry):
+    @register_task
+    def squares(root=None, size=None):
+        "Squares of a size."
+        side = size or 8
+        images = torch.zeros(400, 3, side, side)
+        return Task(root or "squares", ["a", "b"], Split(images, torch.arange(400) % 2))
+
+    task = sound(load_task("squares", root="elsewhere", size=6))
+    assert task.shape == (3, 6, 6) and task.name == "elsewhere"
+    assert task.augment_choice == "shift+flip (colour images are mirrored)"
+    with pytest.raises(AutoLoRaError, match="did you mean 'squares'"):
+        load_task("square")
+    with pytest.raises(AutoLoRaError, match="already"):
+        register_task(Task, name="digits")
+    register_task(name="nothing")(lambda root, size: None)
+    with pytest.raises(AutoLoRaError, match="must return a Task"):
+        load_task("nothing")
+
+
+@pytest.mark.parametrize("word", ["auto", "none", "shift", "shift+flip"])
+def test_augment_in_a_word(word):
+    task = load_task("digits", limit=250, augment=word)
+    again = load_task(load_task("digits", limit=250), augment=word)
+    assert task.augment_choice == again.augment_choice
+    assert task.augment_choice.split(" ")[0] == word.replace("auto", "shift")
+    assert task.augment_choice in task._repr_markdown_()
+    x = task.train.images(slice(0, 9))
+    if word == "none":
+        assert task.augment is None
+    else:
+        assert task.augment.keywords == dict(pad=1, flip=word == "shift+flip")
+        assert task.augment(x, torch.Generator().manual_seed(0)).shape == x.shape
+
+
+def test_augment_by_a_function_and_by_a_wrong_word():
+    def negative(x, generator):
+        return 1 - x
+
+    task = load_task("digits", limit=250, augment=negative)
+    assert task.augment is negative and task.augment_choice == "negative"
+    with pytest.raises(AutoLoRaError, match="augment 'filp'.*shift"):
+        load_task("digits", augment="filp")
+    with pytest.raises(AutoLoRaError, match="did you mean 'shift'"):
+        load_task("digits", augment="shfit")
+
+
+def test_a_task_made_by_hand_is_not_augmented_unasked():
+    task = Task("mine", list("abc"), Split(torch.zeros(N, 3, 8, 8), torch.from_numpy(Y)))
+    assert load_task(task).augment is None
+    assert load_task(task, augment="shift").augment_choice == "shift (as asked)"
 
 
 # ---- how it is split

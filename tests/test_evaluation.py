@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.robust.evaluation import evaluate
+from autolora import AutoLoRaError
+from autolora.robust import l2, linf, register_attack
+from autolora.robust.evaluation import ATTACKS, evaluate
 from autolora.robust.results import Report
 
 NETS = Path(__file__).parents[1].parent / "shared" / "data" / "robust_small_nets.npz"
@@ -142,3 +144,24 @@ def test_a_random_model_is_flagged():
     x = torch.rand(8, 1, 6, 6)
     report = evaluate(Noisy(), (x, x.flatten(1)[:, :4].argmax(1)), "linf:0.5", ("autoattack",))
     assert any("randomized" in alarm for alarm in report.alarms)
+
+
+def downhill(model, x, y, threat):
+    "Ten times too far along the gradient of the true logit, so that it has to be projected."
+    images = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(model(images).gather(1, y[:, None]).sum(), images)
+    return threat.step(x, -grad, 10 * threat.eps)
+
+
+@pytest.mark.parametrize("threat, dual", [(linf(0.005), 1), (l2(0.02), 2)], ids=str)
+def test_a_registered_attack_is_taken_by_its_name(threat, dual, monkeypatch):
+    monkeypatch.setattr(ATTACKS, "_things", dict(ATTACKS))
+    register_attack("downhill", downhill)
+    model, x, y = linear(2, 30, seed=1)
+    model[1].weight.data[1] = -model[1].weight[0]  # the true logit says it all
+    model[1].bias.data[1] = -model[1].bias[0]
+    y = model(x).argmax(1)
+    report = evaluate(model, (x, y), threat, ("none", "downhill"))
+    assert report["downhill"].correct == survivors(model, x, y, threat.eps, dual)
+    with pytest.raises(AutoLoRaError, match="did you mean 'downhill'"):
+        evaluate(model, (x, y), threat, ("none", "downhil"))

@@ -453,11 +453,20 @@ def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
 
 def clipped(page):
     "The words that don't fit: of pictures, beyond their edge; of controls, cut off."
-    return page.evaluate("""() => [...document.querySelectorAll('.autolora-plot')].flatMap(plot => {
-        const page = plot.getBoundingClientRect();
-        return [...plot.querySelectorAll('text')].filter(t => t.textContent.trim()).map(t => [t.textContent, t.getBoundingClientRect()])
-            .filter(([, r]) => r.width && (r.left < page.left - 1 || r.right > page.right + 1 || r.top < page.top - 1 || r.bottom > page.bottom + 1)).map(([text]) => text); })
-        .concat([...document.querySelectorAll('.autolora-lab .widget-checkbox label')].filter(l => l.scrollWidth > l.clientWidth + 1).map(l => l.textContent))""")
+    return page.evaluate("""() => {
+        const all = (node, what) => [...node.querySelectorAll(what)];
+        const out = (r, page) => r.width && (
+            r.left < page.left - 1 || r.right > page.right + 1
+            || r.top < page.top - 1 || r.bottom > page.bottom + 1);
+        const texts = all(document, '.autolora-plot').flatMap(plot => {
+            const page = plot.getBoundingClientRect();
+            return all(plot, 'text')
+                .filter(t => t.textContent.trim() && out(t.getBoundingClientRect(), page));
+        });
+        const cut = all(document, '.autolora-lab .widget-checkbox label')
+            .filter(label => label.scrollWidth > label.clientWidth + 1);
+        return texts.concat(cut).map(node => node.textContent);
+    }""")
 
 
 def check_look(page, name, dark):

@@ -87,7 +87,7 @@ def start(lab, epochs=2):
 def ended(lab, state):
     "Wait for the end of the training and of what the lab does then."
     lab.trainer.wait(60)
-    until(lambda: not lab._follower and not lab.trainer.busy, 30, "the end")
+    until(lambda: not lab.follower.thread and not lab.trainer.busy, 30, "the end")
     assert lab.trainer.jobs[0].state == state, lab.trainer.jobs[0].message
     assert not lab.start.disabled and lab.stop.disabled
     return lab.state.value
@@ -184,8 +184,9 @@ def test_damaged_data(lab, tmp_path):
 @pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_the_painter_is_lost(lab, how):
     start(lab)
-    until(lambda: lab._painter and lab._stand, 30, "a painter that answers")
-    painter, process = lab._painter, lab._painter.process
+    follower = lab.follower
+    until(lambda: follower.workshop.painter and follower.stand, 30, "a painter that answers")
+    painter, process = follower.workshop.painter, follower.workshop.painter.process
     os.kill(process.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
     if how == "hanging":
         painter.patience = 0.5

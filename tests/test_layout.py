@@ -189,7 +189,8 @@ def test_torch_free(module):
 
 def test_widgets_stay_in_the_lab():
     below = [named(path) for path in MODULES if path.parent.name in FLOORS[:-1]]
-    code = "import sys, importlib; [importlib.import_module(m) for m in {}]; print('ipywidgets' in sys.modules)"
+    code = "import sys, importlib; [importlib.import_module(m) for m in {}]; "
+    code += "print('ipywidgets' in sys.modules)"
     assert python(code.format(below)) == "False"
 
 

@@ -372,6 +372,7 @@ def test_a_start_at_zero_everywhere_is_refused(monkeypatch):
             for name, f in PARAMETRISATIONS["lokr"].init(weight, rank).items()
         }
 
-    monkeypatch.setitem(PARAMETRISATIONS, "dead", replace(PARAMETRISATIONS["lokr"], init=zeros))
+    dead = replace(PARAMETRISATIONS["lokr"], init=zeros)
+    monkeypatch.setitem(PARAMETRISATIONS._things, "dead", dead)
     with pytest.raises(AutoLoRaError, match="never learn"):
         LowRankBranch(mini(), parametrisation="dead")

@@ -2,6 +2,7 @@
 `finetune`, interrupted and resumed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,15 +13,21 @@ from autolora.core.errors import AutoLoRaError
 from autolora.core.machine import import_torchvision
 from autolora.core.threat import linf
 from autolora.data.loading import load_task
+from autolora.methods.autolora import AutoLoRa
+from autolora.methods.base import AT, TRADES
+from autolora.methods.contrastive import ACL, AIR
 from autolora.methods.registry import METHODS, make_method
 from autolora.methods.rivals import robust_criticality
 from autolora.models.backbones import load_backbone
+from autolora.models.parametrisations import PARAMETRISATIONS
+from autolora.models.views import frozen_call
 from autolora.robust.attacks import pgd
 from autolora.robust.losses import autolora_loss, kl_divergence, trades_loss
 from autolora.runs.finetuning import finetune
-from autolora.runs.folder import Run
+from autolora.runs.folder import Run, create_run
+from autolora.testing import check_method
 from autolora.train.callbacks import Control
-from autolora.train.learner import count_correct, set_lr, train_step
+from autolora.train.learner import Learner, count_correct, set_lr, train_step
 
 THREAT, Y = linf(0.1), torch.arange(12) % 10
 
@@ -34,11 +41,16 @@ def images(n=12, seed=1):
     return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def make(name, model=None, **options):
+def make(name, model=None, **settings):
     "The method, ready to train, on a seeded model."
-    method = make_method(name, model or fresh(), THREAT, **({"steps": 1} | options))
+    method = make_method(name, model or fresh(), THREAT, **({"steps": 1} | settings))
     method.train()
     return method
+
+
+def at_progress(share):
+    "What a method looks at in a learner before a step."
+    return SimpleNamespace(progress=share)
 
 
 def total(terms):
@@ -81,6 +93,167 @@ def step(method, x, y, lr=0.05):
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+# ---- the contract
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "The folder of a run of one epoch."
+    task = load_task("digits", limit=220)
+    run = create_run(tmp_path_factory.mktemp("rift") / "run", {"seed": 0})
+    method = make("at")
+    Learner(method, task, run, method.schedule(0.02, 1), 1, 40).fit()
+    return run.path
+
+
+@pytest.mark.parametrize("cls", [*METHODS.values(), ACL, AIR], ids=lambda cls: cls.name)
+def test_every_method_keeps_the_contract(cls, request):
+    own = {"run": str(request.getfixturevalue("finished"))} if cls.name == "rift" else {}
+    check_method(cls, steps=1, **own)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"route": route} for route in ("stop", "open", "shared")),
+        *({"kl": kl} for kl in ("detached", "none")),
+        *({"parametrisation": name} for name in PARAMETRISATIONS),
+    ],
+    ids=str,
+)
+def test_autolora_keeps_it_with_all_its_switches(settings):
+    check_method(AutoLoRa, steps=1, **settings)
+
+
+def test_full_lora_keeps_it_on_a_vit():
+    net = vit()
+    net.conv_proj = nn.Conv2d(1, 16, 4, 4)  # the digits are grey
+    check_method(METHODS["full_lora"], net, steps=1)
+
+
+class Leaky(AutoLoRa):
+    def natural_path(self, x):
+        return self.model(x)
+
+
+class Aimless(AutoLoRa):
+    def natural_path(self, x):
+        return self.branch(x).detach().requires_grad_()
+
+
+class HeadOnly(TRADES):
+    def natural_path(self, x):
+        return frozen_call(self.model, x)
+
+
+class Weak(AT):
+    def path(self, x):
+        return frozen_call(self.model, x)
+
+
+class Mixed(TRADES):
+    def loss(self, nat, adv, y):
+        terms = super().loss(nat, adv, y)
+        return {"ce_nat": terms["ce_nat"] + 0.1 * adv.mean(), "kl": terms["kl"]}
+
+
+class Constant(TRADES):
+    def loss(self, nat, adv, y):
+        return super().loss(nat, adv, y) | {"ce_nat": torch.ones(())}
+
+
+class Swapped(TRADES):
+    natural = ("kl",)
+    adversarial = ("ce_nat",)
+
+
+class Undeclared(TRADES):
+    def loss(self, nat, adv, y):
+        return super().loss(nat, adv, y) | {"size": 0.01 * adv.square().mean()}
+
+
+class Twice(TRADES):
+    other = ("kl",)
+
+
+class Never(TRADES):
+    other = ("size",)
+
+
+class Vector(TRADES):
+    def loss(self, nat, adv, y):
+        return super().loss(nat, adv, y) | {"kl": adv.sum(1)}
+
+
+class Infinite(TRADES):
+    def loss(self, nat, adv, y):
+        return super().loss(nat, adv, y) | {"kl": adv.sum() / 0}
+
+
+class Idle(TRADES):
+    def build(self, task):
+        self.beside["idle"] = nn.Linear(2, 2)
+
+
+class Homeless(TRADES):
+    def build(self, task):
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def parameters(self):
+        return [*super().parameters(), self.shift]
+
+    def path(self, x):
+        return super().path(x) + self.shift
+
+
+class Careless(AT):
+    def attack(self, x, y):
+        self.model.eval()
+        return x
+
+
+class Forgetful(AutoLoRa):
+    remembers = ()
+
+
+class Amnesic(AT):
+    def load_state_dict(self, state):
+        pass
+
+
+class Nameless(AT):
+    label = ""
+
+
+@pytest.mark.parametrize(
+    "cls, words",
+    [
+        (Leaky, r"'ce_nat' leaks into the feature extractor \(net.stem.0.weight\)"),
+        (Aimless, "'ce_nat' reaches neither a branch nor the head"),
+        (HeadOnly, "'ce_nat' doesn't reach the feature extractor"),
+        (Weak, "'ce_adv' reaches nothing that is trained for it"),
+        (Mixed, "'ce_nat' depends on the adversarial logits"),
+        (Constant, "'ce_nat' doesn't depend on the natural logits"),
+        (Swapped, "'ce_nat' doesn't depend on adversarial logits"),
+        (Undeclared, "'size' is declared in none"),
+        (Twice, "'kl' is declared more than once"),
+        (Never, "'size' is declared, but"),
+        (Vector, "'kl' must be a finite scalar"),
+        (Infinite, "'kl' must be a finite scalar"),
+        (Idle, "idle.weight, which no term reaches"),
+        (Homeless, r"a tensor of shape \(\), which is in none of modules"),
+        (Careless, "changes modes"),
+        (Forgetful, "trains to unequal weights"),
+        (Amnesic, "doesn't bring back"),
+        (Nameless, "its label must be"),
+        (nn.Linear, "derived from Method"),
+    ],
+)
+def test_a_breach_of_the_contract_is_told(cls, words):
+    with pytest.raises(AutoLoRaError, match=words):
+        check_method(cls, **{"steps": 1} if cls is not nn.Linear else {})
 
 
 # ---- TRADES, AFF
@@ -234,7 +407,7 @@ def test_lora_at_keeps_a_plain_model_with_the_factors_merged():
     start = state(method.model)
     for _ in range(3):
         step(method, images(), Y)
-    method.after_train()
+    method.after_train(None)
     for name, tensor in method.model.state_dict().items():
         key = name.replace(".", "/")
         if name in method.lora.names:
@@ -305,7 +478,7 @@ def test_full_lora_on_a_vit_through_finetune(tmp_path):
         lr=0.05,
         threat="linf:0.03",
         progress=False,
-        options={"steps": 1},
+        steps=1,
         out=tmp_path / "run",
     )
     run = finetune(vit(), (x, y), **call)
@@ -320,7 +493,7 @@ def test_full_lora_on_a_vit_through_finetune(tmp_path):
 def test_ar_at_without_invariance_is_two_cross_entropies():
     method, nat_net, adv_net = make("ar_at", gamma=0), fresh().train(), fresh().train()
     x, alpha = images(), 0.3
-    method.end_epoch(alpha)
+    method.weigh(alpha)
     x_adv = make("ar_at").attack(x, Y)
     expected = alpha * F.cross_entropy(adv_net(x_adv), Y) + (1 - alpha) * F.cross_entropy(
         nat_net(x), Y
@@ -330,7 +503,7 @@ def test_ar_at_without_invariance_is_two_cross_entropies():
 
 def test_ar_at_with_alpha_one_and_no_invariance_is_at():
     method, at = make("ar_at", gamma=0), make("at")
-    method.end_epoch(1.0)
+    method.weigh(1.0)
     a, b = total(method.losses(images(), Y)), total(at.losses(images(), Y))
     close(a, b)
     same_gradients(gradients(a, method.model), gradients(b, at.model))
@@ -362,7 +535,7 @@ def epoch(method, batches):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    method.after_train()
+    method.after_train(None)
 
 
 def test_ramp_with_b_zero_is_at():
@@ -377,7 +550,7 @@ def test_ramp_with_b_zero_is_at():
 def test_ramp_projects_the_natural_change_tensor_by_tensor():
     batches = [(images(seed=i), Y) for i in range(3)]
     ramp, at, nat = make("ramp"), make("at"), make("eps_schedule")
-    nat.before_step(0.0)  # no adversary yet: natural training
+    nat.before_step(at_progress(0.0))  # no adversary yet: natural training
     start = state(ramp.model)
     epoch(ramp, batches)
     epoch(at, batches)
@@ -397,17 +570,17 @@ def test_ramp_projects_the_natural_change_tensor_by_tensor():
 def test_a_ramp_of_no_length_is_the_plain_method():
     scheduled, at = make("eps_schedule", ramp_from=0, ramp_to=0), make("at")
     for progress in (0.0, 0.4, 0.99):
-        scheduled.before_step(progress)
-        at.before_step(progress)
+        scheduled.before_step(at_progress(progress))
+        at.before_step(at_progress(progress))
         close(total(scheduled.losses(images(), Y)), total(at.losses(images(), Y)))
         assert scheduled.settled
 
 
 def test_without_an_adversary_it_is_natural_training():
     scheduled, natural = make("eps_schedule"), fresh().train()
-    scheduled.before_step(0.1)
+    scheduled.before_step(at_progress(0.1))
     close(total(scheduled.losses(images(), Y)), F.cross_entropy(natural(images()), Y))
-    scheduled.before_step(0.5)
+    scheduled.before_step(at_progress(0.5))
     assert (
         scheduled.attack(images(), Y) - images()
     ).abs().max() <= 0.05 + 1e-6 and not scheduled.settled
@@ -426,7 +599,9 @@ def test_epochs_below_the_whole_eps_never_steer(tmp_path):
         test=False,
         angles=False,
         out=tmp_path / "run",
-        options={"ramp_from": 0.3, "ramp_to": 0.7, "steps": 1},
+        ramp_from=0.3,
+        ramp_to=0.7,
+        steps=1,
     )
     ramped = run.history[run.history.epoch <= 4]
     assert ramped.new_best.all() and ramped.reason.isna().all() and (ramped.lr == 0.05).all()
@@ -448,7 +623,7 @@ def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
         test=False,
         angles=False,
         out=tmp_path / "first",
-        options={"steps": 1},
+        steps=1,
     )
     robust = first.model.state_dict()
     second = finetune(
@@ -462,7 +637,7 @@ def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
         test=False,
         angles=False,
         out=tmp_path / "second",
-        options={"run": first.path},
+        run=first.path,
     )
     moved = {
         name
@@ -486,12 +661,7 @@ def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
     assert found(second)[1] >= found(first)[1] and found(second)[0] >= found(first)[0]
     with pytest.raises(AutoLoRaError, match="doesn't fit"):
         finetune(
-            "robust_mini_rgb",
-            "digits",
-            "rift",
-            limit=220,
-            out=tmp_path / "none",
-            options={"run": first.path},
+            "robust_mini_rgb", "digits", "rift", limit=220, out=tmp_path / "none", run=first.path
         )
 
 
@@ -512,7 +682,7 @@ def test_criticality_finds_the_weight_that_does_nothing():
 
 
 def test_shared_route_is_trades_under_autoloras_weights():
-    method, model = make("autolora_paper", route="shared", lam=1.0), fresh().train()
+    method, model = make("autolora_paper", route="shared", lam1=1.0), fresh().train()
     method.lam1, method.lam2 = 1.0, 6.0
     trades = make("trades")
     a, b = total(method.losses(images(), Y)), total(trades.losses(images(), Y))
@@ -566,7 +736,7 @@ def test_ours_is_the_published_objective_on_the_feature_extractor_without_its_fa
     as the docstring says."""
     ours, published, model = make("autolora"), make("autolora_paper"), fresh().train()
     for method in (ours, published):
-        method.end_epoch(0.3)
+        method.weigh(0.3)
     x_adv = make("autolora").attack(images(), Y)
     nat, adv = model(images()), model(x_adv)
     terms = ours.losses(images(), Y)
@@ -610,7 +780,7 @@ def test_a_checkpoint_with_another_optimiser_is_said(tmp_path):
         progress=False,
         angles=False,
         test=False,
-        options={"steps": 1},
+        steps=1,
         out=tmp_path / "run",
     )
     with pytest.raises(KeyboardInterrupt):
@@ -640,7 +810,7 @@ def test_rosa_learns_its_mask_in_a_run(tmp_path):
         angles=False,
         out=tmp_path / "run",
         parametrisation="rosa",
-        options={"steps": 1},
+        steps=1,
     )
     assert all(mask.any() for mask in run.branch.M.values())
     x = load_task("digits").test.images(slice(0, 4))
@@ -664,7 +834,7 @@ def test_a_robust_head_first(tmp_path):
         progress=False,
         angles=False,
         head="robust_linear",
-        options={"steps": 1},
+        steps=1,
     )
     whole = finetune(**call, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -697,7 +867,7 @@ def test_the_rate_is_found_before_the_head(tmp_path):
         progress=False,
         angles=False,
         test=False,
-        options={"steps": 1},
+        steps=1,
     )
     fresh, trained = (
         finetune(**call, head=head, out=tmp_path / head) for head in ("random", "robust_linear")
@@ -722,15 +892,16 @@ def test_two_sets_of_batchnorm_need_one(tmp_path, name):
 @pytest.mark.parametrize(
     "call, words",
     [
-        ({"method": "autolora", "options": {"kl": "detach"}}, "did you mean 'detached'"),
-        ({"method": "autolora", "options": {"lamb": 1}}, "did you mean 'lam'"),
-        ({"method": "autolora", "options": {"lam": 2}}, "share from 0 to 1"),
-        ({"method": "autolora", "options": {"where": "no.such"}}, "picks none"),
+        ({"method": "autolora", "kl": "detach"}, "did you mean 'detached'"),
+        ({"method": "autolora", "lamb": 1}, "did you mean 'lam1'"),
+        ({"method": "autolora", "lam1": 2}, "'auto' or a number from 0 to 1"),
+        ({"method": "autolora", "where": "no.such"}, "picks none"),
         ({"method": "autolora", "parametrisation": "lorra"}, "did you mean 'lora'"),
         ({"method": "at", "head": "robust"}, "did you mean 'robust_linear'"),
         ({"method": "rift"}, "finished run"),
-        ({"method": "ramp", "options": {"b": 3}}, "b must be"),
-        ({"method": "at", "options": {"ramp_to": 2}}, "rising order"),
+        ({"method": "ramp", "b": 3}, "b must be"),
+        ({"method": "at", "ramp_to": 2}, "ramp_to must be a number from 0 to 1"),
+        ({"method": "at", "ramp_from": 0.5, "ramp_to": 0.2}, "rising order"),
     ],
 )
 def test_refused_before_training(tmp_path, call, words):
@@ -786,12 +957,10 @@ def test_finetune_interrupted_resumed_and_opened_again(tmp_path, name):
         epochs=2,
         lr=0.02,
         progress=False,
-        options={"steps": 2},
+        steps=2,
     )
     if name == "rift":
-        call["options"]["run"] = finetune(
-            **call | {"method": "at", "epochs": 1}, out=tmp_path / "first"
-        ).path
+        call["run"] = finetune(**call | {"method": "at", "epochs": 1}, out=tmp_path / "first").path
     whole = finetune(**call, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         finetune(**call, out=tmp_path / "broken", control=Interrupt())

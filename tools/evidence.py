@@ -28,13 +28,13 @@ RIVALS = ["trades", "at", "twins", "ar_at"]
 METHODS = ["autolora", "autolora_paper", *RIVALS]
 ABLATIONS = [
     "autolora_paper",
-    {"arm": "branch, no schedule", "method": "autolora_paper", "decay": "step", "lam": 0.5},
+    {"arm": "branch, no schedule", "method": "autolora_paper", "decay": "step", "lam1": 0.5},
     {"arm": "schedule, no branch", "method": "autolora_paper", "route": "shared"},
     {"arm": "stop-gradient, no branch", "method": "autolora_paper", "route": "stop"},
     {"arm": "branch, no stop-gradient", "method": "autolora_paper", "route": "open"},
     {"arm": "KL teacher detached", "method": "autolora_paper", "kl": "detached"},
     {"arm": "no KL", "method": "autolora_paper", "kl": "none"},
-    {"arm": "lam fixed at 0.5", "method": "autolora_paper", "lam": 0.5},
+    {"arm": "lam fixed at 0.5", "method": "autolora_paper", "lam1": 0.5},
     {
         "arm": "branch in the last block only, as released",
         "method": "autolora_paper",
@@ -171,7 +171,10 @@ def main():
         protocol["settings"]["weights"] = Path(args.weights).name
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
     print(
-        f"{summary(table).to_string(index=False)}\n\n{tests(table, against=arms[0]).to_string(index=False)}\n\nWritten: {RESULTS / name}.csv"
+        summary(table).to_string(index=False),
+        tests(table, against=arms[0]).to_string(index=False),
+        f"Written: {RESULTS / name}.csv",
+        sep="\n\n",
     )
 
 

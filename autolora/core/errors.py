@@ -7,17 +7,17 @@ __all__ = ['AutoLoRaError', 'unknown']
 
 # %% ../../nbs/core/00_errors.ipynb #c0de0002
 import difflib
+from collections.abc import Iterable
 
 # %% ../../nbs/core/00_errors.ipynb #eeff19fe
 class AutoLoRaError(ValueError):
     "A mistake the user can mend; its message is one sentence that names the cause and the fix."
 
 # %% ../../nbs/core/00_errors.ipynb #ed34d18e
-def unknown(kind, name, known):
-    """The `AutoLoRaError` for a `name` that is not among `known`; `kind` is the noun ("backbone",
-    "method").
+def unknown(kind: str, name, known: Iterable[str]) -> AutoLoRaError:
+    """The error for a `name` that is not among `known`, with the nearest of these if one is close.
 
-    The nearest known name is suggested when one is close."""
+    `kind`: the noun for it ("backbone", "method")."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? Known" if near else "known"
     return AutoLoRaError(f"Unknown {kind} '{name}': {hint}: {', '.join(known)}.")

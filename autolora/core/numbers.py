@@ -12,52 +12,47 @@ from fractions import Fraction
 from .errors import AutoLoRaError
 
 # %% ../../nbs/core/01_numbers.ipynb #07f6aec2
-def parse_number(value, what="number"):
+def parse_number(value: str | float, what: str = "number") -> float:
     """`"8/255"`, `"0.1"` or a number, as a finite float.
 
     Raises `AutoLoRaError` for anything else; `what` names it there."""
     try:
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        number = float(Fraction(value.replace(" ", "")) if isinstance(value, str) else value)
     except (ValueError, TypeError, ZeroDivisionError):
         number = math.nan
-    if not math.isfinite(number):
-        raise AutoLoRaError(
-            f"{what} must be a number or a fraction such as '8/255', not {value!r}."
-        )
-    return number
+    if math.isfinite(number):
+        return number
+    raise AutoLoRaError(f"{what} must be a number or a fraction such as '8/255', not {value!r}.")
 
-# %% ../../nbs/core/01_numbers.ipynb #615a89b6
-def format_eps(eps):
-    """A float budget as the field writes it: `8/255` where it is a whole number of 255ths, else up
-    to four significant digits."""
-    levels = eps * 255
-    return (
-        f"{round(levels)}/255"
-        if abs(levels - round(levels)) < 1e-6 and levels >= 0.5 and eps < 0.1
-        else f"{eps:.4g}"
-    )
+# %% ../../nbs/core/01_numbers.ipynb #e2c7c72e
+def format_eps(eps: float) -> str:
+    "A budget as the field writes it: `8/255` for whole 255ths below 0.1, else four digits."
+    levels = round(255 * eps)
+    whole = levels >= 1 and abs(255 * eps - levels) < 1e-6
+    return f"{levels}/255" if whole and eps < 0.1 else f"{eps:.4g}"
 
 # %% ../../nbs/core/01_numbers.ipynb #1006a3a0
-def pct(share):
+def pct(share: float | None) -> str:
     "A share in [0, 1] as percent with one decimal; an en dash for a missing value."
-    return "–" if share is None or share != share else f"{100 * share:.1f}"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 # %% ../../nbs/core/01_numbers.ipynb #9d9e7ecc
-def duration(seconds):
+def duration(seconds: float) -> str:
     "Seconds as people read them: `8 s`, `2 min 40 s`, `3 h 05 min`."
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
-# %% ../../nbs/core/01_numbers.ipynb #03aca21e
-def wilson(correct, n, z=1.959964):
-    """The Wilson interval `(low, high)`, shares in [0, 1], for `correct` of `n`; `z` = 1.96 gives
-    95 %.
+# %% ../../nbs/core/01_numbers.ipynb #7ad4c54c
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson interval `(low, high)`, shares in [0, 1], for `correct` of `n`; 95 % by default.
 
     With n = 0 nothing is known: (0, 1)."""
     if n == 0:
         return 0.0, 1.0
-    p, spread = correct / n, z * z / n
+    p = correct / n
+    spread = z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)

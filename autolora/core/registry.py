@@ -35,9 +35,9 @@ class Registry(Mapping):
         Raises `AutoLoRaError` for a name that something else has."""
         known = self._things.get(name)
         if known is not None and _home(known) != _home(thing):
+            home = ".".join(_home(known))
             raise AutoLoRaError(
-                f"There is a {self.kind} '{name}' already ({'.'.join(_home(known))}): choose another "
-                "name."
+                f"There is a {self.kind} '{name}' already ({home}): choose another name."
             )
         self._things[name] = thing
         return thing

@@ -8,10 +8,11 @@ __all__ = ['set_seed', 'isolated_rng']
 # %% ../../nbs/core/03_seeds.ipynb #c0de000e
 import contextlib
 import random
+from collections.abc import Iterator
 
 # %% ../../nbs/core/03_seeds.ipynb #1f357b0a
-def set_seed(seed):
-    "Seed Python's, NumPy's and torch's global generators with the whole number `seed`."
+def set_seed(seed: int) -> None:
+    "Seed Python's, NumPy's and torch's global generators."
     import numpy as np
     import torch
 
@@ -21,13 +22,13 @@ def set_seed(seed):
 
 # %% ../../nbs/core/03_seeds.ipynb #fba348da
 @contextlib.contextmanager
-def isolated_rng(seed=None):
-    """Whatever happens inside, torch's global generators (CPU and CUDA) are as before afterwards;
-    `seed` starts the inside there."""
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Inside, torch's global generators (CPU and CUDA) may be used, from `seed` on where one is
+    given; afterwards they are as before."""
     import torch
 
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
         if seed is not None:
             torch.manual_seed(seed)
         yield

@@ -22,8 +22,8 @@ class Setting:
 
     `values`: the literals and types it takes, or a mapping whose names it takes; () for anything.
     `low`, `high`: bounds of a number, both allowed unless `strict`. None is allowed where it is the
-    default. `label`: the words beside the lab's control ("": not in the lab). `recorded`: whether a
-    run's config keeps it."""
+    default; `none` says what it means then ("found", "all"). `label`: the words beside the lab's
+    control ("": not in the lab). `recorded`: whether a run's config keeps it."""
 
     name: str
     default: Any
@@ -32,6 +32,7 @@ class Setting:
     low: float = -math.inf
     high: float = math.inf
     strict: bool = False
+    none: str = ""
     label: str = ""
     recorded: bool = True
 
@@ -58,11 +59,17 @@ class Setting:
         return number
 
     def _holds(self, number) -> bool:
-        if isinstance(number, (bool, str)):
+        if isinstance(number, (bool, str, list)):
             return True
         if self.strict:
             return self.low < number < self.high
         return self.low <= number <= self.high
+
+    @property
+    def help(self) -> str:
+        "What it does and what it is when it isn't given, in a line."
+        default = self.none or (self.default if self.default not in (None, "") else "")
+        return f"{self.about} (default: {default})" if default != "" else self.about
 
     @property
     def words(self) -> str:
@@ -98,8 +105,9 @@ def _truth(value):
     return known.get(str(value).lower())
 
 
-_READ = {int: _whole, float: _number, bool: _truth, str: str}
-_NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_READ = {int: _whole, float: _number, bool: _truth, str: str, list: list}
+_NOUNS = {int: "a whole number", float: "a number", bool: "true or false"}
+_NOUNS |= {str: "a text", list: "words"}
 
 # %% ../../nbs/core/09_settings.ipynb #d7398d9d
 class Table(Mapping):
@@ -120,6 +128,13 @@ class Table(Mapping):
     def __or__(self, other: "Table") -> "Table":
         return Table(*(self._settings | other._settings).values())
 
+    def add(self, setting: Setting):
+        "One more setting, in place: it shows wherever the table is read from then on."
+        self._settings[setting.name] = setting
+
+    def only(self, *names: str) -> "Table":
+        return Table(*(self[name] for name in names))
+
     def but(self, **defaults) -> "Table":
         "The same settings with other `defaults`."
         changed = {name: replace(self[name], default=value) for name, value in defaults.items()}
@@ -139,6 +154,14 @@ class Table(Mapping):
                 raise unknown(f"setting{of and ' of '}{of}", name, self)
         return self.defaults | {name: self[name].check(value) for name, value in given.items()}
 
+    def parted(self, given: Mapping, own: "Table", of: str) -> tuple[dict, dict]:
+        "`check` for the two parts of `given`: the settings of this table, and those of `own`."
+        unknown_to_both = [name for name in given if name not in self and name not in own]
+        if unknown_to_both:
+            raise unknown(f"setting of {of}", unknown_to_both[0], [*own, *self])
+        mine = self.check({name: value for name, value in given.items() if name not in own})
+        return mine, own.check({name: value for name, value in given.items() if name in own})
+
     def changed(self, chosen: Mapping) -> dict:
         "Those of the settings in `chosen` that differ from their defaults."
         return {
@@ -154,14 +177,14 @@ def accepts(table: Table) -> Callable:
 
     def decorate(function):
         own = inspect.signature(function)
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        rest = [p for p in own.parameters.values() if p.kind is p.VAR_KEYWORD]
+        *named, rest = own.parameters.values()  # the last one is **settings
         extra = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=setting.default)
             for name, setting in table.items()
+            if name not in own.parameters
         ]
-        function.__signature__ = own.replace(parameters=named + extra + rest)
-        lines = [f"`{name}`: {setting.about}" for name, setting in table.items()]
+        function.__signature__ = own.replace(parameters=[*named, *extra, rest])
+        lines = [f"`{name}`: {setting.help}" for name, setting in table.items()]
         function.__doc__ = f"{function.__doc__}\n\n" + "\n".join(lines)
         return function
 

@@ -23,12 +23,11 @@ class ThreatModel:
     eps: float
     norm: ClassVar[str] = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.norm}:{format_eps(self.eps)}"
 
-    def project(self, x_adv, x):
-        """The point of the allowed set around `x` nearest to `x_adv`, first by the norm and then by
-        [0, 1]; shapes (N, C, H, W)."""
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        "`x_adv` brought into the ball around `x` and then into [0, 1]; shapes (N, C, H, W)."
         return (x + self.clip(x_adv - x)).clamp(0, 1)
 
 # %% ../../nbs/core/07_threat.ipynb #46daf908
@@ -38,23 +37,28 @@ class Linf(ThreatModel):
 
     norm: ClassVar[str] = "linf"
 
-    def start(self, x, generator=None):
+    def start(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "A point drawn uniformly from the ball around `x`, then clipped to [0, 1]."
         noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         return self.project(x + self.eps * (2 * noise - 1), x)
 
-    def step(self, x_adv, grad, step_size):
+    def step(self, x_adv: torch.Tensor, grad: torch.Tensor, step_size: float) -> torch.Tensor:
         "Steepest ascent: `step_size` along the sign of `grad`."
         return x_adv + step_size * grad.sign()
 
-    def clip(self, delta):
+    def clip(self, delta: torch.Tensor) -> torch.Tensor:
         "The perturbation of norm at most `eps` nearest to `delta`."
         return delta.clamp(-self.eps, self.eps)
 
-# %% ../../nbs/core/07_threat.ipynb #4d1e0cf8
+# %% ../../nbs/core/07_threat.ipynb #4297bc24
+def _per_image(values, x):
+    "One value an image, (N,), shaped (N, 1, 1, 1) to meet images `x`."
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
 def _length(delta):
-    "The L2 length of each image's perturbation, shaped (N, 1, 1, 1) to divide by; never zero."
-    return delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (delta.dim() - 1))
+    "The L2 length of each image's perturbation, to divide by; never zero."
+    return _per_image(delta.flatten(1).norm(dim=1).clamp_min(1e-12), delta)
 
 # %% ../../nbs/core/07_threat.ipynb #bba0df8b
 @dataclass(frozen=True)
@@ -63,26 +67,32 @@ class L2(ThreatModel):
 
     norm: ClassVar[str] = "l2"
 
-    def start(self, x, generator=None):
+    def start(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "A point drawn uniformly from the ball around `x`, then clipped to [0, 1]."
-        direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        radius = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype) ** (
-            1 / x[0].numel()
-        )
-        return self.project(
-            x + self.eps * radius.view(-1, *[1] * (x.dim() - 1)) * direction / _length(direction), x
-        )
+        kind = dict(generator=generator, device=x.device, dtype=x.dtype)
+        direction = torch.randn(x.shape, **kind)
+        radius = torch.rand(len(x), **kind) ** (1 / x[0].numel())
+        delta = self.eps * _per_image(radius, x) * direction / _length(direction)
+        return self.project(x + delta, x)
 
-    def step(self, x_adv, grad, step_size):
+    def step(self, x_adv: torch.Tensor, grad: torch.Tensor, step_size: float) -> torch.Tensor:
         "Steepest ascent: `step_size` along the normalised `grad`, image by image."
         return x_adv + step_size * grad / _length(grad)
 
-    def clip(self, delta):
+    def clip(self, delta: torch.Tensor) -> torch.Tensor:
         "The perturbation of length at most `eps` nearest to `delta`."
         return delta * (self.eps / _length(delta)).clamp(max=1)
 
 # %% ../../nbs/core/07_threat.ipynb #bd2fe908
-def linf(eps):
+def _positive(eps):
+    if eps > 0:
+        return eps
+    raise AutoLoRaError(
+        f"eps must be positive, not {eps:g}: without a budget there is no adversary."
+    )
+
+
+def linf(eps: str | float) -> Linf:
     """The L-infinity threat model; `eps` in (0, 1], a number or a string such as `"8/255"`.
 
     Raises `AutoLoRaError` otherwise."""
@@ -94,27 +104,20 @@ def linf(eps):
         )
     return Linf(_positive(number))
 
-# %% ../../nbs/core/07_threat.ipynb #f5cd9293
-def l2(eps):
-    """The L2 threat model; `eps` a positive number or fraction, the length of the perturbation of a
-    whole image in pixel space [0, 1]."""
+
+def l2(eps: str | float) -> L2:
+    """The L2 threat model; `eps` > 0, a number or a fraction: the length of the perturbation of a
+    whole image in pixel space [0, 1]. Raises `AutoLoRaError` otherwise."""
     return L2(_positive(parse_number(eps, "eps")))
 
-# %% ../../nbs/core/07_threat.ipynb #c7932267
-def _positive(eps):
-    if eps <= 0:
-        raise AutoLoRaError(
-            f"eps must be positive, not {eps:g}: without a budget there is no adversary."
-        )
-    return eps
-
-# %% ../../nbs/core/07_threat.ipynb #9aa40a08
+# %% ../../nbs/core/07_threat.ipynb #0f1958ee
 NORMS = {"linf": linf, "l2": l2}
 
 
-def parse_threat(spec):
-    """A `ThreatModel` from itself or from `norm:eps`, such as `"linf:8/255"`; `str(threat)` gives
-    that back."""
+def parse_threat(spec: str | ThreatModel) -> ThreatModel:
+    """A `ThreatModel` from itself or from `norm:eps`, such as `"linf:8/255"`, which is `str` of it.
+
+    Raises `AutoLoRaError` for a norm that isn't in `NORMS` and for a wrong eps."""
     if isinstance(spec, ThreatModel):
         return spec
     norm, _, eps = str(spec).partition(":")

@@ -1,4 +1,6 @@
 from .images import Split as Split
+from .images import augmentation as augmentation
 from .loading import load_task as load_task
+from .task import TASKS as TASKS
 from .task import Task as Task
-from .builtin import TASKS as TASKS
+from .task import register_task as register_task

@@ -9,31 +9,26 @@ __all__ = ['AutoLoRa', 'PublishedAutoLoRa']
 from functools import partial
 
 from ..core.settings import Setting, Table
-from .base import AT, Method
+from .base import Method
 from ..models.parametrisations import PARAMETRISATIONS
 from ..models.views import LowRankBranch, OpenBranch, frozen_call
 from ..robust.losses import autolora_loss
-from autolora.train.schedule import (
-    TIMINGS,
-    AutoLR,
-    CoolDown,
-    StepDecay,
-    apgd_checkpoints,
-    loss_weights,
-)
+from ..train.schedule import TIMINGS, AutoLR, CoolDown, apgd_checkpoints, loss_weights
 
 # %% ../../nbs/methods/01_autolora.ipynb #722b3f60
 class AutoLoRa(Method):
-    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA; the weights
-    after the first are ours.
+    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA.
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5.
-
-    Ours is that the adversarial terms keep their whole weight (`adv_weight`) and the branch has a
-    learning rate of its own (`branch_rate`)."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; that the adversarial terms keep their whole weight
+    (`adv_weight`) and the branch has a learning rate of its own (`branch_rate`) is ours."""
 
     name = "autolora"
     label = "AutoLoRa"
+    bibtex = """@inproceedings{xu2024autolora,
+  title = {AutoLoRa: An Automated Robust Fine-Tuning Framework},
+  author = {Xu and Zhang and Kankanhalli},
+  booktitle = {ICLR}, year = {2024}, note = {arXiv:2310.01818}
+}"""
     remembers = ("lam1", "lam2")
     natural = ("ce_nat",)
     adversarial = ("ce_adv", "kl")
@@ -41,9 +36,7 @@ class AutoLoRa(Method):
         Setting("rank", 8, "rank of the low-rank branch", (int,), low=1),
         Setting("parametrisation", "lora", "how the branch is written down", PARAMETRISATIONS),
         Setting("where", "", "patterns of the weights that get a branch (all but the stem)"),
-        Setting(
-            "route", "branch", "where the natural term goes", ("branch", "stop", "open", "shared")
-        ),
+        Setting("route", "branch", "way of the natural term", ("branch", "stop", "open", "shared")),
         Setting("kl", "live", "whom the KL term moves", ("live", "detached", "none")),
         Setting("lam1", "auto", "weight of the natural term", ("auto", float), 0, 1),
         Setting("adv_weight", "full", "weight of the adversarial terms", ("full", "paper")),
@@ -52,10 +45,11 @@ class AutoLoRa(Method):
         Setting("timing", "paper", "when the schedule decides", tuple(TIMINGS)),
     )
 
-    def __init__(self, model, threat, seed=0, task=None, **settings):
-        super().__init__(model, threat, seed, task, **settings)
-        branch = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
-        self.branch = branch and branch(model, self.rank, self.where, self.parametrisation)
+    def build(self, task):
+        view = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
+        if view:
+            self.branch = view(self.model, self.rank, self.where, self.parametrisation)
+            self.beside["branch"] = self.branch
         self.weigh(self.chance)
 
     @property
@@ -79,12 +73,11 @@ class AutoLoRa(Method):
     def schedule(self, lr, epochs, cool_down=False):
         """APGD's checkpoints; those in the cool-down, which takes their place, are left out."""
         if self.decay == "step":
-            return StepDecay(lr, epochs)
-        marks = apgd_checkpoints(epochs)
-        if not cool_down:
-            return AutoLR(lr, marks, timing=self.timing)
-        kept = [mark for mark in marks if mark <= (1 - CoolDown.fraction) * epochs]
-        return CoolDown(AutoLR(lr, kept, timing=self.timing))
+            return super().schedule(lr, epochs)
+        end = (1 - CoolDown.fraction if cool_down else 1) * epochs
+        marks = [mark for mark in apgd_checkpoints(epochs) if mark <= end]
+        schedule = AutoLR(lr, marks, timing=self.timing)
+        return CoolDown(schedule) if cool_down else schedule
 
     def groups(self):
         if self.branch is None or self.branch_rate == "paper":
@@ -105,10 +98,9 @@ class AutoLoRa(Method):
 
 # %% ../../nbs/methods/01_autolora.ipynb #f98f17b7
 class PublishedAutoLoRa(AutoLoRa):
-    """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + lam2 KL(p_nat || p_adv), one learning
-    rate for all.
+    """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + 6 (1 - lam1) KL(p_nat || p_adv).
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; one learning rate for all."""
 
     name = "autolora_paper"
     label = "AutoLoRa as published"

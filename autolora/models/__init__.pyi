@@ -1,8 +1,11 @@
 from .backbones import BACKBONES as BACKBONES
+from .backbones import Backbone as Backbone
 from .backbones import load_backbone as load_backbone
+from .backbones import register_backbone as register_backbone
 from .checkpoints import load_weights as load_weights
 from .parametrisations import PARAMETRISATIONS as PARAMETRISATIONS
 from .parametrisations import Parametrisation as Parametrisation
+from .parametrisations import register_parametrisation as register_parametrisation
 from .parts import eval_mode as eval_mode
 from .parts import fresh_head as fresh_head
 from .parts import head_name as head_name

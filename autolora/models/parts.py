@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['head_name', 'split_parameters', 'entering_head', 'fresh_head', 'eval_mode']
 
-# %% ../../nbs/models/00_parts.ipynb #c0de003a
+# %% ../../nbs/models/00_parts.ipynb #54e63c1f
 import contextlib
 
-import torch
 from torch import nn
 
 from ..core.errors import AutoLoRaError
-from ..core.machine import import_torchvision
 
-# %% ../../nbs/models/00_parts.ipynb #c916da4f
-def head_name(model):
+# %% ../../nbs/models/00_parts.ipynb #6fd197c5
+def head_name(model: nn.Module) -> str:
     """The dotted name of `model`'s head, its last `nn.Linear`.
 
     Raises `AutoLoRaError` if it has none."""
@@ -27,46 +25,43 @@ def head_name(model):
         )
     return names[-1]
 
-# %% ../../nbs/models/00_parts.ipynb #764d9c38
-def split_parameters(model):
-    "The dotted names of `model`'s parameters in two lists: feature extractor, head."
-    prefix, names = head_name(model) + ".", [name for name, _ in model.named_parameters()]
-    return [n for n in names if not n.startswith(prefix)], [
-        n for n in names if n.startswith(prefix)
-    ]
+# %% ../../nbs/models/00_parts.ipynb #35343dde
+def split_parameters(model: nn.Module) -> tuple[list[str], list[str]]:
+    "The dotted names of `model`'s parameters: the feature extractor's and the head's."
+    prefix = head_name(model) + "."
+    names = [name for name, _ in model.named_parameters()]
+    head = [name for name in names if name.startswith(prefix)]
+    return [name for name in names if name not in head], head
 
 # %% ../../nbs/models/00_parts.ipynb #cc6b278d
 @contextlib.contextmanager
-def entering_head(model):
-    """Inside, a list to which every call of `model`, also by `functional_call`, adds what its head
-    gets: (N, d)."""
+def entering_head(model: nn.Module):
+    "Inside, a list to which every call of `model` adds what its head gets: (N, d)."
+    head = model.get_submodule(head_name(model))
     found = []
-    handle = model.get_submodule(head_name(model)).register_forward_pre_hook(
-        lambda module, args: found.append(args[0])
-    )
-    try:
+    with head.register_forward_pre_hook(lambda module, args: found.append(args[0])):
         yield found
-    finally:
-        handle.remove()
 
-# %% ../../nbs/models/00_parts.ipynb #31b4f299
-def fresh_head(model, num_classes):
-    """Replace `model`'s head by a fresh, randomly initialised linear layer over `num_classes`, in
-    place; returns `model`."""
-    path, _, last = head_name(model).rpartition(".")
-    old = model.get_submodule(f"{path}.{last}" if path else last)
-    new = nn.Linear(
-        old.in_features, num_classes, bias=True, device=old.weight.device, dtype=old.weight.dtype
-    )
-    setattr(model.get_submodule(path), last, new)
+# %% ../../nbs/models/00_parts.ipynb #275d7d1c
+def fresh_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Replace `model`'s head by a randomly initialised one over `num_classes`, in place; returns
+    `model`."""
+    name = head_name(model)
+    old = model.get_submodule(name).weight
+    new = nn.Linear(old.shape[1], num_classes, device=old.device, dtype=old.dtype)
+    model.set_submodule(name, new)
     return model
 
-# %% ../../nbs/models/00_parts.ipynb #b90fa5de
+# %% ../../nbs/models/00_parts.ipynb #c99f37a7
 @contextlib.contextmanager
-def eval_mode(model):
+def eval_mode(model: nn.Module):
     """`model` in eval mode inside; every module's own mode restored afterwards, also after an
-    exception."""
-    modes = [(module, module.training) for module in model.modules()]
+    exception.
+
+    That includes the modules that `model` runs but doesn't own, where it names them in a tuple
+    `borrowed`."""
+    roots = (model, *getattr(model, "borrowed", ()))
+    modes = [(module, module.training) for root in roots for module in root.modules()]
     model.eval()
     try:
         yield model

@@ -1,9 +1,12 @@
 from .angles import GradientSimilarity as GradientSimilarity
 from .angles import gradient_similarity as gradient_similarity
 from .attacks import fgsm as fgsm
+from .attacks import l2 as l2
+from .attacks import linf as linf
 from .attacks import n_fgsm as n_fgsm
 from .attacks import pgd as pgd
 from .evaluation import evaluate as evaluate
+from .evaluation import register_attack as register_attack
 from .losses import autolora_loss as autolora_loss
 from .losses import trades_loss as trades_loss
 from .losses import twins_loss as twins_loss

@@ -6,11 +6,17 @@
 __all__ = ['pgd', 'fgsm', 'n_fgsm']
 
 # %% ../../nbs/robust/01_attacks.ipynb #c0de0052
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.seeds import isolated_rng
+from ..core.threat import ThreatModel
+from ..core.threat import l2 as l2
+from ..core.threat import linf as linf
 from ..models.parts import eval_mode
 from .fusion import fused_copy
 
@@ -29,29 +35,34 @@ def _objective(loss, model, x, y):
 
 # %% ../../nbs/robust/01_attacks.ipynb #a028b20c
 def pgd(
-    model, x, y, threat, steps=10, step_size=None, loss="ce", random_start=True, generator=None
-):
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    steps: int = 10,
+    step_size: float | None = None,
+    loss: str | Callable = "ce",
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Projected gradient descent: adversarial images of the shape of `x`, detached, within `threat`
     and within [0, 1].
 
     `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was.
-    `y`: labels (N,). `steps`: any number from 0. `step_size`: in pixel space; None means 2.5 eps /
-    steps. `loss`: "ce", "kl", or a function of the outputs. `generator`: where the random start
-    comes from; without one it is seeded with 0, so equal calls give equal images. Raises
-    `AutoLoRaError` for a negative number of steps or an unknown loss. Source: Madry et al. 2018;
-    KL: Zhang et al. 2019."""
+    `y`: labels (N,). `step_size`: in pixel space; None means 2.5 eps / steps. `loss`: "ce", "kl",
+    or a function of the outputs. `generator`: of the random start; without one it is seeded with 0,
+    so equal calls give equal images. Raises `AutoLoRaError` for a negative number of steps or an
+    unknown loss. Source: Madry et al. 2018; KL: Zhang et al. 2019."""
     if steps < 0:
         raise AutoLoRaError(f"steps must be 0 or more, not {steps}.")
-    step_size = 2.5 * threat.eps / max(1, steps) if step_size is None else step_size
+    if step_size is None:
+        step_size = 2.5 * threat.eps / max(1, steps)
+    layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), isolated_rng():
-        x = x.detach().clone(
-            memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format
-        )
-        x_adv = (
-            threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
-            if random_start
-            else x
-        )
+        x = x.detach().clone(memory_format=layout)
+        x_adv = x
+        if random_start:
+            x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
         with fused_copy(model, x) as net:
             objective = _objective(loss, net, x, y)
             for _ in range(steps):
@@ -61,24 +72,23 @@ def pgd(
     return x_adv.detach()
 
 # %% ../../nbs/robust/01_attacks.ipynb #7b3bef91
-def fgsm(model, x, y, threat):
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
     """One steepest step of size eps from `x`, projected; arguments and result as in `pgd`.
 
     Source: Goodfellow et al. 2015."""
     return pgd(model, x, y, threat, steps=1, step_size=threat.eps, random_start=False)
 
 # %% ../../nbs/robust/01_attacks.ipynb #7060e1cf
-def n_fgsm(model, x, y, threat, noise=2.0, generator=None):
+def n_fgsm(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: float = 2.0, generator=None
+) -> Tensor:
     """A single step from a noisy point, for training only: `x` + noise * eps * u + eps * step, u
-    uniform in the unit ball.
+    uniform in the unit ball; neither projected nor clipped to [0, 1], as published.
 
-    Neither projected nor clipped to [0, 1], as published, so the result may leave the threat model.
     Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm
     statistics do see the noisy images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
+    grey = torch.full_like(x, 0.5)  # around it the pixel range cuts nothing off
     with torch.enable_grad():
-        start = x + noise * (
-            type(threat)(threat.eps).start(torch.full_like(x, 0.5), generator) - 0.5
-        )
-        start = start.detach().requires_grad_()
+        start = (x + noise * (threat.start(grey, generator) - grey)).detach().requires_grad_()
         (grad,) = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
     return threat.step(start, grad, threat.eps).detach()

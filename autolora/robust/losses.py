@@ -6,19 +6,18 @@
 __all__ = ['kl_divergence', 'trades_loss', 'halves', 'twins_loss', 'autolora_loss', 'invariance']
 
 # %% ../../nbs/robust/02_losses.ipynb #c0de0056
+from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/robust/02_losses.ipynb #b5acc91c
-def kl_divergence(nat, adv):
-    """The scalar KL(p_nat || p_adv) >= 0 in nats, averaged over the batch; logits `nat` and `adv`
-    of shape (N, K).
+def kl_divergence(nat: Tensor, adv: Tensor) -> Tensor:
+    """KL(p_nat || p_adv) >= 0 in nats of logits (N, K), a scalar, the mean over the batch.
 
-    Gradient flows to both. Source: Zhang et al. 2019 (TRADES), with the divergence in the direction
-    of their code."""
+    Gradient flows to both. Source: Zhang et al. 2019 (TRADES), in the direction of their code."""
     return F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="batchmean", log_target=True)
 
 # %% ../../nbs/robust/02_losses.ipynb #eaf79cd7
-def trades_loss(nat, adv, y, beta=6.0):
+def trades_loss(nat: Tensor, adv: Tensor, y: Tensor, beta: float = 6.0) -> dict[str, Tensor]:
     """TRADES' terms `{"ce_nat", "kl"}`, weighted scalars that sum to the objective.
 
     `nat`, `adv`: logits (N, K) for the natural and the adversarial images. `y`: labels (N,). `beta`
@@ -26,37 +25,37 @@ def trades_loss(nat, adv, y, beta=6.0):
     return {"ce_nat": F.cross_entropy(nat, y), "kl": beta * kl_divergence(nat, adv)}
 
 # %% ../../nbs/robust/02_losses.ipynb #b790ac84
-def halves(values, lam):
+def halves(values: Tensor, lam: float) -> Tensor:
     """`lam` times the mean of the first half of `values` (n,), which has n // 2 of them, plus the
     mean of the rest."""
     h = len(values) // 2
     return lam * values[:h].sum() / max(1, h) + values[h:].mean()
 
 # %% ../../nbs/robust/02_losses.ipynb #8e8cfa85
-def twins_loss(nat, adv, y, beta=6.0, lam=1.0):
+def twins_loss(
+    nat: Tensor, adv: Tensor, y: Tensor, beta: float = 6.0, lam: float = 1.0
+) -> dict[str, Tensor]:
     """TWINS-TRADES' terms `{"ce_nat", "kl"}`, weighted scalars that sum to the objective.
 
-    `nat`, `adv`: logits (N, K), the first N // 2 rows from the net with frozen BatchNorm, the
-    others from the adaptive one. `y`: labels (N,). `beta` >= 0: the weight of the KL terms. `lam`
-    >= 0: that of the frozen net. Source: Liu et al. 2023, their code."""
-    h, kl = (
-        len(y) // 2,
-        F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="none", log_target=True).sum(1),
-    )
-    return {
-        "ce_nat": halves(F.cross_entropy(nat, y, reduction="none"), lam),
-        "kl": beta * (lam * kl[:h].sum() + kl[h:].sum()) / len(y),
-    }
+    As `trades_loss`, but the first N // 2 rows come from the net with frozen BatchNorm, whose
+    weight is `lam` >= 0, the others from the adaptive one. Source: Liu et al. 2023, their code."""
+    h = len(y) // 2
+    ce = F.cross_entropy(nat, y, reduction="none")
+    kl = F.kl_div(adv.log_softmax(1), nat.log_softmax(1), reduction="none", log_target=True).sum(1)
+    both = lam * kl[:h].sum() + kl[h:].sum()
+    return {"ce_nat": halves(ce, lam), "kl": beta * both / len(y)}
 
 # %% ../../nbs/robust/02_losses.ipynb #7a889f24
-def autolora_loss(nat, adv, y, lam1, lam2, teacher=None, lam_adv=None):
+def autolora_loss(
+    nat: Tensor, adv: Tensor, y: Tensor, lam1: float, lam2: float, teacher=None, lam_adv=None
+) -> dict[str, Tensor]:
     """AutoLoRa's terms `{"ce_nat", "ce_adv", "kl"}`, weighted scalars that sum to the objective.
 
-    `nat`: logits (N, K) of the branch for the natural images. `adv`: logits (N, K) of the plain
-    model for the adversarial images. `y`: labels (N,). `lam1` in [0, 1] and `lam2` >= 0: from
-    `schedule.loss_weights`. `teacher`: the logits (N, K) that the KL term compares with, None for
-    `nat` itself, as published; detached, they keep it from the branch. `lam_adv`: the weight of the
-    adversarial cross-entropy, None for 1 - lam1, as published. Source: eq. 5 of Xu et al. 2024."""
+    `nat`, `adv`: logits (N, K) of the branch for the natural and of the plain model for the
+    adversarial images. `y`: labels (N,). `lam1` in [0, 1] and `lam2` >= 0: from `loss_weights`.
+    `teacher`: the logits that the KL term compares with, None for `nat`; detached, they keep it
+    from the branch. `lam_adv`: the weight of "ce_adv", None for 1 - lam1. Both None: as published.
+    Source: eq. 5 of Xu et al. 2024."""
     return {
         "ce_nat": lam1 * F.cross_entropy(nat, y),
         "ce_adv": (1 - lam1 if lam_adv is None else lam_adv) * F.cross_entropy(adv, y),
@@ -64,9 +63,7 @@ def autolora_loss(nat, adv, y, lam1, lam2, teacher=None, lam_adv=None):
     }
 
 # %% ../../nbs/robust/02_losses.ipynb #7297d977
-def invariance(predicted, target):
-    """1 - cos, the mean over the images, between features `predicted` (N, D) and `target` (N, D),
-    which gets no gradient.
-
-    In [0, 2]."""
+def invariance(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - cos, the mean over the images, in [0, 2], between features `predicted` (N, D) and
+    `target` (N, D), which gets no gradient."""
     return 1 - F.cosine_similarity(predicted, target.detach(), dim=1).mean()

@@ -1,8 +1,8 @@
 from .finetuning import finetune as finetune
 from .folder import Run as Run
+from .preparation import estimate as estimate
 from .pretraining import pretrain as pretrain
 from .pretraining import save_backbone as save_backbone
-from .preparation import estimate as estimate
 from .processes import launch as launch
 from .processes import submit as submit
 from .search import Search as Search

@@ -7,6 +7,7 @@ __all__ = ['Job', 'Trainer', 'do']
 
 # %% ../../nbs/runs/05_jobs.ipynb #c0de00c6
 import atexit
+import contextlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,11 @@ class Trainer:
     two threads that draw from it can't be repeated."""
 
     def __init__(self):
-        self.jobs, self.control, self._thread, self._lock, self.at_work = (
-            [],
-            Control(),
-            None,
-            threading.Lock(),
-            threading.Lock(),
-        )
+        self.jobs = []
+        self.control = Control()
+        self.at_work = threading.Lock()
+        self._starting = threading.Lock()
+        self._thread = None
         atexit.register(self.close)
 
     @property
@@ -76,9 +75,8 @@ class Trainer:
         that are not finished."""
         if self.busy:
             return self.control.resume()
-        self._begin(
-            [Job(job.call | {"resume": True}) for job in self.jobs if job.state != "finished"]
-        )
+        left = [job for job in self.jobs if job.state != "finished"]
+        self._begin([Job(job.call | {"resume": True}) for job in left])
 
     def stop(self):
         "End the run at work, keeping its best weights and its checkpoint, and those that wait."
@@ -99,16 +97,16 @@ class Trainer:
         self.wait(30)
 
     def _begin(self, jobs):
-        with self._lock:
+        with self._starting:
             if self.busy:
                 raise AutoLoRaError(
                     "A training is at work in this kernel already: stop it first, or wait for its "
                     "end."
                 )
-            self.jobs, self.control = jobs, Control()
-            self._thread = threading.Thread(
-                target=self._work, args=(jobs,), daemon=True, name="autolora trainer"
-            )
+            self.jobs = jobs
+            self.control = Control()
+            self._thread = threading.Thread(target=self._work, args=(jobs,), daemon=True)
+            self._thread.name = "autolora trainer"
             self._thread.start()
 
     def _work(self, jobs):
@@ -118,25 +116,16 @@ class Trainer:
                     do(job, self.control)
 
 
-def do(job, control):
+def do(job: Job, control: Control):
     "Run one job; whatever happens becomes its state and message."
     job.state = "running"
     try:
-        job.state = (
-            "stopped"
-            if finetune(**job.call, control=control).events[-1]["event"] == "stopped"
-            else "finished"
-        )
+        last = finetune(**job.call, control=control).events[-1]["event"]
+        job.state = "stopped" if last == "stopped" else "finished"
     except BaseException as error:  # nobody above could hear it
-        job.message, job.state = explain(error), "failed"
+        job.message = explain(error)
+        job.state = "failed"
         if (job.out / "config.json").is_file():
-            _note(job)
-
-
-def _note(job):
-    """Write the failure into the run's log too, for whoever opens it later; a full disk was said
-    already."""
-    try:
-        Run(job.out).log("failed", message=job.message)
-    except AutoLoRaError:
-        pass
+            # for whoever opens the folder later; a full disk was said already
+            with contextlib.suppress(AutoLoRaError):
+                Run(job.out).log("failed", message=job.message)

@@ -7,15 +7,17 @@ __all__ = ['Study', 'create_study', 'compare']
 
 # %% ../../nbs/runs/09_study.ipynb #c0de00d6
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from ..core.disk import alone, cannot_write, write_atomic
-from ..core.errors import AutoLoRaError
-from .folder import Run
+from ..core.disk import alone
+from ..core.settings import accepts
+from .folder import Run, claim, must_hold
 from .processes import launch
 from .protocol import cells, default_study, design, disagreements, merged
+from .settings import shared
 from .tables import WHOLE, differences, row, sections, summary
 from ..show.pages import html_page
 
@@ -30,11 +32,7 @@ class Study:
     @classmethod
     def open(cls, path):
         "The study in the folder `path`. Raises `AutoLoRaError` if there is none."
-        if not (Path(path) / "study.json").is_file():
-            raise AutoLoRaError(
-                f"There is no study in {path} (no study.json): give the folder that compare or "
-                "`autolora compare` wrote."
-            )
+        must_hold(path, "study.json", "study", "compare")
         return cls(path)
 
     @property
@@ -54,64 +52,47 @@ class Study:
         counts and n, best epoch, lr, mean angles (degrees), cost, peak memory (bytes)."""
         log = Run(self.path)
         failed = {e["cell"]: e["message"] for e in log.events if e["event"] == "failed"}
-        return pd.DataFrame(
-            [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
-        ).astype(dict.fromkeys(WHOLE, "Int64"))
+        rows = [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
+        return pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
 
     def write(self):
         "Write `table.csv`, `differences.csv` and `study.html` as of now; returns the page's path."
-        table = self.table
-        for name, frame in (("table.csv", table), ("differences.csv", differences(table))):
-            write_atomic(
-                self.path / name, lambda path, frame=frame: frame.to_csv(path, index=False)
-            )
-        text = html_page(
-            f"Study: {', '.join(self.protocol['arms'])} on {', '.join(self.protocol['tasks'])}",
-            sections(table, self.protocol),
-        )
-        write_atomic(
-            self.path / "study.html", lambda path: Path(path).write_text(text, encoding="utf-8")
-        )
+        table, protocol = self.table, self.protocol
+        title = f"Study: {', '.join(protocol['arms'])} on {', '.join(protocol['tasks'])}"
+        folder = Run(self.path)
+        folder.write_text("table.csv", table.to_csv(index=False))
+        folder.write_text("differences.csv", differences(table).to_csv(index=False))
+        folder.write_text("study.html", html_page(title, sections(table, protocol)))
         return self.path / "study.html"
 
     def _repr_html_(self):
         return summary(self.table).to_html(index=False)
 
 
-def create_study(path, protocol):
+def create_study(path, protocol: dict) -> Study:
     """The `Study` in the folder `path`, made or found there and then grown by `protocol`.
 
     Raises `AutoLoRaError`, showing the differences, if that one is another."""
+    compare = lambda found: disagreements(found, protocol)
+    found = claim(path, "study.json", "study", compare, "a study under another protocol")
     study = Study(path)
-    if (study.path / "study.json").is_file():
-        differ = disagreements(study.protocol, protocol)
-        if differ:
-            raise AutoLoRaError(
-                f"{path} holds a study under another protocol ({'; '.join(differ[:6])}): choose "
-                "another out folder, or ask for what is there."
-            )
-        protocol = merged(study.protocol, protocol)
-    elif study.path.is_dir() and any(study.path.iterdir()):
-        raise AutoLoRaError(f"{path} is not empty and holds no study: choose another out folder.")
-    try:
-        (study.path / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    Run(study.path).write_json("study.json", protocol)
+    (study.path / "runs").mkdir(exist_ok=True)
+    Run(study.path).write_json("study.json", merged(found, protocol) if found else protocol)
     return study
 
 # %% ../../nbs/runs/09_study.ipynb #4a15710c
+@accepts(shared())
 def compare(
-    methods,
-    tasks,
-    backbones=None,
-    seeds=3,
-    vary=None,
-    out=None,
-    jobs=None,
-    runner=launch,
+    methods: str | dict | list,
+    tasks: str | Path | list,
+    backbones: list | None = None,
+    seeds: int | list = 3,
+    vary: dict | None = None,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    runner: Callable = launch,
     **settings,
-):
+) -> Study:
     """Run `methods` x `tasks` x `backbones` x `seeds` under one protocol; returns the `Study`.
 
     The same call goes on where it stopped.
@@ -128,20 +109,15 @@ def compare(
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
     study = create_study(out or default_study(protocol), protocol)
     with alone(study.path):
-        todo = {
-            str(study.run(cell).path): cell for cell in study.cells if not study.run(cell).finished
-        }
+        todo = {str(study.run(cell).path): cell for cell in study.cells}
+        todo = {folder: cell for folder, cell in todo.items() if not Run(folder).finished}
+        calls = [cell["call"] | {"out": folder} for folder, cell in todo.items()]
+        threads = study.protocol["threads"]
         try:
-            for job in runner(
-                [cell["call"] | {"out": out} for out, cell in todo.items()],
-                jobs=jobs,
-                threads=study.protocol["threads"],
-                progress=progress,
-            ):
+            for job in runner(calls, jobs=jobs, threads=threads, progress=progress):
                 if job.message:
-                    Run(study.path).log(
-                        "failed", cell=todo[str(job.out)]["name"], message=job.message
-                    )
+                    name = todo[str(job.out)]["name"]
+                    Run(study.path).log("failed", cell=name, message=job.message)
         finally:
             study.write()
     return study

@@ -1,6 +1,7 @@
 from .angles import plot_angles as plot_angles
 from .angles import plot_gradients as plot_gradients
 from .angles import plot_layers as plot_layers
+from .card import write_card as write_card
 from .charts import plot_angle as plot_angle
 from .charts import plot_forest as plot_forest
 from .charts import plot_plane as plot_plane
@@ -13,5 +14,4 @@ from .curves import plot_range_test as plot_range_test
 from .curves import plot_scales as plot_scales
 from .gallery import plot_example as plot_example
 from .gallery import plot_examples as plot_examples
-from .report import write_card as write_card
 from .report import write_report as write_report

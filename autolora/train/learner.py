@@ -293,7 +293,7 @@ def train_epoch(self: Learner):
         self.call("before_step")
         self.record.setdefault("lr", self.optimizer.param_groups[0]["lr"])
         self.record["attack_steps"] += self.method.steps
-        totals.update(self.train_step(x, y))  # a Counter adds
+        totals.update(self.take_step(x, y))  # a Counter adds
         if self.method.nat is not None:
             right += (self.method.nat.argmax(1) == y).sum()
             seen += len(y)
@@ -313,7 +313,7 @@ def batches(self: Learner):
 
 
 @patch
-def train_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
+def take_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
     "The terms of one step. Raises `AutoLoRaError` for undeclared ones and for a loss like NaN."
     terms = train_step(self.method, self.optimizer, x, y)
     if self.step == 0:
