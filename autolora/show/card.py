@@ -14,9 +14,9 @@ from .pages import Code, write_page
 from autolora.show.report import (
     described,
     last_event,
+    measurement,
     method_of,
     reproduce,
-    results,
     splits,
     versions,
 )
@@ -119,7 +119,7 @@ def _cost(run):
 
 # %% ../../nbs/show/07_card.ipynb #08bf9411
 _CARD = {
-    "Measured results": results,
+    "Measured results": measurement,
     "Intended use": lambda run: [_USE],
     "Data, threat model and input": _data_and_threat,
     "Method": _method,
