@@ -2,14 +2,16 @@
 branch equals."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from autolora.core import registry
 from autolora.core.errors import AutoLoRaError
 from autolora.core.machine import import_torchvision
-from autolora.models.backbones import load_backbone
+from autolora.models.backbones import BACKBONES, load_backbone
 from autolora.models.parametrisations import PARAMETRISATIONS
 from autolora.models.parts import split_parameters
 from autolora.models.views import LowRankBranch
@@ -376,3 +378,25 @@ def test_a_start_at_zero_everywhere_is_refused(monkeypatch):
     monkeypatch.setitem(PARAMETRISATIONS._things, "dead", dead)
     with pytest.raises(AutoLoRaError, match="never learn"):
         LowRankBranch(mini(), parametrisation="dead")
+
+
+def test_another_package_brings_a_backbone_and_a_parametrisation(monkeypatch):
+    "By entry points, the backbone as a plain function; both are known by name then."
+
+    def two_layers(num_classes):
+        "Two layers, of another package."
+        layers = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(4, num_classes))
+
+    theirs = {"backbones": two_layers, "parametrisations": PARAMETRISATIONS["lokr"]}
+    points = {
+        f"autolora.{kind}": [SimpleNamespace(name="theirs", load=lambda thing=thing: thing)]
+        for kind, thing in theirs.items()
+    }
+    for known in (BACKBONES, PARAMETRISATIONS):
+        monkeypatch.setattr(known, "_things", dict(known))
+        monkeypatch.setattr(known, "_filled", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points[group])
+    net = load_backbone("theirs", 5, channels=3)
+    assert BACKBONES["theirs"].description == "Two layers, of another package."
+    assert LowRankBranch(net, parametrisation="theirs")(torch.rand(2, 3, 8, 8)).shape == (2, 5)
