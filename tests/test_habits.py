@@ -37,6 +37,7 @@ def test_the_workflow_runs_ci_on_every_python():
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     job = flow["jobs"]["test"]
     assert job["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12"]
+    assert "whl/cpu" in job["env"]["PIP_EXTRA_INDEX_URL"] and "secrets" not in str(flow)
     commands = [step["run"] for step in job["steps"] if "run" in step]
     assert commands == [".ci/run"] and (ROOT / ".ci" / "run").is_file()
 
