@@ -281,7 +281,7 @@ def tune(backbone, data, **given):
 @verb("list")
 def _list():
     "The backbones, data sets, methods and whatever else is known by name, and all settings."
-    from autolora.runs.known import known
+    from autolora.runs.catalogue import known
 
     for title, items in known().items():
         print(title)

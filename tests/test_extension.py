@@ -73,3 +73,19 @@ def test_it_keeps_the_contract(run):
         "check_method(METHODS['example_squared']); print('kept')"
     )
     assert run("-c", code).split() == ["kept"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from autolora.models import register_backbone; register_backbone('resnet18', lambda k: k)",
+        "from autolora.models import *; from autolora.models.parametrisations import "
+        "register_parametrisation as r, PARAMETRISATIONS as P; import dataclasses; "
+        "r('lora', dataclasses.replace(P['lokr']))",
+        "from autolora.methods import TRADES, register_method; "
+        "register_method(type('AT', (TRADES,), {'name': 'at'}))",
+    ],
+)
+def test_a_name_of_ours_is_not_taken(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "already" in done.stderr and "choose another name" in done.stderr

@@ -7,6 +7,7 @@ __all__ = ['Registry']
 
 # %% ../../nbs/core/08_registry.ipynb #dbaeb593
 import importlib
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
@@ -26,6 +27,7 @@ class Registry(Mapping):
         self.rooms = rooms
         self.group = group
         self._things = {}
+        self._homes = {}
         self._filled = False
 
     def register(self, name: str, thing):
@@ -33,11 +35,11 @@ class Registry(Mapping):
 
         The same definition again, as when a cell is run twice, takes the place of the old one.
         Raises `AutoLoRaError` for a name that something else has."""
-        known = self._things.get(name)
-        if known is not None and _home(known) != _home(thing):
-            home = ".".join(_home(known))
+        home = _home(thing)
+        known = self._homes.setdefault(name, home)
+        if known != home:
             raise AutoLoRaError(
-                f"There is a {self.kind} '{name}' already ({home}): choose another name."
+                f"There is a {self.kind} '{name}' already ({known}): choose another name."
             )
         self._things[name] = thing
         return thing
@@ -81,6 +83,12 @@ class Registry(Mapping):
 
 
 def _home(thing):
-    "Where a thing was defined: its module and its name there."
-    kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    return kind.__module__, kind.__qualname__
+    """Where a thing was defined: its module and its name there.
+
+    An instance knows neither; it is at home where somebody outside this package registered it."""
+    if hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("autolora."):
+        frame = frame.f_back
+    return f"{type(thing).__qualname__} of {frame.f_globals.get('__name__')}"
