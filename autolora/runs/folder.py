@@ -231,11 +231,11 @@ class Run:
         self.write_text(name, text + "\n")
 
 # %% ../../nbs/runs/00_folder.ipynb #4d20f50d
-def differing(found: dict, wanted: dict, ignored=("versions",)) -> list[str]:
-    "Where two dicts disagree, as texts; the keys `ignored` don't count."
+def differing(found: dict, wanted: dict, ignored=("versions",), after="") -> list[str]:
+    "Where two dicts disagree, as texts, `after` behind each key; the keys `ignored` don't count."
     keys = sorted({*found, *wanted} - {*ignored})
     return [
-        f"{k} {found.get(k)!r} there, {wanted.get(k)!r} asked for"
+        f"{k}{after} {found.get(k)!r} there, {wanted.get(k)!r} asked for"
         for k in keys
         if found.get(k) != wanted.get(k)
     ]

@@ -146,13 +146,13 @@ def disagreements(found: dict, wanted: dict) -> list[str]:
     texts; what is only more is none."""
     changed = []
     for part in ("settings", "versions", "rules"):
-        changed += [f"{part} {words}" for words in differing(found[part], wanted[part], ())]
+        changed += [f"{part} {words}" for words in differing(found[part], wanted[part], (), ":")]
     device = {"device": found["device"]}
     changed += differing(device, {"device": wanted["device"]})
     for part in _GROWING:
         both = found[part].keys() & wanted[part].keys()
         there, asked = ({k: of[part][k] for k in both} for of in (found, wanted))
-        changed += [f"{part} {words}" for words in differing(there, asked, ())]
+        changed += [f"{part} {words}" for words in differing(there, asked, (), ":")]
     return changed
 
 
