@@ -58,14 +58,6 @@ def _data_and_threat(run):
     return [lines]
 
 # %% ../../nbs/show/07_card.ipynb #0bfdafc1
-_AUTOLORA = """@inproceedings{xu2024autolora,
-  title = {AutoLoRa: An Automated Robust Fine-Tuning Framework},
-  author = {Xu, Xilie and Zhang, Jingfeng and Kankanhalli, Mohan},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024},
-  note = {arXiv:2310.01818}
-}"""
-
 _SOFTWARE = """@software{{autolora,
   title = {{autolora: robust fine-tuning with nothing to set}},
   author = {{{{The autolora authors}}}},
@@ -76,8 +68,7 @@ _SOFTWARE = """@software{{autolora,
 def _method(run):
     "Blocks: the method, and whom to cite."
     label, about = described(run.config)
-    ours = str(run.config.get("method")).startswith("autolora")
-    paper = getattr(method_of(run.config), "bibtex", "") or (_AUTOLORA if ours else "")
+    paper = getattr(method_of(run.config), "bibtex", "")
     version = (run.config.get("versions") or {}).get("autolora", "not recorded")
     software = Code(_SOFTWARE.format(version=version))
     cited = ["The method:", Code(inspect.cleandoc(paper))] if paper else []
