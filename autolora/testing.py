@@ -22,7 +22,8 @@ from .data.loading import load_task
 from .methods.base import Method
 from .models.backbones import load_backbone
 from .models.parts import split_parameters
-from .train.learner import put_weights, take_weights, train_step
+from .train.delivery import put_weights, take_weights
+from .train.learner import train_step
 
 # %% ../nbs/02_testing.ipynb #140a5183
 def sample_history(epochs: int = 12, trades: bool = False) -> pd.DataFrame:

@@ -20,7 +20,8 @@ class AutoLoRa(Method):
     """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA.
 
     Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; that the adversarial terms keep their whole weight
-    (`adv_weight`) and the branch has a learning rate of its own (`branch_rate`) is ours."""
+    (`adv_weight`), the branch has a learning rate of its own (`branch_rate`) and the average of the
+    weights is handed over is ours."""
 
     name = "autolora"
     label = "AutoLoRa"
@@ -30,6 +31,7 @@ class AutoLoRa(Method):
   booktitle = {ICLR}, year = {2024}, note = {arXiv:2310.01818}
 }"""
     remembers = ("lam1", "lam2")
+    deliver = "average"
     natural = ("ce_nat",)
     adversarial = ("ce_adv", "kl")
     settings = Method.settings | Table(
@@ -100,8 +102,9 @@ class AutoLoRa(Method):
 class PublishedAutoLoRa(AutoLoRa):
     """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + 6 (1 - lam1) KL(p_nat || p_adv).
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; one learning rate for all."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; one learning rate for all, the best epoch kept."""
 
     name = "autolora_paper"
     label = "AutoLoRa as published"
+    deliver = "best"
     settings = AutoLoRa.settings.but(adv_weight="paper", branch_rate="paper")

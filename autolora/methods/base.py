@@ -52,6 +52,7 @@ class Method(Callback):
     gradient_checkpointing = False  # activations are computed again in the backward pass,
     microbatches = 1  # and a batch is trained in so many parts, where it doesn't fit in memory
     remembers = ()  # attributes that steer an epoch: logged with it and kept in the checkpoint
+    deliver = "best"  # which weights a run hands over, in `DELIVERIES`
     fresh_head = True  # whether it starts from a head that knows nothing
 
     def __init__(self, model: nn.Module, threat: ThreatModel, seed=0, task=None, **settings):

@@ -41,6 +41,7 @@ from autolora.train.callbacks import (
     slide_scale,
     write_examples,
 )
+from ..train.delivery import DELIVERIES
 from ..train.learner import Learner
 from ..train.lr_finder import find_lr
 from ..train.savings import saving_callbacks
@@ -103,7 +104,7 @@ def _probe_head(run: Run, method: Method, task: Task, control: Control):
     learner = Learner(probe, task, sub, schedule, epochs, config["batch_size"], [control])
     with isolated_rng():
         learner.fit(resume=True)
-    run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub))
+    run.log("head", epochs=epochs, lr=lr, best_epoch=learner.delivery.best["epoch"], **spent(sub))
 
 # %% ../../nbs/runs/03_finetuning.ipynb #b19d502a
 def _start_at(run: Run, found: Prepared) -> float:
@@ -151,10 +152,13 @@ def train(run: Run, found: Prepared, resume: bool):
     epochs, batch_size = run.config["epochs"], run.config["batch_size"]
     lr = _start_at(run, found)
     schedule = method.schedule(lr, epochs, cool_down=settings.lr == "auto")
-    learner = Learner(method, task, run, schedule, epochs, batch_size, _callbacks_of(found))
+    delivery = DELIVERIES[run.config["deliver"]]()
+    callbacks = _callbacks_of(found)
+    learner = Learner(method, task, run, schedule, epochs, batch_size, callbacks, delivery)
     learner.fit(resume)
     if not run.last("end"):
-        run.log("end", best_epoch=learner.best["epoch"], **spent(run))
+        best = learner.delivery.best["epoch"]
+        run.log("end", best_epoch=best, **learner.delivered, **spent(run))
     method.model.eval()
     if settings.test:
         report_on(run, method, task, settings.autoattack)

@@ -100,7 +100,9 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     config = {"method": cls.name, "backbone": name, "task": task.name}
     config["data"] = str(data) if isinstance(data, (str, Path)) else None
     config |= _recorded(vars(common)) | _plain(own)
+    deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
+    config["deliver"] = deliver
     config |= _facts(task) | {"versions": versions(), "asked": _asked(cls, common, own)}
     return Prepared(config, task, make_method(cls, model, threat, common.seed, task, **own), common)
 

@@ -75,7 +75,9 @@ def pretrain(
     schedule = OneCycle(_PEAK, epochs)
     learner = Learner(method, task, run, schedule, epochs, batch_size, callbacks)
     learner.fit(resume)
-    run.log("end", best_epoch=learner.best["epoch"], seconds=float(run.history.seconds.sum()))
+    run.log(
+        "end", best_epoch=learner.delivery.best["epoch"], seconds=float(run.history.seconds.sum())
+    )
     model.eval()
     report_on(run, method, task)
     return run

@@ -13,6 +13,7 @@ from ..core.machine import world_size
 from ..core.settings import Setting, Table
 from ..methods.base import Method
 from ..methods.registry import METHODS, register_method
+from ..train.delivery import DELIVERIES
 from ..train.savings import ATTACK_SCHEDULES
 from ..train.schedule import whole_epochs
 
@@ -83,6 +84,12 @@ SETTINGS = Table(
         "with several processes, BatchNorm over the whole batch",
         (bool,),
         none="where a process has under 16 images of it",
+    ),
+    Setting(
+        "deliver",
+        "auto",
+        "weights to hand over: the average over the run's end, its last or its best epoch",
+        ("auto", *DELIVERIES),
     ),
     Setting("angles", True, "record the gradient angles every epoch", (bool,)),
     Setting(

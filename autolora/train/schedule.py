@@ -162,6 +162,10 @@ class AutoLR(Schedule):
             reason = self._close(window)
         return Decision(self.epoch, self.lr, new_best, reason, self.lr < self.min_lr)
 
+    def stayed(self, ra: float):
+        "A cut was made, but the weights weren't put back: the next epoch is compared with `ra`."
+        self.previous = ra
+
     def window(self) -> tuple[int, int] | None:
         "The checkpoints `(last, next)` around the present, or None after the last one."
         marks = self.checkpoints or range(0, 4 * self.passed + 5, 4)
