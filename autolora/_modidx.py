@@ -1303,6 +1303,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'autolora/train/delivery.py'),
                                          'autolora.train.delivery.BestEpoch._may_return': ( 'train/delivery.html#bestepoch._may_return',
                                                                                             'autolora/train/delivery.py'),
+                                         'autolora.train.delivery.BestEpoch._ties': ( 'train/delivery.html#bestepoch._ties',
+                                                                                      'autolora/train/delivery.py'),
                                          'autolora.train.delivery.BestEpoch.after_step': ( 'train/delivery.html#bestepoch.after_step',
                                                                                            'autolora/train/delivery.py'),
                                          'autolora.train.delivery.BestEpoch.begun': ( 'train/delivery.html#bestepoch.begun',

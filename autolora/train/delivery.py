@@ -68,30 +68,39 @@ class WeightAverage:
 
 # %% ../../nbs/train/02_delivery.ipynb #44f4fefe
 class BestEpoch:
-    """Hands over the epoch with the best robust validation accuracy, to which each cut of the rate
-    goes back. Source: the released code of Xu et al. 2024."""
+    """Hands over the epoch with the best robust validation accuracy, of several the one with the
+    best standard accuracy; each cut of the rate goes back to it.
+
+    Source: Xu et al. 2024, the released code; ties are ours."""
 
     label = "the best epoch on the validation images"
 
     def __init__(self):
-        self.best = None  # {"epoch", "weights", "hits"}: which validation images it has right
+        self.best = None  # {"epoch", "weights", "natural", "robust"}
 
     def after_step(self, method):
         "The method has made a step."
 
-    def judge(self, method, decision, hits: torch.Tensor) -> dict:
-        """Keep the weights after the epoch that `decision` is about, or go back. `hits` (n,): which
-        validation images they classify correctly under attack. What to log: `restored`, the epoch
-        gone back to or None."""
-        if decision.new_best:
-            best = {"epoch": decision.epoch, "hits": hits}
-            self.best = best | {"weights": take_weights(method)}
-        if decision.restore and self._may_return(hits):
+    def judge(self, method, decision, natural: torch.Tensor, robust: torch.Tensor) -> dict:
+        """Keep the weights after the epoch that `decision` is about, or go back. `natural`,
+        `robust`: which validation images they classify correctly, boolean tensors (n,). What to
+        log: `new_best`, whether they are kept, and `restored`, the epoch gone back to or None."""
+        better = decision.new_best or self._ties(natural, robust)
+        if better:
+            found = {"epoch": decision.epoch, "natural": natural, "robust": robust}
+            self.best = found | {"weights": take_weights(method)}
+        restored = None
+        if decision.restore and self._may_return(robust):
             put_weights(method, self.best["weights"])
-            return {"restored": self.best["epoch"]}
-        return {"restored": None}
+            restored = self.best["epoch"]
+        return {"new_best": better, "restored": restored}
 
-    def _may_return(self, hits):
+    def _ties(self, natural, robust):
+        "Whether an epoch is as robust as the best, and classifies more images correctly."
+        same = robust.sum() == self.best["robust"].sum()
+        return bool(same and natural.sum() > self.best["natural"].sum())
+
+    def _may_return(self, robust):
         return True
 
     def deliver(self, method, measure=None) -> dict:
@@ -116,8 +125,8 @@ class BestEpoch:
 class _End(BestEpoch):
     "Hands over the end of the run, and asks for a sign test with p < 0.05 before it goes back."
 
-    def _may_return(self, hits):
-        return sign_test(self.best["hits"], hits) < 0.05
+    def _may_return(self, robust):
+        return sign_test(self.best["robust"], robust) < 0.05
 
     def deliver(self, method, measure=None):
         weights, words = self._end()
@@ -125,7 +134,7 @@ class _End(BestEpoch):
         told = {"delivered": words, "rule": self.label}
         if measure is None:
             return told
-        told["evidence"] = sign_test(self.best["hits"], measure())
+        told["evidence"] = sign_test(self.best["robust"], measure())
         return told if told["evidence"] >= 0.05 else told | super().deliver(method)
 
 
@@ -139,8 +148,8 @@ class LastEpoch(_End):
         super().__init__()
         self.last = None  # {"epoch", "weights"}
 
-    def judge(self, method, decision, hits):
-        found = super().judge(method, decision, hits)
+    def judge(self, method, decision, natural, robust):
+        found = super().judge(method, decision, natural, robust)
         self.last = {"epoch": decision.epoch, "weights": take_weights(method)}
         return found
 
@@ -168,9 +177,9 @@ class Averaged(_End):
     def after_step(self, method):
         self.average.update(method)
 
-    def judge(self, method, decision, hits):
+    def judge(self, method, decision, natural, robust):
         self.average.gather()
-        return super().judge(method, decision, hits)
+        return super().judge(method, decision, natural, robust)
 
     def _end(self):
         return self.average.weights, "the average of the weights"

@@ -354,9 +354,9 @@ def validate(self: Learner):
     sa, ra = (kind.sum().item() / n for kind in (natural, robust))
     self.record["schedule_lr"] = self.schedule.lr
     decision = self.schedule.step(ra if self.method.settled else None)
-    self.record |= self.delivery.judge(self.method, decision, robust)
+    self.record |= self.delivery.judge(self.method, decision, natural, robust)
     if decision.restore and self.record["restored"] is None:
         self.schedule.stayed(ra)
-    self.record |= {"sa": sa, "ra": ra, "n_val": n, "new_best": decision.new_best}
+    self.record |= {"sa": sa, "ra": ra, "n_val": n}
     self.record |= {"reason": decision.reason, "next_lr": decision.lr}
     self.done = decision.stop
