@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from nbdev.test import test_nb as run_nb
 
 ROOT = Path(__file__).parent.parent
@@ -37,21 +39,40 @@ def run(path, log):
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ["MPLBACKEND"] = "agg"
+    os.environ |= {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
     passed, seconds = run_nb(path, basepath=ROOT)
     sys.exit(1 if not passed else 0 if seconds else 2)
 
 
-@pytest.mark.parametrize(
-    "path", NOTEBOOKS, ids=[str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS]
-)
-def test_notebook(path, tmp_path):
-    log = tmp_path / "log"
+def outcome(path, log):
+    "What is wrong with the notebook at `path`, or None."
     process = PROCESSES.Process(target=run, args=(path, log))
     process.start()
     process.join(TIMEOUT)
     if process.is_alive():
         process.kill()
-        pytest.fail(f"{path.name} did not end within {TIMEOUT} s")
-    assert process.exitcode != 2, f"{path.name} says skip_exec, so nothing of it is tested"
-    assert process.exitcode == 0, f"{path.name}\n{log.read_text(errors='replace')[-6000:]}"
+        return f"{path.name} did not end within {TIMEOUT} s"
+    if process.exitcode == 2:
+        return f"{path.name} says skip_exec, so nothing of it is tested"
+    if process.exitcode:
+        return f"{path.name}\n{log.read_text(errors='replace')[-6000:]}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def outcomes(request, tmp_path_factory):
+    "What comes of each notebook that was asked for: two at a time, each on a thread of its own."
+    logs = tmp_path_factory.mktemp("logs")
+    ours = [item for item in request.session.items if item.module is request.module]
+    paths = [item.callspec.params["path"] for item in ours]
+    pool = ThreadPoolExecutor(2)
+    yield {path: pool.submit(outcome, path, logs / str(i)) for i, path in enumerate(paths)}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=[str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS]
+)
+def test_notebook(path, outcomes):
+    assert (wrong := outcomes[path].result()) is None, wrong
