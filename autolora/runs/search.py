@@ -42,13 +42,8 @@ def _optuna():
 
 def candidates(space: dict, n: int, seed: int = 0) -> list[dict]:
     """`n` different settings (dicts) out of the dict `space`, name -> values: the empty one first,
-    which changes nothing, then points of the grid in a random order."""
+    which changes nothing, then points of the grid, which has `n` - 1 or more, in a random order."""
     optuna = _optuna()
-    whole = math.prod(map(len, space.values()))
-    if n > 1 + whole:
-        raise AutoLoRaError(
-            f"There are {whole} points in the grid and the untuned run, not {n}: give more values."
-        )
     grid = {name: list(values) for name, values in space.items()}
     study = optuna.create_study(sampler=optuna.samplers.GridSampler(grid, seed=seed))
     spread = {k: optuna.distributions.CategoricalDistribution(v) for k, v in grid.items()}
@@ -70,11 +65,7 @@ class Search:
     ladder: tuple = HALVING
     keep: int = 3
 
-    @property
-    def least(self):
-        return max(2, self.keep ** (len(self.ladder) - 1))
-
-    def rungs(self, n, epochs, steps):
+    def rungs(self, n: int, epochs: int, steps: int) -> list[tuple[int, int, int]]:
         """`(candidates, epochs, attack steps)` of each rung, for `n` candidates below and `epochs`
         and `steps` at the top."""
         return [
@@ -92,11 +83,11 @@ class Unit:
     n_train: int
     n_val: int
 
-    def passes(self, epochs, steps):
+    def passes(self, epochs: int, steps: int) -> int:
         "Passes over images of a run of so many epochs and attack steps."
         return epochs * (self.n_train * (steps + 2) + 11 * self.n_val)
 
-    def price(self, rungs) -> float:
+    def price(self, rungs: list) -> float:
         "What the `rungs` cost, in default runs."
         whole = sum(n * self.passes(epochs, steps) for n, epochs, steps in rungs)
         return whole / self.passes(self.epochs, self.steps)
@@ -108,7 +99,7 @@ def plan(search: Search, budget: float, unit: Unit, most: int) -> tuple:
 
     Raises `AutoLoRaError` if it is too small for any."""
     cost = lambda n, top: unit.price(search.rungs(n, top, unit.steps))
-    least = min(search.least, most)
+    least = min(max(2, search.keep ** (len(search.ladder) - 1)), most)
     whole = [(n, unit.epochs) for n in range(most, least - 1, -1)]
     shorter = [(least, top) for top in range(unit.epochs, 0, -1)]
     for n, top in whole + shorter:
