@@ -8,12 +8,12 @@ __all__ = ['VERBS', 'verb', 'finetune', 'compare', 'tune', 'evaluate', 'pretrain
 # %% ../nbs/01_cli.ipynb #665d376d
 import argparse
 import contextlib
+import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import get_args
 
 from fastcore.docments import docments
@@ -24,20 +24,41 @@ from .core.numbers import duration
 from .core.settings import Setting, Table
 
 # %% ../nbs/01_cli.ipynb #760edc83
+_WORDS = {str, int, float, bool, list}  # what words can tell
+
+
+def _parameters(function):
+    "What a `function` takes and words can tell, as a table: its own parameters, its settings."
+    settings = getattr(function, "settings", Table())
+    own = []
+    for name, told in docments(function, full=True, returns=False).items():
+        kinds = _WORDS & {told.anno, *get_args(told.anno)}
+        values = tuple(kinds - {str, list} or kinds & {list})
+        if kinds and name not in settings:
+            own.append(Setting(name, told.default, told.docment or "", values, low=0))
+    return Table(*own, *(s for s in settings.values() if s.recorded or s.values))
+
+
+def _library(call):
+    "The library's call of that dotted name."
+    module, _, name = call.rpartition(".")
+    return getattr(importlib.import_module(f"autolora.{module}"), name)
+
+
 @dataclass(frozen=True)
 class _Verb:
-    """A verb of the command: the function that `run`s it, and the table of `more` settings that it
-    takes as keyword arguments, made when it is asked for."""
+    """A verb of the command: the function that `run`s it, the dotted name of the library's `call`
+    that it is given, if there is one, and a table of `more` settings, made when it is asked for."""
 
     run: Callable
+    call: str
     more: Callable[[], Table]
 
     @property
     def table(self) -> Table:
-        "All that it takes and that words can tell, its own parameters first."
-        about = docments(self.run, full=True, returns=False)
-        own = [_setting(name, told) for name, told in about.items() if name != "settings"]
-        return Table(*own, *(s for s in self.more().values() if s.recorded or s.values))
+        "All that it takes."
+        theirs = _parameters(_library(self.call)) if self.call else Table()
+        return theirs | _parameters(self.run) | self.more()
 
     def parser(self, name: str) -> argparse.ArgumentParser:
         made = argparse.ArgumentParser(f"autolora {name}", description=self.run.__doc__)
@@ -49,7 +70,8 @@ class _Verb:
             spelled = dict.fromkeys([setting.name.replace("_", "-"), setting.name])
             flags = [f"--{spelling}" for spelling in spelled]
             about = {"dest": setting.name, "help": setting.help.replace("%", "%%")}
-            how = {"action": "store_true"} if setting.default is False else many | _VALUE
+            valued = many | {"metavar": "VALUE"}
+            how = {"action": "store_true"} if setting.default is False else valued
             made.add_argument(*flags, default=argparse.SUPPRESS, **about, **how)
         return made
 
@@ -57,27 +79,19 @@ class _Verb:
         "Do what the `words` after the verb's `name` say."
         table = self.table
         given = vars(self.parser(name).parse_args(words))
-        self.run(**{name: table[name].check(value) for name, value in given.items()})
-
-
-_VALUE = {"metavar": "VALUE"}
-
-
-def _setting(name, told):
-    "The setting that a parameter is: its comment, default and type hint."
-    kinds = get_args(told.anno) or (told.anno,)
-    values = tuple(kind for kind in kinds if kind in (int, float, bool, list))
-    return Setting(name, told.default, told.docment, values, low=0)
+        before = [_library(self.call)] if self.call else []
+        self.run(*before, **{name: table[name].check(value) for name, value in given.items()})
 
 
 VERBS = {}
 
 
-def verb(more: Callable[[], Table] = Table) -> Callable:
-    "A decorator: the function is a verb of its name, with a table of `more` options."
+def verb(call: str = "", more: Callable[[], Table] = Table) -> Callable:
+    """A decorator: the function is a verb of its name. It is given the library's `call` (a dotted
+    name), whose parameters are the verb's, beside its own and the settings in the table `more`."""
 
     def enter(run):
-        VERBS[run.__name__.strip("_")] = _Verb(run, more)
+        VERBS[run.__name__.strip("_")] = _Verb(run, call, more)
         return run
 
     return enter
@@ -94,11 +108,10 @@ def _own(classes):
     return found
 
 
-def _finetuning():
+def _of_methods():
     from autolora.methods.registry import METHODS
-    from autolora.runs.settings import SETTINGS
 
-    return SETTINGS | _own(list(METHODS.values()))
+    return _own(list(METHODS.values()))
 
 
 def _show(run):
@@ -110,19 +123,10 @@ def _show(run):
     print(f"Report: {run.path / 'report.html'}")
 
 
-@verb(_finetuning)
-def finetune(
-    backbone: str,  # name of a backbone (see `autolora list`)
-    data: str,  # name of a data set, or the path of an .npz pack or an image folder
-    method: str = "autolora",  # name of a method (see `autolora list`)
-    out: str | None = None,  # folder of the run (default: a new one under runs/)
-    resume: bool = False,  # go on with the unfinished run in --out
-    **settings,
-):
+@verb("runs.finetuning.finetune", _of_methods)
+def finetune(call: Callable, **given):
     "Fine-tune a pre-trained backbone into a robust model."
-    from autolora.runs.finetuning import finetune as run_finetune
-
-    _show(run_finetune(backbone, data, method, out=out, resume=resume, **settings))
+    _show(call(**given))
 
 # %% ../nbs/01_cli.ipynb #a3464709
 def _value(text):
@@ -153,30 +157,18 @@ def _as_arm(word):
     return {"method": method} | {name: values[0] for name, values in chosen.items()}
 
 # %% ../nbs/01_cli.ipynb #5ac9a7be
-def _shared():
-    from autolora.runs.settings import shared
-
-    return shared()
-
-
-@verb(_shared)
+@verb("runs.study.compare")
 def compare(
-    tasks: list,  # names of data sets, or paths
+    call: Callable,
     methods: list | None = None,  # names, or as trades:lr=0.03 (default: autolora trades at)
-    backbones: list | None = None,  # names (default: the embedded one that fits the data)
-    seeds: int = 3,  # how many
     vary: list | None = None,  # conditions that all methods meet, such as lr=auto,0.01
-    out: str | None = None,  # folder (default: under runs/, named by what is compared)
-    jobs: int | None = None,  # runs at once (default: as many as the machine holds)
-    **settings,
+    **given,
 ):
     "Run several methods over several seeds under one protocol, with statistics."
-    from autolora.runs.study import compare as run_compare
     from autolora.runs.tables import summary, tests
 
     arms = [_as_arm(word) for word in methods or ("autolora", "trades", "at")]
-    varied = _as_values(vary)
-    study = run_compare(arms, tasks, backbones, seeds, varied, out, jobs, **settings)
+    study = call(arms, vary=_as_values(vary), **given)
     table = study.table
     print("Accuracy in % on test images, means over the seeds [95 % t interval]")
     print(summary(table).to_string(index=False))
@@ -187,27 +179,18 @@ def compare(
     print(f"Figures: {study.path / 'study.html'}\nTable:   {study.path / 'table.csv'}")
 
 # %% ../nbs/01_cli.ipynb #21a4b21a
-@verb(_shared)
+@verb("runs.tuning.tune")
 def tune(
-    backbone: str,  # name of a backbone (see `autolora list`)
-    data: str,  # name of a data set, or the path of an .npz pack or an image folder
-    method: str = "trades",  # name of a method
-    budget: float = 10.0,  # in default runs, the winner's training included
+    call: Callable,
     grid: bool = False,  # every candidate at full length, not successive halving
     space: list | None = None,  # what to search, such as lr=0.01,0.1 beta=1,6
-    seed: int = 0,  # of everything random
-    out: str | None = None,  # folder of the search (default: a new one under runs/)
-    jobs: int | None = None,  # runs at once (default: as many as the machine holds)
-    **settings,
+    **given,
 ):
     "Search the settings of a method that needs it, on validation images, at a stated cost."
-    from autolora.runs.processes import launch
     from autolora.runs.search import GRID, HALVING, Search
-    from autolora.runs.tuning import tune as run_tune
 
     search = Search(_as_values(space) or None, GRID if grid else HALVING)
-    runner = partial(launch, jobs=jobs)
-    tuning = run_tune(backbone, data, method, budget, search, seed, out, runner, **settings)
+    tuning = call(search=search, **given)
     print("Trials, by validation accuracy")
     print(tuning.table.drop(columns=["message"]).to_string(index=False, na_rep=""))
     print(f"\nChosen: {tuning.chosen}")
@@ -259,26 +242,22 @@ def evaluate(
     print(measure(opened.model, task.test, threat, attacks, n, autoattack or None))
 
 # %% ../nbs/01_cli.ipynb #d2f2cbcd
-def _pretraining():
-    from autolora.runs.pretraining import OBJECTIVES, PRETRAINING
+def _of_objectives():
+    from autolora.runs.pretraining import OBJECTIVES
 
-    return PRETRAINING | _own(list(OBJECTIVES.values()))
+    return _own(list(OBJECTIVES.values()))
 
 
-@verb(_pretraining)
+@verb("runs.pretraining.pretrain", _of_objectives)
 def pretrain(
-    backbone: str,  # name of a backbone (see `autolora list`)
-    data: str,  # source data set: a name or a path
-    out: str | None = None,  # folder of the run (default: a new one under runs/)
-    resume: bool = False,  # go on with the unfinished run in --out
+    call: Callable,
     save: str | None = None,  # folder for BACKBONE.safetensors and its card BACKBONE.json
-    **settings,
+    **given,
 ):
     "Adversarially pre-train a backbone from random weights."
-    from autolora.runs.pretraining import pretrain as run_pretrain
     from autolora.runs.pretraining import save_backbone
 
-    run = run_pretrain(backbone, data, out=out, resume=resume, **settings)
+    run = call(**given)
     if save:
         save_backbone(run, save)
     _show(run)

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -205,25 +206,22 @@ def joined_run(
 # %% ../../nbs/runs/03_finetuning.ipynb #670a1706
 @accepts(SETTINGS)
 def finetune(
-    backbone: str | nn.Module,
-    data,
-    method: str | type[Method] = "autolora",
+    backbone: str | nn.Module,  # a name (`autolora list`); in Python also a module, see below
+    data: str | Any,  # a name or path; in Python also arrays, a `Dataset` or a `Task`
+    method: str | type[Method] = "autolora",  # a name; in Python also a `Method` class
     epochs: int | None = None,
     seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = False,
+    out: str | Path | None = None,  # the run's folder (default: a new one under runs/)
+    resume: bool = False,  # go on with the unfinished run in `out`
     **settings,
 ) -> Run:
     """Fine-tune `backbone` on `data` into a robust model; returns the `Run`, whose `model` is a
     plain `nn.Module`.
 
-    `backbone`: a name (`autolora list`) or an `nn.Module` from images in [0, 1] to logits (copied).
-    `data`: a name, a path, arrays, a `Dataset` or a `Task`, as in `load_task`. `method`: a name
-    ("autolora", "trades", "at", ...) or a `Method` class of your own. `out`: the run folder; None
-    makes one under runs/. `resume`: go on with the unfinished run in `out`. `settings`: those
-    below, and the method's own, such as `beta=3` of TRADES or `rank=4` of AutoLoRa. Raises
-    `AutoLoRaError` in one sentence, before any training, for what can't work. Source: Xu, Zhang,
-    Kankanhalli 2024."""
+    A backbone of your own takes images in [0, 1] to logits; it is copied. `settings`: those below,
+    and the method's own, such as `beta=3` of TRADES or `rank=4` of AutoLoRa. Raises `AutoLoRaError`
+    in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli
+    2024."""
     settings["control"] = control = settings.get("control") or Control()
     resume = resume or _restarted(out)
     found = prepare(backbone, data, method, epochs=epochs, seed=seed, **settings)

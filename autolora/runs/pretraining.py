@@ -9,6 +9,7 @@ __all__ = ['OBJECTIVES', 'PRETRAINING', 'pretrain', 'save_backbone']
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -40,20 +41,20 @@ PRETRAINING = Table(
 
 @accepts(PRETRAINING)
 def pretrain(
-    backbone: str,
-    data,
+    backbone: str,  # a name (`autolora list`)
+    data: str | Any,  # the source: as in `finetune`
     epochs: int = 30,
     seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = False,
+    out: str | Path | None = None,  # the run's folder (default: a new one under runs/)
+    resume: bool = False,  # go on with the unfinished run in `out`
     **settings,
 ) -> Run:
-    """Adversarially pre-train `backbone` (a name) from random weights on `data`; returns the `Run`.
+    """Adversarially pre-train `backbone` from random weights on `data`; returns the `Run`.
 
     SGD with a one-cycle learning rate to 0.2, weight decay 5e-4; the weights of the best validation
     PGD-10 accuracy (without labels: of a linear probe) are kept and measured once on the test
-    split. `data`, `out`, `resume`: as in `finetune`. `settings`: those below, and the objective's
-    own, such as `steps=5`. Raises `AutoLoRaError` for what can't work."""
+    split. `settings`: those below, and the objective's own, such as `steps=5`. Raises
+    `AutoLoRaError` for what can't work."""
     settings |= {"epochs": epochs, "seed": seed}
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)

@@ -73,28 +73,22 @@ def create_study(path: str | Path, protocol: dict) -> Study:
 # %% ../../nbs/runs/09_study.ipynb #4a15710c
 @accepts(shared())
 def compare(
-    methods: str | dict | list,
-    tasks: str | Path | list,
-    backbones: list | None = None,
-    seeds: int | list = 3,
-    vary: dict | None = None,
-    out: str | Path | None = None,
-    jobs: int | None = None,
-    runner: Callable = launch,
+    methods: str | dict | list,  # names, or such as {"method": "trades", "lr": 0.03, "beta": 3}
+    tasks: str | Path | list,  # names or paths of data
+    backbones: list | None = None,  # names (default: the embedded one that fits the data)
+    seeds: int | list = 3,  # how many; in Python also a list of them
+    vary: dict | None = None,  # conditions that all methods meet, such as {"lr": ["auto", 0.01]}
+    out: str | Path | None = None,  # folder (default: under runs/, named by what is compared)
+    jobs: int | None = None,  # runs at once (default: as many as the machine holds)
+    runner: Callable = launch,  # or `submit`, for a scheduler
     **settings,
 ) -> Study:
     """Run `methods` x `tasks` x `backbones` x `seeds` under one protocol; returns the `Study`.
 
-    The same call goes on where it stopped.
-
-    `methods`: names, or dicts such as `{"method": "trades", "lr": 0.03, "beta": 3}`. `tasks`: names
-    or paths. `backbones`: names (None: the embedded one that fits). `seeds`: their number or a
-    list. `vary`: conditions that all methods meet, such as `{"lr": ["auto", 0.01]}`. `out`: the
-    study's folder (None: one under runs/). `jobs`: runs at once (None: as many as the machine
-    holds), on which no result depends. `runner`: `launch`, or `submit` for a scheduler. `settings`:
-    of every run, as in `finetune`. A cell that fails is recorded with its sentence, and the rest
-    goes on; it is tried again when the study goes on. Raises `AutoLoRaError` for what can't work
-    and for a folder with another protocol."""
+    The same call goes on where it stopped. No result depends on `jobs`. `settings`: of every run,
+    as in `finetune`. A cell that fails is recorded with its sentence, and the rest goes on; it is
+    tried again when the study goes on. Raises `AutoLoRaError` for what can't work and for a folder
+    with another protocol."""
     progress = settings.pop("progress", True)
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
     study = create_study(out or default_study(protocol), protocol)

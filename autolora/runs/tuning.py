@@ -23,7 +23,7 @@ from .finetuning import default_out
 from .folder import Folder, Run, flat
 from .preparation import prepare
 from .processes import cores, launch
-from .search import Search, Unit, _optuna, candidates, plan, space_for
+from .search import Search, _optuna, candidates, plan, space_for
 from .settings import shared
 
 # %% ../../nbs/runs/11_tuning.ipynb #158eda82
@@ -129,9 +129,9 @@ def _planned(backbone, data, method, budget, search, seed, settings):
             f"{', '.join(fixed)} can't be both set and searched: leave it out, or give a "
             "Search(space=...) without it."
         )
-    unit = Unit(config["epochs"], steps, config["n_train"], config["n_val"])
+    unit = {name: config[name] for name in ("epochs", "n_train", "n_val")}
     points = 1 + math.prod(map(len, space.values()))
-    rungs, cost = plan(search, budget, unit, points)
+    rungs, cost = plan(search, budget, points, steps=steps, **unit)
     per_epoch = config["n_train"] // config["batch_size"] * steps
     return {
         "backbone": backbone,
@@ -153,31 +153,30 @@ def _planned(backbone, data, method, budget, search, seed, settings):
 # %% ../../nbs/runs/11_tuning.ipynb #adc79b5d
 @accepts(shared())
 def tune(
-    backbone: str,
-    data: str | Path,
-    method: str = "trades",
-    budget: float = 10,
-    search: Search | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    runner: Callable = launch,
+    backbone: str,  # a name (`autolora list`)
+    data: str | Path,  # a name or path
+    method: str = "trades",  # a name
+    budget: float = 10,  # in default runs, the winner's training included
+    search: Search | None = None,  # successive halving over `space_for` the method, if None
+    seed: int = 0,  # of everything random
+    out: str | Path | None = None,  # folder of the search (default: a new one under runs/)
+    jobs: int | None = None,  # runs at once (default: as many as the machine holds)
+    runner: Callable = launch,  # or `submit`, for a scheduler
     **settings,
 ) -> Tuning:
-    """Search the settings of `method` at `budget` times the cost of one default run, the winner's
-    training included; returns the `Tuning`.
+    """Search the settings of `method` at `budget` times the cost of one default run; returns the
+    `Tuning`.
 
-    `backbone`, `data`: names or paths. `search`: a `Search` (None: successive halving over
-    `space_for` the method). `out`: a folder (None: a new one under runs/); the same call goes on
-    with it. `runner`: `launch`, `partial(launch, jobs=1)`, or `submit`. `settings`: of every run,
-    as in `finetune`. Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best,
-    is measured on test images. A trial that fails is recorded and loses. Raises `AutoLoRaError` for
-    what can't work."""
+    The same call goes on with the search in `out`. `settings`: of every run, as in `finetune`.
+    Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best, is measured on test
+    images. A trial that fails is recorded and loses. Raises `AutoLoRaError` for what can't work."""
     search = search or Search()
     progress = settings.pop("progress", True)
     whole = _planned(backbone, data, method, budget, search, seed, settings)
     folder = out or default_out("tune", method, Path(data).stem, seed)
     tuning = Tuning.create(folder, whole)
-    runner = partial(runner, threads=tuning.plan["threads"], progress=progress)
+    how = {"jobs": jobs, "threads": tuning.plan["threads"], "progress": progress}
+    runner = partial(runner, **how)
     with alone(tuning.path):
         try:
             alive = list(range(whole["rungs"][0][0]))
