@@ -33,15 +33,7 @@ from .preparation import cost, prepare
 from .settings import SETTINGS
 from ..show.card import write_card
 from ..show.report import write_report
-from autolora.train.callbacks import (
-    Control,
-    Progress,
-    RecordAngles,
-    RecordExamples,
-    Stopped,
-    slide_scale,
-    write_examples,
-)
+from ..train import callbacks
 from ..train.learner import Learner
 from ..train.lr_finder import find_lr
 from ..train.savings import saving_callbacks
@@ -52,9 +44,9 @@ def report_on(run: Run, method: Method, task: Task, autoattack: int = 0):
     report.html and card.md."""
     attacks = ["none", "pgd-10"] + ["autoattack"] * bool(autoattack)
     device = next(method.model.parameters()).device
-    write_examples(run, method.model, method.branch, task.val, method.threat, device)
+    callbacks.write_examples(run, method.model, method.branch, task.val, method.threat, device)
     if method.branch is not None:
-        run.log("scales", **slide_scale(method.branch, task.val, method.threat, device))
+        run.log("scales", **callbacks.slide_scale(method.branch, task.val, method.threat, device))
     n = autoattack or None
     found = evaluate(method.model, task.test, method.threat, attacks, n_autoattack=n)
     run.write_json("report.json", replace(found, split="test").to_dict())
@@ -101,6 +93,41 @@ def fit(run: Run, method: Method, task: Task, schedule, callbacks: list, resume:
     if not run.last("end"):
         run.log("end", best_epoch=learner.best["epoch"], **spent(run))
     method.model.eval()
+
+# %% ../../nbs/runs/03_finetuning.ipynb #8c98a906
+def _restarted(out):
+    """Whether a launcher has started this process again after a worker was lost.
+
+    Raises `AutoLoRaError` where it might, but `out` is None."""
+    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise AutoLoRaError(
+            "A launcher that restarts lost workers needs to find the run again: give out= (--out) "
+            "a folder."
+        )
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def joined_run(
+    out: str | Path, config: dict, resume: bool, own_model: nn.Module | None = None
+) -> Run:
+    """`create_run`'s `Run` in the first process; in the others one in a folder that is deleted at
+    their end, with what there is to resume from."""
+    kept = ("config.json", "events.jsonl", "resume.pt", "report.json")
+
+    def begin():
+        path = create_run(out, config, resume).path
+        if world_size() == 1:
+            return path, {}
+        return path, {f.name: f.read_bytes() for f in path.iterdir() if f.name in kept}
+
+    path, files = broadcast(begin)
+    if process_index() == 0:
+        return Run(path, own_model)
+    path = Path(tempfile.mkdtemp(prefix="autolora-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return Run(path, own_model)
 
 # %% ../../nbs/runs/03_finetuning.ipynb #3aee724b
 def _probe_head(run, method, task, control):
@@ -150,10 +177,10 @@ def _start_at(run, found):
 def _callbacks_of(found):
     "The callbacks that the settings stand for, and the user's own."
     settings = found.settings
-    chosen = [RecordAngles(found.task, settings.seed)] if settings.angles else []
-    chosen += [RecordExamples(), settings.control]
+    chosen = [callbacks.RecordAngles(found.task, settings.seed)] if settings.angles else []
+    chosen += [callbacks.RecordExamples(), settings.control]
     if settings.progress and process_index() == 0:
-        chosen.append(Progress())
+        chosen.append(callbacks.Progress())
     return chosen + saving_callbacks(settings.attack, settings.coreset) + list(settings.callbacks)
 
 
@@ -167,41 +194,6 @@ def _train(run, found, resume):
         report_on(run, method, task, settings.autoattack)
     run.model = method.model
     run.branch = method.branch
-
-# %% ../../nbs/runs/03_finetuning.ipynb #8c98a906
-def _restarted(out):
-    """Whether a launcher has started this process again after a worker was lost.
-
-    Raises `AutoLoRaError` where it might, but `out` is None."""
-    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
-        raise AutoLoRaError(
-            "A launcher that restarts lost workers needs to find the run again: give out= (--out) "
-            "a folder."
-        )
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-def joined_run(
-    out: str | Path, config: dict, resume: bool, own_model: nn.Module | None = None
-) -> Run:
-    """`create_run`'s `Run` in the first process; in the others one in a folder that is deleted at
-    their end, with what there is to resume from."""
-    kept = ("config.json", "events.jsonl", "resume.pt", "report.json")
-
-    def begin():
-        path = create_run(out, config, resume).path
-        if world_size() == 1:
-            return path, {}
-        return path, {f.name: f.read_bytes() for f in path.iterdir() if f.name in kept}
-
-    path, files = broadcast(begin)
-    if process_index() == 0:
-        return Run(path, own_model)
-    path = Path(tempfile.mkdtemp(prefix="autolora-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    for name, content in files.items():
-        (path / name).write_bytes(content)
-    return Run(path, own_model)
 
 # %% ../../nbs/runs/03_finetuning.ipynb #670a1706
 @accepts(SETTINGS)
@@ -222,7 +214,7 @@ def finetune(
     and the method's own, such as `beta=3` of TRADES or `rank=4` of AutoLoRa. Raises `AutoLoRaError`
     in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli
     2024."""
-    settings["control"] = control = settings.get("control") or Control()
+    settings["control"] = control = settings.get("control") or callbacks.Control()
     resume = resume or _restarted(out)
     found = prepare(backbone, data, method, epochs=epochs, seed=seed, **settings)
     config = found.config
@@ -235,7 +227,7 @@ def finetune(
     with control.watching(found.method.model), plain_attacks() if plain else nullcontext():
         try:
             _train(run, found, resume)
-        except Stopped:
+        except callbacks.Stopped:
             run.log("stopped", epoch=len(run.history))
             write_report(run)
     return run

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import autolora
@@ -104,20 +103,13 @@ def places(jobs: int | None = None, threads: int = 1) -> list[dict]:
     return [place | on(i) for i, place in enumerate(made)]
 
 # %% ../../nbs/runs/06_processes.ipynb #a1e8fcee
-@dataclass
 class _Worker:
     "A process at work on a `Job`, in one of `places`; `log`: the file with all that it says."
 
-    job: Job
-    place: dict
-    threads: int = 1
-    process: subprocess.Popen = field(init=False)
-
-    @property
-    def log(self):
-        return Path(f"{self.job.out}.log")
-
-    def __post_init__(self):
+    def __init__(self, job: Job, place: dict, threads: int):
+        self.job = job
+        self.place = place
+        self.log = Path(f"{job.out}.log")
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             said = self.log.open("w")
@@ -125,21 +117,16 @@ class _Worker:
             raise cannot_write(self.log, error) from error
         paths = [str(Path(autolora.__file__).parents[1]), os.environ.get("PYTHONPATH")]
         package = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        order = json.dumps({"call": self.job.call, "threads": self.threads}, default=os.fspath)
+        around = {"env": os.environ | place | package, "start_new_session": True}
+        streams = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said, "text": True}
+        command = [sys.executable, "-m", "autolora.runs.processes"]
         with said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "autolora.runs.processes"],
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
-                text=True,
-                env=os.environ | self.place | package,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(command, **streams, **around)
+        order = json.dumps({"call": job.call, "threads": threads}, default=os.fspath)
         with contextlib.suppress(BrokenPipeError):  # it has died already: seen at the next look
             self.process.stdin.write(order + "\n")
             self.process.stdin.flush()
-        self.job.state = "running"
+        job.state = "running"
 
     def settle(self):
         """Note in the job how the process ended, which is waited for; returns whether somebody or
