@@ -146,6 +146,9 @@ def _probe_head(run, method, task, control):
     run.log("head", epochs=epochs, lr=lr, best_epoch=best, **spent(sub))
 
 # %% ../../nbs/runs/03_finetuning.ipynb #b19d502a
+_MEMORY = ("gradient_checkpointing", "microbatches")  # what `cost` finds a step to need
+
+
 def _start_at(run, found):
     """The initial learning rate of a `run` that begins now, or of one that is gone on with.
 
@@ -154,23 +157,16 @@ def _start_at(run, found):
     method, task, settings = found.method, found.task, found.settings
     if (run.path / "resume.pt").is_file():
         start = run.last("start")
-        method.gradient_checkpointing = start.get("gradient_checkpointing", False)
-        method.microbatches = start.get("microbatches", 1)
+        vars(method).update({name: start[name] for name in _MEMORY if name in start})
         return start["lr"]
     seconds = cost(method, task, run.config["epochs"], run.config["batch_size"]).seconds
     lr = _tested_lr(run, method, task) if settings.lr == "auto" else settings.lr
     if settings.head == "robust_linear":  # after the range test, which a trained head misleads
         _probe_head(run, method, task, settings.control)
-    run.log(
-        "start",
-        lr=lr,
-        estimated_seconds=seconds,
-        device=str(next(method.model.parameters()).device),
-        processes=world_size(),
-        gradient_checkpointing=method.gradient_checkpointing,
-        microbatches=method.microbatches,
-        speed=explain_speed(method.model),
-    )
+    told = {"lr": lr, "estimated_seconds": seconds, "processes": world_size()}
+    told |= {"device": str(next(method.model.parameters()).device)}
+    told |= {name: getattr(method, name) for name in _MEMORY}
+    run.log("start", **told, speed=explain_speed(method.model))
     return lr
 
 

@@ -86,16 +86,13 @@ def save_backbone(run: Run, folder: str | Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     copied = lambda path: shutil.copyfile(run.path / "model.safetensors", path)
     write_atomic(folder / f"{config['backbone']}.safetensors", copied)
-    card = {
-        "backbone": config["backbone"],
+    card = {name: config[name] for name in ("backbone", "threat", "seed", "epochs")}
+    card |= {
         "source": config["task"],
-        "threat": config["threat"],
-        "seed": config["seed"],
         "recipe": f"{cls.__doc__.split('Source')[0].strip()} SGD, momentum 0.9, weight decay "
         f"{config['weight_decay']:g}, batch {config['batch_size']}, one-cycle learning rate to "
         f"{_PEAK}",
         "settings": {name: config[name] for name in cls.settings},
-        "epochs": config["epochs"],
         "best_epoch": end["best_epoch"],
         "seconds": round(end["seconds"]),
         "evaluations": run.report["evaluations"],

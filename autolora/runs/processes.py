@@ -20,6 +20,7 @@ from pathlib import Path
 import autolora
 from ..core.disk import cannot_write
 from ..core.errors import AutoLoRaError
+from ..core.machine import optional
 from ..methods.registry import METHODS
 from .jobs import Job, do
 from ..train.callbacks import Control
@@ -239,13 +240,7 @@ def submit(
     `cluster`: None (Slurm where there is one), "slurm", "local" or "debug" (in this process).
     `parameters`: of its executor, such as `timeout_min=60, slurm_partition="gpu", gpus_per_node=1`.
     Raises `AutoLoRaError` if submitit isn't installed."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise AutoLoRaError(
-            "Runs are handed to a scheduler by submitit, which is not installed: pip install "
-            "'autolora[cluster]'."
-        ) from error
+    submitit = optional("submitit")
     all_jobs = checked(calls)
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     at_once = {"slurm_array_parallelism": jobs} if jobs else {}

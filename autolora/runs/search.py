@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..core.errors import AutoLoRaError
+from ..core.machine import optional
 from ..methods.registry import METHODS
 
 # %% ../../nbs/runs/10_search.ipynb #d7a95bfd
@@ -29,13 +30,7 @@ def space_for(method: str) -> dict:
 # %% ../../nbs/runs/10_search.ipynb #73265094
 def _optuna():
     "The library, asked for only when a search begins."
-    try:
-        import optuna
-    except ImportError as error:
-        raise AutoLoRaError(
-            "A search draws its candidates by Optuna, which is not installed: pip install "
-            "'autolora[tune]'."
-        ) from error
+    optuna = optional("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

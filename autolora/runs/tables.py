@@ -73,7 +73,7 @@ def _complete(table):
     return found.assign(condition=found.condition.fillna(""))
 
 
-def _measured(table: pd.DataFrame) -> list[str]:
+def _measured(table):
     "Those of `_ACCURACIES` that some run in `table` has."
     return [short for short in _ACCURACIES if short in table and table[short].notna().any()]
 
