@@ -48,6 +48,12 @@ def make(name, model=None, **settings):
     return method
 
 
+def short_run(out, method="autolora", **given):
+    "`finetune` for two epochs on a few digits, in the folder `out`."
+    short = dict(epochs=2, limit=220, lr=0.02, steps=1, progress=False, test=False, angles=False)
+    return finetune("robust_mini_gray", "digits", method, out=out, **short | given)
+
+
 def at_progress(share):
     "What a method looks at in a learner before a step."
     return SimpleNamespace(progress=share)
@@ -589,20 +595,7 @@ def test_without_an_adversary_it_is_natural_training():
 def test_epochs_below_the_whole_eps_never_steer(tmp_path):
     """AutoLoRa with a ramp: no cut and no way back before the full eps, and the epoch that is kept
     ended there."""
-    run = finetune(
-        "robust_mini_gray",
-        "digits",
-        epochs=6,
-        limit=220,
-        lr=0.05,
-        progress=False,
-        test=False,
-        angles=False,
-        out=tmp_path / "run",
-        ramp_from=0.3,
-        ramp_to=0.7,
-        steps=1,
-    )
+    run = short_run(tmp_path / "run", epochs=6, lr=0.05, ramp_from=0.3, ramp_to=0.7)
     ramped = run.history[run.history.epoch <= 4]
     assert ramped.new_best.all() and ramped.reason.isna().all() and (ramped.lr == 0.05).all()
     assert run.last("end")["best_epoch"] >= 5
@@ -612,33 +605,9 @@ def test_epochs_below_the_whole_eps_never_steer(tmp_path):
 
 
 def test_rift_ends_between_the_robust_and_the_tuned_weights(tmp_path):
-    first = finetune(
-        "robust_mini_gray",
-        "digits",
-        "at",
-        epochs=2,
-        limit=220,
-        lr=0.02,
-        progress=False,
-        test=False,
-        angles=False,
-        out=tmp_path / "first",
-        steps=1,
-    )
+    first = short_run(tmp_path / "first", "at")
     robust = first.model.state_dict()
-    second = finetune(
-        "robust_mini_gray",
-        "digits",
-        "rift",
-        epochs=2,
-        limit=220,
-        lr=0.02,
-        progress=False,
-        test=False,
-        angles=False,
-        out=tmp_path / "second",
-        run=first.path,
-    )
+    second = short_run(tmp_path / "second", "rift", run=first.path, steps=10)
     moved = {
         name
         for name, tensor in second.model.state_dict().items()
@@ -771,26 +740,14 @@ def test_the_branch_has_a_rate_of_its_own():
 
 
 def test_a_checkpoint_with_another_optimiser_is_said(tmp_path):
-    call = dict(
-        backbone="robust_mini_gray",
-        data="digits",
-        epochs=2,
-        limit=220,
-        lr=0.02,
-        progress=False,
-        angles=False,
-        test=False,
-        steps=1,
-        out=tmp_path / "run",
-    )
     with pytest.raises(KeyboardInterrupt):
-        finetune(**call, control=Interrupt())
+        short_run(tmp_path / "run", control=Interrupt())
     path = tmp_path / "run" / "resume.pt"
     state = torch.load(path, weights_only=True)
     state["optimizer"]["param_groups"].pop()
     torch.save(state, path)
     with pytest.raises(AutoLoRaError, match="another version"):
-        finetune(**call, resume=True)
+        short_run(tmp_path / "run", resume=True)
 
 
 def test_where_covers_the_released_codes_layers():
@@ -799,19 +756,7 @@ def test_where_covers_the_released_codes_layers():
 
 
 def test_rosa_learns_its_mask_in_a_run(tmp_path):
-    run = finetune(
-        "robust_mini_gray",
-        "digits",
-        epochs=3,
-        limit=220,
-        lr=0.02,
-        progress=False,
-        test=False,
-        angles=False,
-        out=tmp_path / "run",
-        parametrisation="rosa",
-        steps=1,
-    )
+    run = short_run(tmp_path / "run", epochs=3, parametrisation="rosa")
     assert all(mask.any() for mask in run.branch.M.values())
     x = load_task("digits").test.images(slice(0, 4))
     with torch.no_grad():
@@ -824,22 +769,11 @@ def test_rosa_learns_its_mask_in_a_run(tmp_path):
 def test_a_robust_head_first(tmp_path):
     """The probe leaves the feature extractor alone, its head is the one the method starts from, and
     an interrupted run goes on from it."""
-    call = dict(
-        backbone="robust_mini_gray",
-        data="digits",
-        method="trades",
-        epochs=2,
-        limit=220,
-        lr=0.02,
-        progress=False,
-        angles=False,
-        head="robust_linear",
-        steps=1,
-    )
-    whole = finetune(**call, out=tmp_path / "whole")
+    call = dict(method="trades", head="robust_linear", test=True)
+    whole = short_run(tmp_path / "whole", **call)
     with pytest.raises(KeyboardInterrupt):
-        finetune(**call, out=tmp_path / "broken", control=Interrupt())
-    resumed = finetune(**call, out=tmp_path / "broken", resume=True)
+        short_run(tmp_path / "broken", **call, control=Interrupt())
+    resumed = short_run(tmp_path / "broken", **call, resume=True)
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     from safetensors.torch import load_file
@@ -858,19 +792,9 @@ def test_a_robust_head_first(tmp_path):
 
 
 def test_the_rate_is_found_before_the_head(tmp_path):
-    call = dict(
-        backbone="robust_mini_gray",
-        data="digits",
-        method="at",
-        epochs=1,
-        limit=220,
-        progress=False,
-        angles=False,
-        test=False,
-        steps=1,
-    )
     fresh, trained = (
-        finetune(**call, head=head, out=tmp_path / head) for head in ("random", "robust_linear")
+        short_run(tmp_path / head, "at", head=head, epochs=1, lr="auto")
+        for head in ("random", "robust_linear")
     )
     assert (
         trained.last("range_test")["loss"] == fresh.last("range_test")["loss"]

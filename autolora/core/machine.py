@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['versions', 'devices', 'peak_memory', 'world_size', 'process_index', 'default_device', 'import_torchvision', 'missing',
-           'obstacles', 'out_of_memory', 'explain']
+           'optional', 'obstacles', 'out_of_memory', 'explain']
 
 # %% ../../nbs/core/02_machine.ipynb #c0de000a
 import functools
@@ -16,6 +16,7 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .errors import AutoLoRaError
@@ -118,13 +119,22 @@ _EXTRAS = {
 }
 
 
+def _lack(package):
+    what, extra = _EXTRAS[package]
+    return f"{package} is missing, for {what}: pip install 'autolora[{extra}]'."
+
+
 def missing() -> list[str]:
     "A sentence for each optional package that isn't installed: what it is for, what brings it."
-    return [
-        f"{package} is missing, for {what}: pip install 'autolora[{extra}]'."
-        for package, (what, extra) in _EXTRAS.items()
-        if importlib.util.find_spec(package) is None
-    ]
+    return [_lack(package) for package in _EXTRAS if importlib.util.find_spec(package) is None]
+
+
+def optional(package: str) -> ModuleType:
+    "The optional `package`, imported now; an `AutoLoRaError` with its sentence if it isn't there."
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise AutoLoRaError(_lack(package)) from error
 
 # %% ../../nbs/core/02_machine.ipynb #0c56ed89
 def obstacles(folder: str | Path = ".") -> list[str]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastcore.docments import docments
+
 from .errors import AutoLoRaError, unknown
 from .numbers import parse_number
 
@@ -172,8 +174,9 @@ class Table(Mapping):
 
 # %% ../../nbs/core/09_settings.ipynb #00fc27fd
 def accepts(table: Table) -> Callable:
-    """A decorator: the `table`'s settings stand in the signature and the docstring of a function
-    that takes `**settings`; what it does is left alone."""
+    """A decorator: the `table`'s settings stand in the signature of a function that takes
+    `**settings`, and in its docstring with the comments behind its own parameters; what it does is
+    left alone. `function.settings` is the `table`."""
 
     def decorate(function):
         own = inspect.signature(function)
@@ -183,9 +186,11 @@ def accepts(table: Table) -> Callable:
             for name, setting in table.items()
             if name not in own.parameters
         ]
-        function.__signature__ = own.replace(parameters=[*named, *extra, rest])
-        lines = [f"`{name}`: {setting.help}" for name, setting in table.items()]
+        about = docments(function, returns=False) | {k: s.help for k, s in table.items()}
+        lines = [f"`{name}`: {words}" for name, words in about.items() if words]
         function.__doc__ = f"{function.__doc__}\n\n" + "\n".join(lines)
+        function.__signature__ = own.replace(parameters=[*named, *extra, rest])
+        function.settings = table
         return function
 
     return decorate

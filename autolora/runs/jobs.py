@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -24,15 +25,19 @@ class Job:
     """One call of `finetune`, by its keyword arguments, `out` among them.
 
     `state`: "waiting", "running", "finished", "stopped" or "failed"; `message`: why it failed, in a
-    sentence."""
+    sentence; `run`: its folder."""
 
     call: dict
     state: str = "waiting"
     message: str = ""
 
     @property
-    def out(self):
+    def out(self) -> Path:
         return Path(self.call["out"])
+
+    @cached_property
+    def run(self) -> Run:
+        return Run(self.out)
 
 # %% ../../nbs/runs/05_jobs.ipynb #ceafdfd6
 class Trainer:
@@ -53,15 +58,15 @@ class Trainer:
         atexit.register(self.close)
 
     @property
-    def busy(self):
+    def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def job(self):
+    def job(self) -> Job | None:
         "The job at work, or None."
         return next((job for job in self.jobs if job.state == "running"), None)
 
-    def start(self, calls):
+    def start(self, calls: list[dict]):
         """Begin the calls of `finetune`, dicts of keyword arguments.
 
         Raises `AutoLoRaError` while others are at work."""
@@ -85,7 +90,7 @@ class Trainer:
                 job.state = "stopped"
         self.control.stop()
 
-    def wait(self, seconds=None):
+    def wait(self, seconds: float | None = None):
         "Until all is done, or for so many seconds."
         if self._thread:
             self._thread.join(seconds)
@@ -128,4 +133,4 @@ def do(job: Job, control: Control):
         if (job.out / "config.json").is_file():
             # for whoever opens the folder later; a full disk was said already
             with contextlib.suppress(AutoLoRaError):
-                Run(job.out).log("failed", message=job.message)
+                job.run.log("failed", message=job.message)

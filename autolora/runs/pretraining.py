@@ -6,9 +6,10 @@
 __all__ = ['OBJECTIVES', 'PRETRAINING', 'pretrain', 'save_backbone']
 
 # %% ../../nbs/runs/04_pretraining.ipynb #c0de00c2
-import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -18,15 +19,13 @@ from ..core.seeds import set_seed
 from ..core.settings import Setting, Table, accepts
 from ..core.threat import parse_threat
 from ..data.loading import load_task
-from ..data.task import Task
 from ..methods.base import FastAT
 from ..methods.contrastive import ACL, AIR
 from ..models.backbones import load_backbone
-from .finetuning import default_out, joined_run, report_on
-from .folder import Run
+from .finetuning import default_out, fit, joined_run, report_on
+from .folder import Folder, Run
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
-from ..train.learner import Learner
 from ..train.schedule import OneCycle
 
 # %% ../../nbs/runs/04_pretraining.ipynb #41791480
@@ -42,51 +41,40 @@ PRETRAINING = Table(
 
 @accepts(PRETRAINING)
 def pretrain(
-    backbone: str,
-    data,
+    backbone: str,  # a name (`autolora list`)
+    data: str | Any,  # the source: as in `finetune`
     epochs: int = 30,
     seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = False,
+    out: str | Path | None = None,  # the run's folder (default: a new one under runs/)
+    resume: bool = False,  # go on with the unfinished run in `out`
     **settings,
 ) -> Run:
-    """Adversarially pre-train `backbone` (a name) from random weights on `data`; returns the `Run`.
+    """Adversarially pre-train `backbone` from random weights on `data`; returns the `Run`.
 
     SGD with a one-cycle learning rate to 0.2, weight decay 5e-4; the weights of the best validation
     PGD-10 accuracy (without labels: of a linear probe) are kept and measured once on the test
-    split. `data`, `out`, `resume`: as in `finetune`. `settings`: those below, and the objective's
-    own, such as `steps=5`. Raises `AutoLoRaError` for what can't work."""
+    split. `settings`: those below, and the objective's own, such as `steps=5`. Raises
+    `AutoLoRaError` for what can't work."""
     settings |= {"epochs": epochs, "seed": seed}
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)
-    seed = common["seed"]
-    set_seed(seed)
-    task = data if isinstance(data, Task) else _source(data, common)
-    epochs, batch_size = budget(len(task.train), common["epochs"], common["batch_size"])
-    threat = parse_threat(common["threat"]) if common["threat"] else task.threat
+    common = SimpleNamespace(**common)
+    set_seed(common.seed)
+    task = load_task(data, common.root, common.limit, common.size, augment=common.augment)
+    epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
+    threat = parse_threat(common.threat) if common.threat else task.threat
     model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
     model = model.to(default_device(), memory_format=torch.channels_last)
-    method = cls(model, threat, seed, task, **own)
+    method = cls(model, threat, common.seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
-    config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": seed}
+    config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
     config |= {"num_classes": task.num_classes} | own
-    run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
-    callbacks = [Progress()] if common["progress"] and process_index() == 0 else []
-    schedule = OneCycle(_PEAK, epochs)
-    learner = Learner(method, task, run, schedule, epochs, batch_size, callbacks)
-    learner.fit(resume)
-    run.log(
-        "end", best_epoch=learner.delivery.best["epoch"], seconds=float(run.history.seconds.sum())
-    )
-    model.eval()
+    folder = out or default_out("pretrain", backbone, task.name, common.seed)
+    run = joined_run(folder, config, resume)
+    callbacks = [Progress()] if common.progress and process_index() == 0 else []
+    fit(run, method, task, OneCycle(_PEAK, epochs), callbacks, resume)
     report_on(run, method, task)
     return run
-
-
-def _source(data, common):
-    "The task to pre-train on."
-    names = ("root", "limit", "size")
-    return load_task(data, *(common[name] for name in names), augment=common["augment"])
 
 # %% ../../nbs/runs/04_pretraining.ipynb #05e173b6
 def save_backbone(run: Run, folder: str | Path) -> dict:
@@ -98,20 +86,16 @@ def save_backbone(run: Run, folder: str | Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     copied = lambda path: shutil.copyfile(run.path / "model.safetensors", path)
     write_atomic(folder / f"{config['backbone']}.safetensors", copied)
-    card = {
-        "backbone": config["backbone"],
+    card = {name: config[name] for name in ("backbone", "threat", "seed", "epochs")}
+    card |= {
         "source": config["task"],
-        "threat": config["threat"],
-        "seed": config["seed"],
         "recipe": f"{cls.__doc__.split('Source')[0].strip()} SGD, momentum 0.9, weight decay "
         f"{config['weight_decay']:g}, batch {config['batch_size']}, one-cycle learning rate to "
         f"{_PEAK}",
         "settings": {name: config[name] for name in cls.settings},
-        "epochs": config["epochs"],
         "best_epoch": end["best_epoch"],
         "seconds": round(end["seconds"]),
         "evaluations": run.report["evaluations"],
     }
-    text = json.dumps(card, indent=1) + "\n"
-    write_atomic(folder / f"{config['backbone']}.json", lambda path: Path(path).write_text(text))
+    Folder(folder).write_json(f"{config['backbone']}.json", card)
     return card

@@ -7,7 +7,9 @@ __all__ = ['arms', 'conditions', 'embedded', 'design', 'cells', 'disagreements',
 
 # %% ../../nbs/runs/07_protocol.ipynb #c0de00ce
 import re
+from functools import reduce
 from itertools import product
+from operator import or_
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -22,7 +24,7 @@ from .processes import cores
 from .settings import SETTINGS
 
 # %% ../../nbs/runs/07_protocol.ipynb #ca50817c
-def arms(methods) -> dict:
+def arms(methods: str | dict | list) -> dict[str, dict]:
     """A dict label -> settings for `methods`: names, or dicts with `method`, its settings and
     perhaps a label, `arm`.
 
@@ -43,7 +45,7 @@ def arms(methods) -> dict:
     return found
 
 
-def conditions(vary: dict | None) -> dict:
+def conditions(vary: dict | None) -> dict[str, dict]:
     """A dict label -> settings for every combination of the dict `vary`, name -> values; one
     without a name where nothing varies."""
     values = [[(name, value) for value in choices] for name, choices in (vary or {}).items()]
@@ -71,8 +73,10 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
 
     Raises `AutoLoRaError`, before anything runs, for what can't work."""
     competing = arms(methods)
-    for choice in conditions(vary).values():
-        _check({**settings, **choice}, competing)
+    own = reduce(or_, (METHODS[arm["method"]].settings for arm in competing.values()), Table())
+    met = conditions(vary)
+    for choice in met.values():
+        SETTINGS.parted({**settings, **choice}, own, "these methods")
     for name in backbones or ():
         BACKBONES[name]
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -82,7 +86,7 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
     found = {
         "arms": competing,
         "tasks": dict(_about(source, backbones, settings) for source in sources),
-        "conditions": conditions(vary),
+        "conditions": met,
         "seeds": seeds,
         "settings": settings,
         "device": default_device().type,
@@ -90,14 +94,6 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
         "rules": _RULES,
     }
     return found | {"threads": max(1, cores() // len(cells(found)))}
-
-
-def _check(settings, competing):
-    "Refuse a value that no run takes, and a name that neither all runs nor any arm's method has."
-    own = Table()
-    for arm in competing.values():
-        own = own | METHODS[arm["method"]].settings
-    SETTINGS.parted(settings, own, "these methods")
 
 
 def _about(source, backbones, settings):
@@ -144,16 +140,15 @@ _GROWING = ("arms", "tasks", "conditions")  # of these there may come to be more
 def disagreements(found: dict, wanted: dict) -> list[str]:
     """What would make the runs of the protocol `wanted` unlike those of `found`, as a list of
     texts; what is only more is none."""
-    changed = []
-    for part in ("settings", "versions", "rules"):
-        changed += [f"{part} {words}" for words in differing(found[part], wanted[part], (), ":")]
-    device = {"device": found["device"]}
-    changed += differing(device, {"device": wanted["device"]})
-    for part in _GROWING:
-        both = found[part].keys() & wanted[part].keys()
-        there, asked = ({k: of[part][k] for k in both} for of in (found, wanted))
-        changed += [f"{part} {words}" for words in differing(there, asked, (), ":")]
-    return changed
+    there, asked = _facts(found), _facts(wanted)
+    more = [name for name in there.keys() ^ asked.keys() if name.startswith(_GROWING)]
+    return differing(there, asked, more)
+
+
+def _facts(protocol):
+    parts = ("settings", "versions", "rules", *_GROWING)
+    facts = {f"{part} {name}:": v for part in parts for name, v in protocol[part].items()}
+    return facts | {"device": protocol["device"]}
 
 
 def merged(found: dict, wanted: dict) -> dict:
@@ -163,7 +158,7 @@ def merged(found: dict, wanted: dict) -> dict:
     return found | more | {"seeds": seeds}
 
 # %% ../../nbs/runs/07_protocol.ipynb #4a15710b
-def default_study(protocol: dict, root="runs") -> Path:
+def default_study(protocol: dict) -> Path:
     """The folder of a study that wasn't given one: named by what it compares, so that the same call
     goes on with it."""
-    return Path(root) / _as_folder(["study", *protocol["tasks"], *protocol["arms"]])[:120]
+    return Path("runs") / _as_folder(["study", *protocol["tasks"], *protocol["arms"]])[:120]

@@ -52,18 +52,10 @@ SETTINGS = Table(
     ),
     Setting("augment", "auto", "auto, none, shift, shift+flip, or a function (x, generator) -> x"),
     Setting(
-        "autoattack",
-        0,
-        "test images for AutoAttack at the end; 0 leaves it out",
-        (int,),
-        0,
-        label="AutoAttack",
+        "autoattack", 0, "test images for AutoAttack; 0 skips it", (int,), 0, label="AutoAttack"
     ),
     Setting(
-        "attack",
-        "full",
-        "attack steps over the run: growing from 2, or one in the first half",
-        ATTACK_SCHEDULES,
+        "attack", "full", "attack steps: growing from 2, or one in the first half", ATTACK_SCHEDULES
     ),
     Setting(
         "coreset",
@@ -92,13 +84,7 @@ SETTINGS = Table(
         ("auto", *DELIVERIES),
     ),
     Setting("angles", True, "record the gradient angles every epoch", (bool,)),
-    Setting(
-        "test",
-        True,
-        "measure on the test split at the end; false never looks at it",
-        (bool,),
-        recorded=False,
-    ),
+    Setting("test", True, "measure on the test split, once, at the end", (bool,), recorded=False),
     Setting("progress", True, "a bar with an ETA on stderr", (bool,), recorded=False),
     Setting(
         "control", None, "a Control, to pause or stop the run from another thread", recorded=False

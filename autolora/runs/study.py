@@ -6,7 +6,6 @@
 __all__ = ['Study', 'create_study', 'compare']
 
 # %% ../../nbs/runs/09_study.ipynb #c0de00d6
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pandas as pd
 
 from ..core.disk import alone
 from ..core.settings import accepts
-from .folder import Run, claim, must_hold
+from .folder import Folder, Run
 from .processes import launch
 from .protocol import cells, default_study, design, disagreements, merged
 from .settings import shared
@@ -22,102 +21,83 @@ from .tables import WHOLE, differences, row, sections, summary
 from ..show.pages import html_page
 
 # %% ../../nbs/runs/09_study.ipynb #8dcf2202
-class Study:
+class Study(Folder):
     """A study's folder: its `protocol`, its `cells`, the `table` of their runs, and what follows
     from that."""
 
-    def __init__(self, path):
-        self.path = Path(path)
+    kind = "study"
+    file = "study.json"
+    call = "compare"
+    other = "a study under another protocol"
+    protocol = Folder.contents
 
-    @classmethod
-    def open(cls, path):
-        "The study in the folder `path`. Raises `AutoLoRaError` if there is none."
-        must_hold(path, "study.json", "study", "compare")
-        return cls(path)
-
-    @property
-    def protocol(self):
-        return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
+    def disagreements(self, wanted: dict) -> list[str]:
+        return disagreements(self.protocol, wanted)
 
     @property
-    def cells(self):
+    def cells(self) -> list[dict]:
         return cells(self.protocol)
 
-    def run(self, cell):
+    def run(self, cell: dict) -> Run:
         return Run(self.path / "runs" / cell["name"])
 
     @property
-    def table(self):
-        """A DataFrame with a row a cell: the circumstances, settings, `state`, accuracies with
-        counts and n, best epoch, lr, mean angles (degrees), cost, peak memory (bytes)."""
-        log = Run(self.path)
-        failed = {e["cell"]: e["message"] for e in log.events if e["event"] == "failed"}
-        rows = [row(cell, self.run(cell), failed.get(cell["name"], "")) for cell in self.cells]
+    def table(self) -> pd.DataFrame:
+        """A row a cell: the circumstances, settings, `state`, accuracies with counts and n, best
+        epoch, lr, mean angles (degrees), cost, peak memory (bytes)."""
+        failed = self.failures("cell")
+        rows = [row(cell, self.run(cell), failed.get((cell["name"],), "")) for cell in self.cells]
         return pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
 
-    def write(self):
+    def write(self) -> Path:
         "Write `table.csv`, `differences.csv` and `study.html` as of now; returns the page's path."
         table, protocol = self.table, self.protocol
         title = f"Study: {', '.join(protocol['arms'])} on {', '.join(protocol['tasks'])}"
-        folder = Run(self.path)
-        folder.write_text("table.csv", table.to_csv(index=False))
-        folder.write_text("differences.csv", differences(table).to_csv(index=False))
-        folder.write_text("study.html", html_page(title, sections(table, protocol)))
+        self.write_text("table.csv", table.to_csv(index=False))
+        self.write_text("differences.csv", differences(table).to_csv(index=False))
+        self.write_text("study.html", html_page(title, sections(table, protocol)))
         return self.path / "study.html"
 
     def _repr_html_(self):
         return summary(self.table).to_html(index=False)
 
 
-def create_study(path, protocol: dict) -> Study:
+def create_study(path: str | Path, protocol: dict) -> Study:
     """The `Study` in the folder `path`, made or found there and then grown by `protocol`.
 
     Raises `AutoLoRaError`, showing the differences, if that one is another."""
-    compare = lambda found: disagreements(found, protocol)
-    found = claim(path, "study.json", "study", compare, "a study under another protocol")
-    study = Study(path)
-    (study.path / "runs").mkdir(exist_ok=True)
-    Run(study.path).write_json("study.json", merged(found, protocol) if found else protocol)
+    study = Study.create(path, protocol)
+    study.write_json(Study.file, merged(study.protocol, protocol))
     return study
 
 # %% ../../nbs/runs/09_study.ipynb #4a15710c
 @accepts(shared())
 def compare(
-    methods: str | dict | list,
-    tasks: str | Path | list,
-    backbones: list | None = None,
-    seeds: int | list = 3,
-    vary: dict | None = None,
-    out: str | Path | None = None,
-    jobs: int | None = None,
-    runner: Callable = launch,
+    methods: str | dict | list,  # names, or such as {"method": "trades", "lr": 0.03, "beta": 3}
+    tasks: str | Path | list,  # names or paths of data
+    backbones: list | None = None,  # names (default: the embedded one that fits the data)
+    seeds: int | list = 3,  # how many; in Python also a list of them
+    vary: dict | None = None,  # conditions that all methods meet, such as {"lr": ["auto", 0.01]}
+    out: str | Path | None = None,  # folder (default: under runs/, named by what is compared)
+    jobs: int | None = None,  # runs at once (default: as many as the machine holds)
+    runner: Callable = launch,  # or `submit`, for a scheduler
     **settings,
 ) -> Study:
     """Run `methods` x `tasks` x `backbones` x `seeds` under one protocol; returns the `Study`.
 
-    The same call goes on where it stopped.
-
-    `methods`: names, or dicts such as `{"method": "trades", "lr": 0.03, "beta": 3}`. `tasks`: names
-    or paths. `backbones`: names (None: the embedded one that fits). `seeds`: their number or a
-    list. `vary`: conditions that all methods meet, such as `{"lr": ["auto", 0.01]}`. `out`: the
-    study's folder (None: one under runs/). `jobs`: runs at once (None: as many as the machine
-    holds), on which no result depends. `runner`: `launch`, or `submit` for a scheduler. `settings`:
-    of every run, as in `finetune`. A cell that fails is recorded with its sentence, and the rest
-    goes on; it is tried again when the study goes on. Raises `AutoLoRaError` for what can't work
-    and for a folder with another protocol."""
+    The same call goes on where it stopped. No result depends on `jobs`. `settings`: of every run,
+    as in `finetune`. A cell that fails is recorded with its sentence, and the rest goes on; it is
+    tried again when the study goes on. Raises `AutoLoRaError` for what can't work and for a folder
+    with another protocol."""
     progress = settings.pop("progress", True)
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
     study = create_study(out or default_study(protocol), protocol)
+    how = {"jobs": jobs, "threads": study.protocol["threads"], "progress": progress}
     with alone(study.path):
-        todo = {str(study.run(cell).path): cell for cell in study.cells}
-        todo = {folder: cell for folder, cell in todo.items() if not Run(folder).finished}
-        calls = [cell["call"] | {"out": folder} for folder, cell in todo.items()]
-        threads = study.protocol["threads"]
+        todo = [cell for cell in study.cells if not study.run(cell).finished]
+        calls = [cell["call"] | {"out": study.run(cell).path} for cell in todo]
         try:
-            for job in runner(calls, jobs=jobs, threads=threads, progress=progress):
-                if job.message:
-                    name = todo[str(job.out)]["name"]
-                    Run(study.path).log("failed", cell=name, message=job.message)
+            study.gather(runner, calls, [{"cell": cell["name"]} for cell in todo], **how)
         finally:
             study.write()
     return study
