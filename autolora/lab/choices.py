@@ -7,6 +7,7 @@ __all__ = ['task_of', 'calls_of', 'code_of', 'Costs']
 
 # %% ../../nbs/lab/04_choices.ipynb #c0de00f2
 import html
+from pathlib import Path
 
 from ..core.errors import AutoLoRaError
 from ..core.machine import missing, obstacles
@@ -20,11 +21,12 @@ from ..runs.settings import SETTINGS
 from ..show.report import as_code
 
 # %% ../../nbs/lab/04_choices.ipynb #6350e855
+_LOADED = ("root", "limit", "size")  # what a loaded task has behind it
+
+
 def task_of(choice: dict) -> Task:
     "The loaded data of a choice."
-    return load_task(
-        choice["data"], **{name: choice.get(name) for name in ("root", "limit", "size")}
-    )
+    return load_task(choice["data"], **{name: choice.get(name) for name in _LOADED})
 
 
 def calls_of(choice: dict) -> list[dict]:
@@ -37,10 +39,10 @@ def calls_of(choice: dict) -> list[dict]:
 def code_of(calls: list[dict]) -> tuple[str, str]:
     """The calls of `finetune` as `(Python, shell)`, to be run as they stand; objects of one's own
     become names to be filled in."""
-    parts = [_code(**call) for call in calls]
-    head = parts[0][0].partition("\n\n")[0]
-    python = "\n".join([f"{head}\n", *(code.partition("\n\n")[2] for code, _ in parts)])
-    return python.replace("'YOUR_OWN'", "YOUR_OWN"), "\n".join(shell for _, shell in parts)
+    python, shell = zip(*(_code(**call) for call in calls), strict=True)
+    head = python[0].partition("\n\n")[0]
+    lines = [f"{head}\n", *(code.partition("\n\n")[2] for code in python)]
+    return "\n".join(lines).replace("'YOUR_OWN'", "YOUR_OWN"), "\n".join(shell)
 
 
 def _code(backbone, data, method, **given):
@@ -57,7 +59,10 @@ def _affordable(minutes: float, costs: list[Estimate], epochs: int) -> int:
 
 # %% ../../nbs/lab/04_choices.ipynb #0961a363
 _FREE = ("minutes", "autoattack")  # what costs nothing in training
-_LOADED = ("root", "limit", "size")  # what a loaded task has behind it
+
+
+def _key(choice):
+    return repr({k: v for k, v in choice.items() if k not in _FREE})
 
 
 class Costs:
@@ -65,10 +70,6 @@ class Costs:
 
     def __init__(self):
         self._measured = {}
-
-    @staticmethod
-    def _key(choice):
-        return repr({k: v for k, v in choice.items() if k not in _FREE})
 
     def measure(self, choice: dict, task: Task):
         """Measure a step of each method of `choice` on its loaded `task`.
@@ -79,12 +80,11 @@ class Costs:
         config = found[0].config
         budget = config["epochs"], config["batch_size"]
         costs = [cost(ready.method, task, *budget) for ready in found]
-        self._measured[self._key(choice)] = config, costs
+        self._measured[_key(choice)] = config, costs
 
-    def of(self, choice: dict) -> tuple:
-        """`(config, an Estimate for each method, epochs)` of a measured choice; the epochs that its
-        time budget allows, where it has one."""
-        config, costs = self._measured[self._key(choice)]
+    def _of(self, choice):
+        "`(config, an Estimate for each method, epochs)`, those that the time budget allows."
+        config, costs = self._measured[_key(choice)]
         epochs = config["epochs"]
         if choice["minutes"]:
             epochs = _affordable(choice["minutes"], costs, epochs)
@@ -96,40 +96,37 @@ class Costs:
         Raises `AutoLoRaError` while its cost isn't known."""
         if choice["minutes"] is None:
             return calls_of(choice)
-        if self._key(choice) not in self._measured:
+        if _key(choice) not in self._measured:
             raise AutoLoRaError(
                 "What fits into the time budget is still being measured: try again in a moment."
             )
-        return calls_of(choice | {"epochs": self.of(choice)[2]})
+        return calls_of(choice | {"epochs": self._of(choice)[2]})
 
-    def words(self, choice: dict, root) -> str:
+    def words(self, choice: dict, root: str | Path) -> str:
         """HTML for a measured choice whose runs will lie in `root`: the estimate, the warnings, and
         the values that nobody had to set."""
-        config, _, epochs = self.of(choice)
+        config, costs, epochs = self._of(choice)
         attacked = bool(choice["autoattack"])
         told = obstacles(root)
         told += [words for words in missing() if "AutoAttack" in words and attacked]
-        chosen = {k for k in ("threat", "epochs") if choice[k]}
-        chosen |= {"epochs"} if choice["minutes"] else set()
-        rest = automatic(config | {"epochs": epochs}, chosen)
+        settled = {"threat": choice["threat"], "epochs": choice["epochs"] or choice["minutes"]}
+        rest = automatic(config | {"epochs": epochs}, {k for k, v in settled.items() if v})
+        words = _estimate(choice, costs, config["epochs"], epochs)
         return (
-            f"<small>{html.escape(self._estimate(choice))}</small>{''.join(map(alert, told))}"
+            f"<small>{html.escape(words)}</small>{''.join(map(alert, told))}"
             "<details open style='opacity:.75'><summary><small>Nothing else has to be set</small>"
             f"</summary><small>{rest.to_html(index=False, border=0, header=False)}</small>"
             "</details>"
         )
 
-    def _estimate(self, choice):
-        "What the runs of a measured choice will cost, as a sentence."
-        config, costs, epochs = self.of(choice)
-        more = epochs - config["epochs"]
-        seconds = [c.seconds + more * c.epoch_seconds for c in costs]
-        labels = [METHODS[method].label for method in choice["methods"]]
-        each = ", ".join(f"{k} {duration(s)}" for k, s in zip(labels, seconds, strict=True))
-        steps = sum(c.attack_steps for c in costs) * epochs // config["epochs"]
-        words = (
-            f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: {steps:,} attack steps"
-        )
-        if costs[0].memory:
-            words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"
-        return words + "." + " AutoAttack comes on top." * bool(choice["autoattack"])
+
+def _estimate(choice, costs, measured, epochs):
+    "What the runs of a choice will cost, whose `costs` are of `measured` epochs, as a sentence."
+    seconds = [c.seconds + (epochs - measured) * c.epoch_seconds for c in costs]
+    labels = [METHODS[method].label for method in choice["methods"]]
+    each = ", ".join(f"{k} {duration(s)}" for k, s in zip(labels, seconds, strict=True))
+    steps = sum(c.attack_steps for c in costs) * epochs // measured
+    words = f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: {steps:,} attack steps"
+    if costs[0].memory:
+        words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"
+    return words + "." + " AutoAttack comes on top." * bool(choice["autoattack"])

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 
 from .board import Board
 from .canvas import Canvas
-from .controls import WIDE, Controls
+from .controls import Controls, look
 from .pictures import named
 from ..runs.folder import Run
 
@@ -42,7 +42,7 @@ class Desk:
     `backbones`, `data`: as `Controls` takes them. `lock`: to be held by who changes or draws what
     is chosen."""
 
-    def __init__(self, root, backbones=(), data=()):
+    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
         self.root = Path(root)
         self.lock = threading.RLock()
         self.controls = Controls(backbones, data)
@@ -75,26 +75,21 @@ class Desk:
         self.code = widgets.Textarea(rows=7, tooltip="This choice as code", layout=hidden)
 
     def _make_lists(self):
-        together = "The runs to show together"
-        self.runs = widgets.SelectMultiple(description="Runs", rows=6, tooltip=together, **WIDE)
-        below = "A study to show below the runs, as `autolora compare` makes them"
-        self.studies = widgets.Dropdown(
-            description="Study", options=[("none", "")], tooltip=below, **WIDE
-        )
-        self.path = widgets.Text(
-            description="Open run",
-            placeholder="path of a run or a study",
-            tooltip="The folder of a run or of a study, from anywhere",
-            continuous_update=False,
-            **WIDE,
-        )
+        runs = look("Runs", "The runs to show together")
+        self.runs = widgets.SelectMultiple(rows=6, **runs)
+        studies = look("Study", "A study to show below the runs, as `autolora compare` makes them")
+        self.studies = widgets.Dropdown(options=[("none", "")], **studies)
+        path = look("Open run", "The folder of a run or of a study, from anywhere")
+        words = "path of a run or a study"
+        self.path = widgets.Text(placeholder=words, continuous_update=False, **path)
         self.board = None
 
     def _laid_out(self):
-        example = {"label": "image", "min": 1, "max": 8, "step": 1}
-        scales = {"label": "scale s", "min": 0, "max": 1, "step": 0.2}
         self.canvas = Canvas(
-            sliders={"example": example, "scales": scales},
+            sliders={
+                "example": {"label": "image", "min": 1, "max": 8, "step": 1},
+                "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2},
+            },
             values={"example": 1, "scales": 0.0},
             layout=widgets.Layout(width="100%"),
         )
@@ -116,11 +111,11 @@ class Desk:
         opened = sorted(self.canvas.opened)
         return dict(folders=list(self.runs.value), opened=opened, image=image, scale=scale)
 
-    def shown(self) -> dict:
+    def shown(self) -> dict[str, Run]:
         "The runs chosen in the list, as a dict name -> `Run`."
         return named([Run(path) for path in self.runs.value])
 
-    def open(self, *paths):
+    def open(self, *paths: str | Path):
         """Show the folders `paths`: runs together with those shown, of studies the last.
 
         Raises `AutoLoRaError` if one holds neither."""

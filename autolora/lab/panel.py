@@ -7,7 +7,7 @@ __all__ = ['Lab']
 
 # %% ../../nbs/lab/08_panel.ipynb #74751549
 import atexit
-import html
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -22,16 +22,18 @@ from ..show.report import write_report
 # %% ../../nbs/lab/08_panel.ipynb #fc4598a7
 def _new_folder(call, root):
     "A folder under `root` that isn't there yet, for the call of `finetune` with these arguments."
-    backbone, data = (
-        Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
-        for chosen in (call["backbone"], call["data"])
-    )
+    stem = lambda thing: Path(thing).stem if isinstance(thing, str) else type(thing).__name__
+    backbone, data = map(stem, (call["backbone"], call["data"]))
     path = default_out(call["method"], backbone, data, call["seed"], root)
     numbered = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
     return next(free for free in numbered if not free.exists())
 
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
 _TRAINER = Trainer()
+_WITHOUT = (
+    "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, "
+    "Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
+)
 
 
 class Lab(Desk):
@@ -43,7 +45,14 @@ class Lab(Desk):
     choose from. `runs`: folders to open at once. `trainer`: None is the one that the labs of a
     kernel share."""
 
-    def __init__(self, root="runs", backbones=(), data=(), runs=(), trainer: Trainer | None = None):
+    def __init__(
+        self,
+        root: str | Path = "runs",
+        backbones: dict = (),
+        data: dict = (),
+        runs: Iterable[str | Path] = (),
+        trainer: Trainer | None = None,
+    ):
         super().__init__(root, backbones, data)
         self.trainer = trainer or _TRAINER
         self.checker = Checker(self, self.trainer.at_work)
@@ -51,7 +60,7 @@ class Lab(Desk):
         self._listen()
         atexit.register(self.close)
         self.open(*runs)
-        self.draw()  # here, at once, also beside a training
+        self.draw(anew=True)  # here, at once, also beside a training
         self.follower.soon()
         self.checker.changed()
 
@@ -124,16 +133,12 @@ class Lab(Desk):
     def show(self):
         """Draw the pictures of the chosen runs one after another with plotly's own renderer,
         without widgets."""
-        stands = self.wishes()
-        for figure in plot_runs(self.shown(), stands["image"], stands["scale"]).values():
+        wishes = self.wishes()
+        for figure in plot_runs(self.shown(), wishes["image"], wishes["scale"]).values():
             figure.show()
 
     def __repr__(self):
-        return (
-            "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets "
-            "(JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same "
-            "pictures without controls."
-        )
+        return _WITHOUT
 
     def _repr_mimebundle_(self, **kwargs):
         static = {"text/plain": repr(self), "text/html": self._static()}
@@ -142,7 +147,7 @@ class Lab(Desk):
     def _static(self):
         """HTML for a page without widgets, such as an exported notebook: why there is no panel, the
         angles, their numbers and the results."""
-        why = f"<p>{html.escape(repr(self))}</p>"
+        why = f"<p>{_WITHOUT}</p>"
         if not self.runs.value:
             return why
         angles = plot_runs(self.shown())["angles"]

@@ -13,45 +13,27 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.paired import CIRCUMSTANCES, correlation, t_interval
-from autolora.show.drawing import (
-    GREY,
-    STYLES,
-    add_points,
-    bars,
-    blank,
-    finish,
-    grid,
-    log_ticks,
-    once,
-    run_label,
-)
+from . import drawing as draw
+from .drawing import GREY, LOG_AXIS, STYLES, run_label
 
 # %% ../../nbs/show/03_charts.ipynb #d2d9d35b
-_LOOKS = [
-    ("#0072B2", "solid", "circle"),
-    ("#E69F00", "dash", "square"),
-    ("#009E73", "dot", "diamond"),
-    ("#CC79A7", "dashdot", "triangle-up"),
-    ("#D55E00", "longdash", "cross"),
-    ("#56B4E9", "longdashdot", "x"),
-    ("#000000", "solid", "star"),
-    (GREY, "dash", "hexagram"),
-    ("#B2912F", "dot", "triangle-down"),
-]
+_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #D55E00 #56B4E9 #000000 #808080 #B2912F".split()
+_DASHES = "solid dash dot dashdot longdash longdashdot".split()
+_MARKERS = "circle square diamond triangle-up cross x star hexagram triangle-down".split()
+_KINDS = ("", "-open", "-dot", "-open-dot")  # of each marker, for the tenth arm and those after
 
 
 def _looks(arms):
-    """A dict arm -> `(label, colour, dash, marker)`, in order; the labels are escaped.
+    """A dict arm -> `(label, colour, dash, marker)`; the labels are escaped.
 
-    Arms with a colour in room drawing keep it; two may share a colour, but then not the marker."""
-    kept = {arm: look for arm, style in STYLES.items() for look in _LOOKS if look[0] == style[1]}
-    spare = [look for look in _LOOKS if look not in kept.values()]
-    own = len(spare)
-    arms = list(dict.fromkeys(arms))
-    for n in range(own, len(arms)):
-        spare.append((spare[n - own][0], "solid", f"{_LOOKS[n % len(_LOOKS)][2]}-open"))
-    free = iter(spare)
-    return {arm: (html.escape(run_label(arm)), *(kept.get(arm) or next(free))) for arm in arms}
+    Those that room drawing knows come first, with the colours that they have there. Two may share a
+    colour, but then not the marker."""
+    looks = {}
+    for n, arm in enumerate(dict.fromkeys([*STYLES, *arms])):
+        lap, k = divmod(n, len(_COLOURS))
+        marker = _MARKERS[k] + _KINDS[lap % len(_KINDS)]
+        looks[arm] = (html.escape(run_label(arm)), _COLOURS[k], _DASHES[n % len(_DASHES)], marker)
+    return looks
 
 # %% ../../nbs/show/03_charts.ipynb #76346dd1
 def circumstances(frame: pd.DataFrame, by=CIRCUMSTANCES) -> pd.Series:
@@ -73,7 +55,7 @@ def _stack(table, by=CIRCUMSTANCES):
     groups = [*table.groupby(circumstances(table, by), sort=False)]
     n = max(1, len(groups))
     names = [name for name, _ in groups] if n > 1 else None
-    fig = grid(n, vertical_spacing=70 / _HEIGHT / n, subplot_titles=names)
+    fig = draw.grid(n, vertical_spacing=70 / _HEIGHT / n, subplot_titles=names)
     return fig.update_annotations(font_size=13), groups
 
 
@@ -81,7 +63,7 @@ def _finish_stack(fig, title, words, xaxis, yaxis):
     "`finish` for a `_stack`: the x axis is named once, below."
     n = len(fig._grid_ref)
     fig.update_yaxes(title_text=yaxis).update_xaxes(title_text=xaxis, row=n, col=1)
-    finish(fig, title, words, 150 + _HEIGHT * n)
+    draw.finish(fig, title, words, 150 + _HEIGHT * n)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24 * (n > 1))
 
 # %% ../../nbs/show/03_charts.ipynb #0b23f9c2
@@ -100,16 +82,16 @@ def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
     pair; filled where Holm's p of the t-test is below `alpha`."""
     known = pairs[pairs["mean"].notna()].reset_index(drop=True)
     known = known.assign(name=_pair_names(known), sure=known.holm_t < alpha)
-    fig = blank()
+    fig = draw.blank()
     for part, *look in (
         (known[known.sure], f"corrected p < {alpha:g}", "#0072B2", "circle"),
         (known[~known.sure], f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
     ):
         if part.empty:
             continue
-        ends = bars(part[["mean", "low", "high"]].to_numpy()) | dict(thickness=2, width=5)
+        ends = draw.bars(part[["mean", "low", "high"]].to_numpy()) | dict(thickness=2, width=5)
         more = dict(error_x=ends, marker_line_width=2, hovertemplate="%{x:.2f} points")
-        add_points(fig, part["mean"], part.name, *look, **more)
+        draw.add_points(fig, part["mean"], part.name, *look, **more)
     measure = "accuracy"
     words = ""
     if len(known):
@@ -119,27 +101,22 @@ def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
         words += f"differences stand after Holm's correction for {int(known.family[0])} tests."
     order = dict(autorange="reversed", categoryorder="array", categoryarray=known.name)
     fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(order)
-    finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known))
+    draw.finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known))
     return fig.update_layout(title=dict(x=0.02, xref="container"))
 
 # %% ../../nbs/show/03_charts.ipynb #7b7faf56
-def _front(points):
-    "Which of the points (n, 2) no other one beats in both coordinates: a bool array (n,)."
-    points = np.asarray(points, float).reshape(-1, 2)
-    return np.array([not ((points >= p).all(1) & (points > p).any(1)).any() for p in points], bool)
-
-# %% ../../nbs/show/03_charts.ipynb #b3933570
 def _means(group, robust):
     "For each arm of `group` the t intervals of SA and of `robust`, in percent."
     arms = group.groupby("arm", sort=False)
     return {arm: [t_interval(100 * runs[c]) for c in ("sa", robust)] for arm, runs in arms}
 
 
-def _unbeaten(means):
-    "The arms on the Pareto front of `means`, and its points from left to right."
-    points = {arm: (sa[0], ra[0]) for arm, (sa, ra) in means.items()}
-    best = [arm for arm, on in zip(points, _front([*points.values()]), strict=True) if on]
-    return best, sorted(points[arm] for arm in best)
+def _front(means):
+    "The Pareto front of `means`: each arm that no other one beats in both, with its two means."
+    points = {arm: np.array([sa[0], ra[0]]) for arm, (sa, ra) in means.items()}
+    beats = lambda q, p: (q >= p).all() and (q > p).any()
+    beaten = lambda p: any(beats(q, p) for q in points.values())
+    return {arm: p for arm, p in points.items() if not beaten(p)}
 
 # %% ../../nbs/show/03_charts.ipynb #ac452337
 def _arm(fig, row, x, y, means, look):
@@ -147,21 +124,23 @@ def _arm(fig, row, x, y, means, look):
     label, colour, _, symbol = look
     small = dict(opacity=0.45, legendgroup=label, showlegend=False)
     said = "SA %{x:.1f} %, RA %{y:.1f} %"
-    add_points(fig, x, y, label, colour, symbol, 6, row, hovertemplate=said, **small)
+    draw.add_points(fig, x, y, label, colour, symbol, 6, row, hovertemplate=said, **small)
     sa, ra = means
-    large = dict(error_x=bars([sa]), error_y=bars([ra]), marker_line=dict(width=1, color="white"))
-    large |= dict(hovertemplate=f"mean of {len(x)}: {said}", **once(fig, label))
-    add_points(fig, [sa[0]], [ra[0]], label, colour, symbol, 13, row, **large)
+    large = dict(error_x=draw.bars([sa]), error_y=draw.bars([ra]), **draw.once(fig, label))
+    large |= dict(
+        marker_line=dict(width=1, color="white"), hovertemplate=f"mean of {len(x)}: {said}"
+    )
+    draw.add_points(fig, [sa[0]], [ra[0]], label, colour, symbol, 13, row, **large)
 
 
 def _plane(fig, row, group, look, robust):
     "One circumstance's runs, means and front; the labels of the arms on it."
     means = _means(group, robust)
-    best, line = _unbeaten(means)
-    x, y = zip(*line, strict=True)
+    best = _front(means)
+    x, y = zip(*sorted(map(tuple, best.values())), strict=True)
     dotted = dict(mode="lines", line=dict(color=GREY, width=1.5, dash="dot"), hoverinfo="skip")
-    front = "Pareto front"
-    add_points(fig, x, y, front, GREY, row=row, **dotted, **once(fig, front))
+    name = "Pareto front"
+    draw.add_points(fig, x, y, name, GREY, row=row, **dotted, **draw.once(fig, name))
     for arm, pair in means.items():
         runs = group[group.arm == arm]
         _arm(fig, row, 100 * runs.sa, 100 * runs[robust], pair, look[arm])
@@ -182,27 +161,26 @@ def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
     return _finish_stack(fig, title, words if groups else "", *axes)
 
 # %% ../../nbs/show/03_charts.ipynb #3b98ad5c
-def _add_means(fig, row, means, name, colour, symbol, size, **more):
-    "A dict learning rate -> t interval as markers with bars."
-    if means:
-        more |= dict(error_y=bars(means.values()), **once(fig, name))
-        more |= dict(hovertemplate="learning rate %{x:.3g}: %{y:.1f} %")
-        y = [mean for mean, *_ in means.values()]
-        add_points(fig, list(means), y, name, colour, symbol, size, row, **more)
+def _rates(fig, row, runs, name, colour, symbol, size, **more):
+    "Over each rate of `runs`, a dict rate -> accuracies in percent, their mean with its interval."
+    if runs:
+        means = [t_interval(accuracies) for accuracies in runs.values()]
+        said = "learning rate %{x:.3g}: %{y:.1f} %"
+        more |= dict(error_y=draw.bars(means), hovertemplate=said, **draw.once(fig, name))
+        y = [mean for mean, *_ in means]
+        draw.add_points(fig, list(runs), y, name, colour, symbol, size, row, **more)
 
 
 def _rate_line(fig, row, runs, look, measure):
     "One arm's line over the rates that were set, and its star."
     label, colour, dash, symbol = look
     auto = runs.get("lr_setting", pd.Series("", index=runs.index)).astype(str) == "auto"
-    means = {lr: t_interval(100 * at[measure]) for lr, at in runs[~auto].groupby("lr")}
     line = dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2))
-    _add_means(fig, row, means, label, colour, symbol, 8, **line)
-    if auto.any():
-        lr = float(np.exp(np.log(runs[auto].lr).mean()))
-        means = {lr: t_interval(100 * runs[auto][measure])}
-        edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
-        _add_means(fig, row, means, f"{label}, rate found", colour, "star", 14, **edge)
+    fixed = {lr: 100 * at[measure] for lr, at in runs[~auto].groupby("lr")}
+    _rates(fig, row, fixed, label, colour, symbol, 8, **line)
+    found = {np.exp(np.log(runs[auto].lr).mean()): 100 * runs[auto][measure]} if any(auto) else {}
+    edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
+    _rates(fig, row, found, f"{label}, rate found", colour, "star", 14, **edge)
 
 
 def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
@@ -210,13 +188,12 @@ def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
     (log scale), a line an arm; a star where it was found (`lr_setting` "auto").
 
     One panel a task and backbone."""
-    known = table.dropna(subset=["lr", measure])
-    fig, groups = _stack(known, ["task", "backbone"])
+    fig, groups = _stack(table.dropna(subset=["lr", measure]), ["task", "backbone"])
     look = _looks(table.arm)
     for row, (_, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
             _rate_line(fig, row, runs, look[arm], measure)
-    fig.update_xaxes(type="log", **log_ticks(known.lr))
+    fig.update_xaxes(LOG_AXIS)
     words = "Bars: 95 % interval over the seeds. A star: the rate was found by the range test "
     words += "(mean of the rates found)."
     title = "How much does the learning rate matter?"
@@ -243,7 +220,9 @@ def plot_angle(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
         for arm, runs in group.groupby("arm", sort=False):
             label, colour, _, symbol = look[arm]
             drawn = (runs.angle, 100 * runs[measure], label, colour, symbol, 10, row)
-            add_points(fig, *drawn, hovertemplate="%{x:.1f}°, %{y:.1f} %", **once(fig, label))
+            draw.add_points(
+                fig, *drawn, hovertemplate="%{x:.1f}°, %{y:.1f} %", **draw.once(fig, label)
+            )
         words.append(f"{name}{': ' * bool(name)}{angle_words(group, measure)}")
     title = "Do runs with less conflict end up more robust?"
     across = "mean angle between the two gradients at the feature extractor (degrees)"

@@ -14,22 +14,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.numbers import duration, pct
+from . import drawing as draw
 from .angles import plot_angles, plot_gradients, plot_layers
-from autolora.show.drawing import (
-    ADVERSARIAL,
-    GREY,
-    NATURAL,
-    add_band,
-    add_line,
-    add_points,
-    blank,
-    epoch_axis,
-    finish,
-    floats,
-    grid,
-    log_ticks,
-    runs_of,
-)
+from .drawing import ADVERSARIAL, GREY, LOG_AXIS, NATURAL
 from ..train.schedule import REASONS
 
 # %% ../../nbs/show/02_curves.ipynb #871b60d2
@@ -38,23 +25,21 @@ _DECIDED = ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")
 
 
 def _told(d):
-    "One decision: its numbers and its words."
     short = _SHORT_REASONS.get(d.reason, f"condition {d.reason:g}")
     what = f"the schedule's learning rate {d.schedule_lr:.3g} halved to {d.next_lr:.3g}"
     if not math.isnan(d.restored):
         short += f", back to epoch {d.restored:.0f}"
         what += f"; weights of epoch {d.restored:.0f} restored"
-    why = REASONS.get(d.reason, f"condition {d.reason:g}")
-    return int(d.epoch), d.lr, d.next_lr, d.restored, short, what, why
+    return int(d.epoch), d.lr, short, what, REASONS.get(d.reason, f"condition {d.reason:g}")
 
 
 def decisions(history: pd.DataFrame) -> pd.DataFrame:
-    """The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored,
-    short, what, why."""
-    read = pd.DataFrame({c: floats(history, c) for c in _DECIDED}).dropna(subset="reason")
+    """The schedule's decisions: a DataFrame with columns epoch, lr and, in words, short, what,
+    why."""
+    read = pd.DataFrame({c: draw.floats(history, c) for c in _DECIDED}).dropna(subset="reason")
     read["schedule_lr"] = read.schedule_lr.fillna(read.lr)
     read["next_lr"] = read.next_lr.fillna(read.schedule_lr / 2)
-    columns = ["epoch", "lr", "next_lr", "restored", "short", "what", "why"]
+    columns = ["epoch", "lr", "short", "what", "why"]
     return pd.DataFrame(map(_told, read.itertuples()), columns=columns)
 
 # %% ../../nbs/show/02_curves.ipynb #2ffb119b
@@ -67,14 +52,15 @@ def _mark_decisions(fig, history, colour, words):
     told = [f"After epoch {d.epoch}: {d.what}, because {d.why}." for d in table.itertuples()]
     full = ["<br>".join(textwrap.wrap(sentence, 60)) for sentence in told]
     hover = dict(hovertext=full, hoverinfo="text", cliponaxis=False)
-    look = (colour, "triangle-down", 11, 1)
-    add_points(fig, table.epoch + 0.5, table.lr, "halved", *look, **hover)
-    middle = floats(history, "epoch").max() / 2
-    for d in table.itertuples() if words else ():
-        side = 1 if d.epoch < middle else -1
-        place = dict(x=d.epoch + 0.5, y=math.log10(d.lr), xshift=9 * side, yshift=14 * side)
-        place["xanchor"] = "left" if side > 0 else "right"
-        fig.add_annotation(text=d.short, showarrow=False, font_size=11, row=1, col=1, **place)
+    x = table.epoch + 0.5
+    draw.add_points(fig, x, table.lr, "halved", colour, "triangle-down", 11, 1, **hover)
+    early = x < draw.floats(history, "epoch").max() / 2
+    for d, first in zip(table.itertuples(), early, strict=True) if words else ():
+        place = dict(xanchor="left", xshift=9, yshift=14)
+        if not first:
+            place = dict(xanchor="right", xshift=-9, yshift=-14)
+        at = dict(x=d.epoch + 0.5, y=math.log10(d.lr), row=1, col=1)
+        fig.add_annotation(text=d.short, showarrow=False, font_size=11, **at, **place)
 
 # %% ../../nbs/show/02_curves.ipynb #2674ee38
 _WEIGHTS = {
@@ -86,38 +72,37 @@ _WEIGHTS = {
 def plot_lr(history: pd.DataFrame | dict) -> go.Figure:
     """Learning rate (log scale), each halving with its reason (written out if one run has any), and
     lam1 and lam2; `history` as in `plot_angles`."""
-    runs = runs_of(history)
+    runs = draw.runs_of(history)
     falls = [n for run in runs if (n := len(decisions(run.data)))]
-    weighted = any(floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
+    weighted = any(draw.floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
     parts = 1 + weighted
-    fig = grid(parts, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38][:parts])
-    rates = []
+    fig = draw.grid(
+        parts, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38][:parts]
+    )
     for run in runs:
         mine = f"{run.label}, " if len(runs) > 1 else ""
-        x, lr = (floats(run.data, c) for c in ("epoch", "lr"))
-        rates.extend(lr)
+        x, lr = (draw.floats(run.data, c) for c in ("epoch", "lr"))
         look = dict(dash=run.dash, row=1, line_shape="hvh")
-        add_line(fig, x, lr, f"{mine}learning rate", run.colour, **look)
+        draw.add_line(fig, x, lr, f"{mine}learning rate", run.colour, **look)
         _mark_decisions(fig, run.data, run.colour, words=len(falls) == 1)
         for column, (name, colour, symbol) in _WEIGHTS.items():
-            y = floats(run.data, column)
-            add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol, row=2)
-    scale = dict(title_text="learning rate (log scale)", type="log", **log_ticks(rates))
-    fig.update_yaxes(**scale, row=1, col=1)
+            y = draw.floats(run.data, column)
+            draw.add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol, row=2)
+    fig.update_yaxes(title_text="learning rate (log scale)", **LOG_AXIS, row=1, col=1)
     if weighted:
         fig.update_yaxes(title_text="weight in the loss", rangemode="tozero", row=2, col=1)
-    epoch_axis(fig, runs, row=parts)
+    draw.epoch_axis(fig, runs, row=parts)
     title = "The learning rate and the weights of the loss" if weighted else "The learning rate"
     words = f"{sum(falls)} halving{'s' * (sum(falls) > 1)}: the marks say why, and which epoch's "
     words += "weights came back."
     height = (400 if weighted else 300) + max(100, 20 * max([0, *falls]))
-    return finish(fig, title, words if falls else "", height)
+    return draw.finish(fig, title, words if falls else "", height)
 
 # %% ../../nbs/show/02_curves.ipynb #4290adb3
 def best_epoch(history: pd.DataFrame) -> pd.Series | None:
     """The row of the epoch with the highest robust validation accuracy, the first of equals; None
     where there is none."""
-    ra = floats(history, "ra").reset_index(drop=True)
+    ra = draw.floats(history, "ra").reset_index(drop=True)
     return history.iloc[int(ra.idxmax())] if ra.notna().any() else None
 
 # %% ../../nbs/show/02_curves.ipynb #7d39fd96
@@ -130,14 +115,16 @@ _ACCURACIES = {
 def _add_accuracies(fig, runs, over, n, hover):
     "SA and RA (percent) of `runs` over the column `over`, with the bands of `n` images (a column)."
     for run in runs:
-        x, images = (floats(run.data, c) for c in (over, n))
+        x, images = (draw.floats(run.data, c) for c in (over, n))
         for column, (name, colour, symbol) in _ACCURACIES.items():
-            share = floats(run.data, column)
+            share = draw.floats(run.data, column)
             look = (name, colour, "solid")
             if len(runs) > 1:
                 look = (f"{run.label}, {column.upper()}", run.colour, run.dash)
-            add_band(fig, x, share, images)
-            add_line(fig, x, 100 * share, *look, symbol, hovertemplate=f"{hover}: %{{y:.1f}} %")
+            draw.add_band(fig, x, share, images)
+            draw.add_line(
+                fig, x, 100 * share, *look, symbol, hovertemplate=f"{hover}: %{{y:.1f}} %"
+            )
     fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
 
 
@@ -148,24 +135,26 @@ def _mark_best(fig, run, name, colour):
         return ""
     star = dict(symbol="star-open", size=18, marker_line_width=2)
     said = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
-    add_points(fig, [best.epoch], [100 * best.ra], name, colour, **star, hovertemplate=said)
-    reached = f"SA {pct(floats(run.data, 'sa')[best.name])} %, RA {pct(best.ra)} %."
+    draw.add_points(fig, [best.epoch], [100 * best.ra], name, colour, **star, hovertemplate=said)
+    reached = f"SA {pct(draw.floats(run.data, 'sa')[best.name])} %, RA {pct(best.ra)} %."
     return run.says(f"best at epoch {best.epoch:.0f}, {reached}")
 
 
 def plot_accuracy(history: pd.DataFrame | dict) -> go.Figure:
     """Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best
     epoch marked; `history` as in `plot_angles`."""
-    runs = runs_of(history)
-    fig = blank()
+    runs = draw.runs_of(history)
+    fig = draw.blank()
     _add_accuracies(fig, runs, "epoch", "n_val", "epoch %{x}")
     looks = [(f"{run.label}, best epoch", run.colour) for run in runs]
     if len(runs) == 1:
         looks = [("best epoch", GREY)]
     words = [_mark_best(fig, run, *look) for run, look in zip(runs, looks, strict=True)]
-    epoch_axis(fig, runs)
+    draw.epoch_axis(fig, runs)
     height = 400 if len(runs) < 2 else 470
-    return finish(fig, "Accuracy on the validation images", " ".join(filter(None, words)), height)
+    return draw.finish(
+        fig, "Accuracy on the validation images", " ".join(filter(None, words)), height
+    )
 
 # %% ../../nbs/show/02_curves.ipynb #67704239
 _TERMS = {
@@ -191,20 +180,20 @@ def _terms(runs):
 def plot_losses(history: pd.DataFrame | dict) -> go.Figure:
     """The terms of the objective (nats, weighted as they enter it) and their total, means over each
     epoch; `history` as in `plot_angles`."""
-    runs = runs_of(history)
-    fig = blank()
+    runs = draw.runs_of(history)
+    fig = draw.blank()
     terms = {"loss": ("total", "#56B4E9", "diamond")} | _terms(runs)
     for run in runs:
         mine = f"{run.label}, " if len(runs) > 1 else ""
-        x = floats(run.data, "epoch")
+        x = draw.floats(run.data, "epoch")
         for column, (name, colour, symbol) in terms.items():
-            y = floats(run.data, column)
-            add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol)
+            y = draw.floats(run.data, column)
+            draw.add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol)
     fig.update_yaxes(title_text="training loss (nats)", rangemode="tozero")
-    epoch_axis(fig, runs)
+    draw.epoch_axis(fig, runs)
     title = "What the training loss is made of"
     words = "Each term as weighted in the objective; together they are the total."
-    return finish(fig, title, words, 430)
+    return draw.finish(fig, title, words, 430)
 
 # %% ../../nbs/show/02_curves.ipynb #05b45c17
 def plot_range_test(event: dict | None) -> go.Figure:
@@ -214,23 +203,22 @@ def plot_range_test(event: dict | None) -> go.Figure:
     `event`: the `range_test` event, a dict with lists `lr` and `loss`, and perhaps `chosen`, `why`,
     `seconds`; or None."""
     event = event or {}
-    fig = blank()
+    fig = draw.blank()
     points = pd.DataFrame({c: pd.Series(event.get(c) or [], dtype=float) for c in ("lr", "loss")})
     said = dict(hovertemplate="learning rate %{x:.3g}: loss %{y:.3f}")
-    add_line(fig, points.lr, points.loss, "loss", "#0072B2", **said)
+    draw.add_line(fig, points.lr, points.loss, "loss", "#0072B2", **said)
     chosen = event.get("chosen")
     if chosen and fig.data:
         ends = pd.Series([points.loss.min(), points.loss.max()])
         said = dict(mode="lines", hovertemplate="chosen: %{x:.3g}<extra></extra>")
-        add_line(fig, [chosen] * 2, ends, f"chosen: {chosen:.3g}", ADVERSARIAL, "dash", **said)
-    rates = dict(type="log", **log_ticks(points.lr))
-    fig.update_xaxes(title_text="learning rate (log scale)", **rates)
+        draw.add_line(fig, [chosen] * 2, ends, f"chosen: {chosen:.3g}", ADVERSARIAL, "dash", **said)
+    fig.update_xaxes(title_text="learning rate (log scale)", **LOG_AXIS)
     fig.update_yaxes(title_text="adversarial cross-entropy (nats)")
     title = f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test"
     words = [html.escape(str(event.get("why") or "")).rstrip(".")]
     if event.get("seconds"):
         words.append(f"It took {duration(event['seconds'])}")
-    return finish(fig, title, ". ".join(filter(None, words)))
+    return draw.finish(fig, title, ". ".join(filter(None, words)))
 
 # %% ../../nbs/show/02_curves.ipynb #65700ada
 def _at_scale(runs, scale):
@@ -250,9 +238,9 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
 
     `slides`: a dict name -> what was measured at the end of the run, as a dict of the lists
     `scale`, `sa`, `ra` and of `n` images; names as in `plot_angles`."""
-    fig = blank()
+    fig = draw.blank()
     table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")})
-    runs = [run._replace(data=table(run.data)) for run in runs_of(slides) if run.data]
+    runs = [run._replace(data=table(run.data)) for run in draw.runs_of(slides) if run.data]
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
@@ -261,7 +249,7 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     words = _at_scale(runs, scale)
     if not runs:
         words = "Measured at the end of a run whose method has a low-rank branch."
-    return finish(fig, "From robust to natural, without training", words)
+    return draw.finish(fig, "From robust to natural, without training", words)
 
 # %% ../../nbs/show/02_curves.ipynb #d1bb0747
 PANELS = {
