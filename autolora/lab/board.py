@@ -39,8 +39,7 @@ def _begun_or_ended(study):
 
 
 class Board(widgets.VBox):
-    """The study in the folder `path`, followed until all its runs have ended; without one, empty
-    until `follow`.
+    """The study in the folder `path`, followed until its runs have ended; none until `follow`.
 
     Raises `AutoLoRaError` if the folder holds no study."""
 

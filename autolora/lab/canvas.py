@@ -185,10 +185,9 @@ _STYLE = """
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
-    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: the names of the panels whose
-    tables are unfolded on the page: only those are needed. `sliders`: name of a panel -> `label`,
-    `min`, `max`, `step` of a slider above it; `values`: where they stand. `plotly`: the text of
-    plotly.js."""
+    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: those with an unfolded table.
+    `sliders`: name of a panel -> `label`, `min`, `max`, `step`; `values`: where they stand. `send`:
+    `{"copy": text}` for the clipboard, `{"name": words, "content": html}` for a page to link."""
 
     _esm = _SCRIPT
     _css = _STYLE
@@ -201,11 +200,3 @@ class Canvas(anywidget.AnyWidget):
     def show(self, panels: list):
         "Show `panels`, together, in the place of those of the same names; the others stay."
         self.panels = list({panel[0]: panel for panel in [*self.panels, *panels]}.values())
-
-    def hand_over(self, name: str, content: str):
-        "Put a link to the HTML text `content` above the pictures, named `name`."
-        self.send({"name": name, "content": content})
-
-    def copy(self, text: str):
-        "Put `text` on the clipboard, where the browser allows it."
-        self.send({"copy": text})

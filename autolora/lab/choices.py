@@ -7,6 +7,7 @@ __all__ = ['task_of', 'calls_of', 'code_of', 'Costs']
 
 # %% ../../nbs/lab/04_choices.ipynb #c0de00f2
 import html
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -30,15 +31,13 @@ def task_of(choice: dict) -> Task:
 
 
 def calls_of(choice: dict) -> list[dict]:
-    """The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments
-    for each method, without their folders."""
+    "The calls of `finetune` that a choice stands for, one a method, without their folders."
     shared = {k: v for k, v in choice.items() if k not in ("methods", "minutes")}
     return [shared | {"method": method} for method in choice["methods"]]
 
 
 def code_of(calls: list[dict]) -> tuple[str, str]:
-    """The calls of `finetune` as `(Python, shell)`, to be run as they stand; objects of one's own
-    become names to be filled in."""
+    "The calls as `(Python, shell)`, to be run as they stand; one's own objects become names."
     python, shell = zip(*(_code(**call) for call in calls), strict=True)
     head = python[0].partition("\n\n")[0]
     lines = [f"{head}\n", *(code.partition("\n\n")[2] for code in python)]
@@ -46,14 +45,12 @@ def code_of(calls: list[dict]) -> tuple[str, str]:
 
 
 def _code(backbone, data, method, **given):
-    "One call as `(Python, shell)`, with what differs from the defaults."
     known = [thing if isinstance(thing, str) else "YOUR_OWN" for thing in (backbone, data)]
     return as_code(*known, method=method, **SETTINGS.changed(given))
 
 # %% ../../nbs/lab/04_choices.ipynb #5c522e2c
 def _affordable(minutes: float, costs: list[Estimate], epochs: int) -> int:
-    """How many epochs each of the runs with these `costs` (`Estimate`s for `epochs` epochs) can
-    have, for all together to take `minutes`; at least 1."""
+    "The epochs, at least 1, that each run with these `costs` (of `epochs`) has in `minutes`."
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
@@ -79,16 +76,15 @@ class Costs:
         found = [prepare(choice["backbone"], task, m, **given) for m in choice["methods"]]
         config = found[0].config
         budget = config["epochs"], config["batch_size"]
-        costs = [cost(ready.method, task, *budget) for ready in found]
-        self._measured[_key(choice)] = config, costs
+        self._measured[_key(choice)] = config, [cost(r.method, task, *budget) for r in found]
 
     def _of(self, choice):
-        "`(config, an Estimate for each method, epochs)`, those that the time budget allows."
+        "`(config, an Estimate for each method)`, of the epochs that the time budget allows."
         config, costs = self._measured[_key(choice)]
-        epochs = config["epochs"]
-        if choice["minutes"]:
-            epochs = _affordable(choice["minutes"], costs, epochs)
-        return config, costs, epochs
+        if not choice["minutes"]:
+            return config, costs
+        epochs = _affordable(choice["minutes"], costs, config["epochs"])
+        return config | {"epochs": epochs}, [_scaled(c, config["epochs"], epochs) for c in costs]
 
     def calls(self, choice: dict) -> list[dict]:
         """The calls of `finetune` for a choice, a time budget made into epochs.
@@ -100,18 +96,16 @@ class Costs:
             raise AutoLoRaError(
                 "What fits into the time budget is still being measured: try again in a moment."
             )
-        return calls_of(choice | {"epochs": self._of(choice)[2]})
+        return calls_of(choice | {"epochs": self._of(choice)[0]["epochs"]})
 
     def words(self, choice: dict, root: str | Path) -> str:
-        """HTML for a measured choice whose runs will lie in `root`: the estimate, the warnings, and
-        the values that nobody had to set."""
-        config, costs, epochs = self._of(choice)
-        attacked = bool(choice["autoattack"])
+        "HTML: the estimate, the warnings (of the folder `root` too), and what need not be set."
+        config, costs = self._of(choice)
         told = obstacles(root)
-        told += [words for words in missing() if "AutoAttack" in words and attacked]
+        told += [words for words in missing() if "AutoAttack" in words and choice["autoattack"]]
         settled = {"threat": choice["threat"], "epochs": choice["epochs"] or choice["minutes"]}
-        rest = automatic(config | {"epochs": epochs}, {k for k, v in settled.items() if v})
-        words = _estimate(choice, costs, config["epochs"], epochs)
+        rest = automatic(config, {name for name, value in settled.items() if value})
+        words = _estimate(choice, costs, config["epochs"])
         return (
             f"<small>{html.escape(words)}</small>{''.join(map(alert, told))}"
             "<details open style='opacity:.75'><summary><small>Nothing else has to be set</small>"
@@ -120,13 +114,18 @@ class Costs:
         )
 
 
-def _estimate(choice, costs, measured, epochs):
-    "What the runs of a choice will cost, whose `costs` are of `measured` epochs, as a sentence."
-    seconds = [c.seconds + (epochs - measured) * c.epoch_seconds for c in costs]
-    labels = [METHODS[method].label for method in choice["methods"]]
-    each = ", ".join(f"{k} {duration(s)}" for k, s in zip(labels, seconds, strict=True))
-    steps = sum(c.attack_steps for c in costs) * epochs // measured
-    words = f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: {steps:,} attack steps"
+def _scaled(c, measured, epochs):
+    "The `Estimate` of a run of `measured` epochs, for one of `epochs`."
+    seconds = c.seconds + (epochs - measured) * c.epoch_seconds
+    return replace(c, seconds=seconds, attack_steps=c.attack_steps * epochs // measured)
+
+
+def _estimate(choice, costs, epochs):
+    "What the runs of a choice will cost, as a sentence."
+    named = zip(choice["methods"], costs, strict=True)
+    each = ", ".join(f"{METHODS[method].label} {duration(c.seconds)}" for method, c in named)
+    words = f"About {duration(sum(c.seconds for c in costs))} ({each}) for {epochs} epochs: "
+    words += f"{sum(c.attack_steps for c in costs):,} attack steps"
     if costs[0].memory:
         words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"
     return words + "." + " AutoAttack comes on top." * bool(choice["autoattack"])

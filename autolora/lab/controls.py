@@ -71,7 +71,6 @@ def _shown() -> Table:
 
 
 def _control_for(setting: Setting) -> widgets.Widget:
-    "The control for one entry of the table."
     common = look(setting.label, setting.help)
     start = _STARTS.get(setting.name, setting.default)
     if isinstance(start, bool):
@@ -100,10 +99,7 @@ def _box(method):
 
 
 class Controls(widgets.VBox):
-    """The choosing part of the lab.
-
-    `backbones`, `data`: dicts name -> one's own modules, tasks or arrays, offered beside the
-    built-in names."""
+    "The choosing part of the lab; one's own `backbones` and `data`, by name, are offered too."
 
     def __init__(self, backbones: dict = (), data: dict = ()):
         self.own_backbones = dict(backbones)

@@ -39,8 +39,7 @@ def _label(path):
 class Desk:
     """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
 
-    `backbones`, `data`: as `Controls` takes them. `lock`: to be held by who changes or draws what
-    is chosen."""
+    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
 
     def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
         self.root = Path(root)

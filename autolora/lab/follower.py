@@ -44,11 +44,10 @@ _ANOTHER = (
 
 
 class Follower:
-    """Draws on a `desk` what is chosen there and says how the jobs of a `trainer` stand: at once
-    when it is asked to, and in a thread of its own while a training is at work.
+    """Draws on a `desk` what is chosen there and says how the jobs of a `trainer` stand: when asked
+    to, and in a thread of its own (`thread`) while a training is at work.
 
-    `ended`: called when a training that was followed is over. `complaint`: what was wrong with the
-    last request of a person. `thread`: None while nothing is followed."""
+    `ended`: called when a training is over. `complaint`: what was wrong with the last request."""
 
     latest = None  # the one that may follow
 
@@ -107,7 +106,6 @@ class Follower:
             self.say()
 
     def _adopt(self):
-        "Show the runs that have begun since the last look."
         outs = [job.out for job in self.trainer.jobs if job.out not in self._adopted]
         fresh = [out for out in outs if (out / "config.json").is_file()]
         self._adopted.update(fresh)
@@ -115,8 +113,7 @@ class Follower:
             self.desk.open(*fresh)
 
     def draw(self, anew: bool = False):
-        """Draw what has changed, here; beside a training a painter does it, to be shown at the next
-        look. `anew`: everything, here and at once."""
+        "Draw what has changed, beside a training for the next look; or all `anew`, at once."
         desk, job = self.desk, self.trainer.job
         with desk.lock:
             work = str(job.out) if job and job.out in self._adopted else None
@@ -159,9 +156,7 @@ class Follower:
 # %% ../../nbs/lab/07_follower.ipynb #cad16a00
 class Checker:
     """Checks what is chosen on a `desk` and measures its `costs`, a moment after it was `changed`,
-    in a thread of its own; what was found is said at the field it belongs to.
-
-    `at_work`: the `Trainer`'s lock; while that is held nothing is measured."""
+    in a thread of its own, unless the `Trainer`'s lock `at_work` is held."""
 
     def __init__(self, desk: Desk, at_work: Lock):
         self.desk = desk

@@ -26,10 +26,9 @@ def _notebook(root):
 
 # %% ../../nbs/lab/09_page.ipynb #b7e6b6a2
 def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
-    """Serve the lab at `port` of this machine until it is ended; `browser`: open the page.
+    """Serve the lab, with its runs in `root`, until it is ended; `browser`: open the page.
 
-    Run folders are made and looked for in `root`. Raises `AutoLoRaError` if voila is missing or
-    can't serve."""
+    Raises `AutoLoRaError` if voila is missing or can't serve."""
     if importlib.util.find_spec("voila") is None:
         raise AutoLoRaError(
             "The page is served by voila, which is not installed: pip install 'autolora[lab]'."

@@ -30,10 +30,9 @@ def _files(folders):
 
 
 class Easel:
-    """Draws run folders, and draws again only what has changed.
+    """Draws run folders, and again only what has changed.
 
-    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn
-    again."""
+    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn."""
 
     def __init__(self, rest: float = 20):
         self.rest = rest
@@ -46,11 +45,11 @@ class Easel:
         return self._runs.setdefault(folder, Run(folder))
 
     def paint(self, order: dict) -> dict:
-        """What is new on the canvas, as plain data: `panels`, `tables` (HTML, absent where as
-        before) and `work` (`pictures.standing`, or None).
+        """What is new, as plain data: `panels`, `tables` (HTML, absent where as before) and `work`
+        (`pictures.standing`, or None).
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the
-        folder of the run at work, or None), `anew` (whether to draw everything, changed or not)."""
+        folder of the run at work, or None), `anew` (whether to draw everything)."""
         runs = named([self._run(folder) for folder in order["folders"]])
         slid = order["image"], order["scale"]
         asked = order["folders"], order["opened"]
@@ -96,10 +95,9 @@ def _serve():
 
 # %% ../../nbs/lab/02_painter.ipynb #6bd19cca
 class Painter:
-    """An `Easel` in a process of its own, of low priority.
+    """An `Easel` in a process of its own, of low priority: `ask` it, then look for the `answer`.
 
-    `ask` it one order, then look for the `answer`. `patience`: seconds after which a process
-    without an answer counts as hanging."""
+    `patience`: seconds without an answer after which the process counts as hanging."""
 
     patience = 60
 

@@ -37,13 +37,10 @@ _WITHOUT = (
 
 
 class Lab(Desk):
-    """The panel, to be displayed in a notebook.
+    """The panel, to be displayed in a notebook; run folders are made and looked for in `root`.
 
-    Run folders are made and looked for in `root`.
-
-    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s, to
-    choose from. `runs`: folders to open at once. `trainer`: None is the one that the labs of a
-    kernel share."""
+    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s.
+    `runs`: folders to open at once. `trainer`: None is the one that the labs of a kernel share."""
 
     def __init__(
         self,
@@ -81,7 +78,6 @@ class Lab(Desk):
         button.on_click(lambda _: self._ask(request))
 
     def _ask(self, request):
-        "Make a request, and say what is wrong with it if something is."
         try:
             request()
             self.follower.complaint = ""
@@ -106,7 +102,7 @@ class Lab(Desk):
         lines = [f"# {line}" for line in shell.splitlines()]
         self.code.value = "\n".join([python, "", "# the same in a shell:", *lines])
         self.code.layout.display = ""
-        self.canvas.copy(python)
+        self.canvas.send({"copy": python})
 
     def _hand_over_reports(self):
         shown = self.shown()
@@ -115,7 +111,7 @@ class Lab(Desk):
         for name, run in shown.items():
             page = write_report(run)
             link = f"Report of {name}, also in {page}"
-            self.canvas.hand_over(link, page.read_text(encoding="utf-8"))
+            self.canvas.send({"name": link, "content": page.read_text(encoding="utf-8")})
 
     def _open_path(self, path):
         if path:
@@ -131,8 +127,7 @@ class Lab(Desk):
         self.checker.close()
 
     def show(self):
-        """Draw the pictures of the chosen runs one after another with plotly's own renderer,
-        without widgets."""
+        "Draw the pictures of the chosen runs with plotly's own renderer, without widgets."
         wishes = self.wishes()
         for figure in plot_runs(self.shown(), wishes["image"], wishes["scale"]).values():
             figure.show()
@@ -145,8 +140,7 @@ class Lab(Desk):
         return self.panel._repr_mimebundle_(**kwargs) | static
 
     def _static(self):
-        """HTML for a page without widgets, such as an exported notebook: why there is no panel, the
-        angles, their numbers and the results."""
+        "HTML for a page without widgets: why there is no panel, the angles, and the results."
         why = f"<p>{_WITHOUT}</p>"
         if not self.runs.value:
             return why

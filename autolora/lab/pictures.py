@@ -22,8 +22,7 @@ from ..show.gallery import image_uri, plot_example, read_examples
 
 # %% ../../nbs/lab/01_pictures.ipynb #c61a7950
 def named(runs: list[Run]) -> dict[str, Run]:
-    """The `Run`s as a dict name -> run, in their order; a name is `method` or `method · what tells
-    it apart`, as figures take it."""
+    "The `Run`s by name: `method`, or `method · what tells it apart`, as figures take it."
     choices = []
     for run in runs:
         method = run.config.get("method", "run")
@@ -35,8 +34,7 @@ def named(runs: list[Run]) -> dict[str, Run]:
 
 # %% ../../nbs/lab/01_pictures.ipynb #36b4121f
 def _thinned(history, most=300):
-    """At most about `most` rows of a history: evenly chosen ones, the last, and every epoch with a
-    decision."""
+    "About `most` rows of a history: evenly chosen ones, the last, and all with a decision."
     if len(history) <= most:
         return history
     keep = {*range(0, len(history), -(-len(history) // most)), len(history) - 1}
@@ -46,8 +44,7 @@ def _thinned(history, most=300):
 
 # %% ../../nbs/lab/01_pictures.ipynb #012b8e39
 def moved(runs: dict, image: int, scale: float) -> dict:
-    """The figures that depend on a slider: image number `image` of the strip, and the accuracies
-    with the scale `scale` in [0, 1] marked."""
+    "The figures below a slider: image number `image`, and accuracies at a `scale` in [0, 1]."
     classes = next(filter(None, (run.config.get("classes") for run in runs.values())), None)
     examples = {name: read_examples(run.path) for name, run in runs.items()}
     slides = {name: found for name, run in runs.items() if (found := run.last("scales"))}
@@ -61,8 +58,7 @@ def plot_runs(runs: dict, image: int = 0, scale: float = 0.0) -> dict:
 
 # %% ../../nbs/lab/01_pictures.ipynb #2ce6e07c
 def table_html(fig: go.Figure) -> str:
-    """The numbers of a plotly figure as an HTML table, or a sentence where there are none; all text
-    in it is escaped."""
+    "The numbers of a figure as an HTML table, or a sentence where there are none; escaped."
     table = figure_table(fig)
     if table.empty:
         return "No numbers yet."
@@ -70,8 +66,7 @@ def table_html(fig: go.Figure) -> str:
 
 
 def as_panels(figures: dict, opened=()) -> list:
-    """The dict name -> figure as a `Canvas` takes it: `[name, figure as JSON, table as HTML]` each,
-    the table only for the names in `opened`."""
+    "What `Canvas.panels` takes; a table only for the names in `opened`."
     return [
         [name, fig.to_json(), table_html(fig) if name in opened else ""]
         for name, fig in figures.items()
@@ -82,16 +77,14 @@ _APART = set("versions classes origin licence n_train n_val n_test shape num_cla
 
 
 def _differences(runs):
-    """A DataFrame of the settings in which the dict name -> `Run` differ, a column a run; empty
-    where they agree."""
+    "A DataFrame of the settings in which the dict name -> `Run` differ, a column a run."
     texts = lambda run: {k: str(v) for k, v in run.config.items() if k not in _APART}
     table = pd.DataFrame({run_label(name): texts(run) for name, run in runs.items()}).fillna("–")
     return table[table.nunique(axis=1) > 1].rename_axis("setting").reset_index()
 
 # %% ../../nbs/lab/01_pictures.ipynb #3463d50a
 def _results(runs):
-    """`(DataFrame, note)`: what the measured ones among the dict name -> `Run` reached, a row a
-    run, and what a star means."""
+    "`(DataFrame, note)`: what the measured ones among `runs` reached, and what a star means."
     measured = {name: run for name, run in runs.items() if run.report}
     if not measured:
         return pd.DataFrame(), "No run has been measured on test images yet."
@@ -116,8 +109,7 @@ def titled(title: str, table: pd.DataFrame, note: str) -> str:
 
 
 def tables_html(runs: dict) -> str:
-    """HTML: what the dict name -> `Run` reached, and what was set differently; "" where there is
-    no run."""
+    """HTML: what the dict name -> `Run` reached, and what was set differently; "" without a run."""
     if not runs:
         return ""
     reached = titled("Measured on test images", *_results(runs))
@@ -125,8 +117,8 @@ def tables_html(runs: dict) -> str:
 
 # %% ../../nbs/lab/01_pictures.ipynb #a848541a
 def standing(run: Run) -> dict:
-    """How far a run has come, as plain data: its `folder`, what it does beside training (`apart`,
-    "" while it trains), `done` of `epochs`, seconds an epoch (`pace`), and SA and RA in words."""
+    """How far a run has come, as plain data: its `folder`, what it does beside training (`apart`),
+    how many of its `epochs` are `done`, seconds for one (`pace`), and SA and RA in `words`."""
     history, start = run.history, run.last("start")
     apart = "" if start else "finding the learning rate"
     if run.last("end"):
@@ -140,8 +132,8 @@ def standing(run: Run) -> dict:
 
 
 def progress(stand: dict | None, position: tuple | None = None) -> tuple[float, str]:
-    """`(share done in [0, 1], sentence)` for a run at work; `stand`: its `standing`, None before
-    there is one; `position`: its `Control.position`."""
+    """`(share done in [0, 1], sentence)` for a run at work, by its `standing` (None before there is
+    one) and its `Control.position`."""
     if stand is None:
         return 0.0, "preparing"
     if stand["apart"]:
@@ -174,9 +166,7 @@ def alert(words: str) -> str:
 
 # %% ../../nbs/lab/01_pictures.ipynb #dae0769c
 def automatic(config: dict, chosen: set) -> pd.DataFrame:
-    """The settings of a coming run that were not chosen: value and source.
-
-    `config`: as `preparation.estimate` gives it; `chosen`: the names that were."""
+    "The settings of a coming run (its `config`) that were not `chosen`: value and source."
     rows = {
         "threat": (config["threat"], "recommended for the data"),
         "epochs": (config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
@@ -200,8 +190,7 @@ _THUMBNAIL = (
 
 
 def thumbnails(task) -> str:
-    """HTML: a data set's name, size, classes, origin and licence, with the first training image of
-    each of its first ten classes."""
+    "HTML: what a data set is, with the first training image of each of its first ten classes."
     y = task.train.y.tolist()
     firsts = task.train.images([y.index(k) for k in range(min(10, task.num_classes))])
     figures = "".join(

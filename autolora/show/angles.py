@@ -36,12 +36,9 @@ def _no_conflict(fig, reach):
     fig.add_annotation(y=90 - 0.75 * reach, text="below: they<br>pull together", **beside)
 
 
-def plot_angles(history: pd.DataFrame | dict) -> go.Figure:
-    """The angle (degrees) between the two gradients that reach the feature extractor, over the
-    epochs; 90 means no conflict.
-
-    `history`: a DataFrame of epochs, or a dict name -> DataFrame of several runs. Source: Xu et al.
-    2024, section 3.2."""
+def plot_angles(history: draw.History) -> go.Figure:
+    """The angle (degrees) between the two gradients that reach the feature extractor, epoch by
+    epoch; 90 means no conflict. Source: Xu et al. 2024, section 3.2."""
     runs = draw.runs_of(history)
     fig = draw.blank()
     reach = 20.0
@@ -64,8 +61,7 @@ def plot_angles(history: pd.DataFrame | dict) -> go.Figure:
 
 # %% ../../nbs/show/01_angles.ipynb #59399437
 def _layer_angles(history):
-    """A DataFrame of angles (degrees), one row a layer and one column an epoch; layers named
-    without `net.` and `.weight`."""
+    "A DataFrame of angles (degrees), one row a layer and one column an epoch."
     cells = history["angle_layers"] if "angle_layers" in history else []
     pairs = zip(draw.floats(history, "epoch"), cells, strict=False)
     table = pd.DataFrame({epoch: cell for epoch, cell in pairs if isinstance(cell, dict) and cell})
@@ -73,9 +69,8 @@ def _layer_angles(history):
     return table.apply(pd.to_numeric, errors="coerce").rename(index=short)
 
 # %% ../../nbs/show/01_angles.ipynb #aebf90a2
-def plot_layers(history: pd.DataFrame | dict) -> go.Figure:
-    """The angle (degrees) of each layer's two gradients over the epochs, as a heat map centred on
-    90; `history` as in `plot_angles`."""
+def plot_layers(history: draw.History) -> go.Figure:
+    "Each layer's angle (degrees) over the epochs, as a heat map centred on 90."
     runs = draw.runs_of(history)
     tables = {run.label: _layer_angles(run.data) for run in runs}
     tables = {label: table for label, table in tables.items() if not table.empty}
@@ -147,12 +142,9 @@ def _arrows(fig, place, last):
 _SOFT = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
 
 
-def plot_gradients(history: pd.DataFrame | dict) -> go.Figure:
-    """The natural term's and the adversarial objective's gradient with respect to the feature
-    extractor, as two arrows, newest epoch.
-
-    Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history`
-    as in `plot_angles`."""
+def plot_gradients(history: draw.History) -> go.Figure:
+    """The newest gradients of the natural term, unweighted, and of the adversarial objective, with
+    respect to the feature extractor, as two arrows; lengths in nats per unit of weight."""
     newest = [(run, last) for run in draw.runs_of(history) if (last := _newest(run.data))]
     n = max(1, len(newest))
     titles = [f"{run.label}, epoch {last['epoch']:.0f}" for run, last in newest]

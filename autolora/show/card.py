@@ -58,7 +58,6 @@ _SOFTWARE = """@software{{autolora,
 
 
 def _method(run):
-    "Blocks: the method, and whom to cite."
     label, about = report.described(run.config)
     paper = getattr(report.method_of(run.config), "bibtex", "")
     version = (run.config.get("versions") or {}).get("autolora", "not recorded")
@@ -78,7 +77,6 @@ def _loading(run):
 
 # %% ../../nbs/show/07_card.ipynb #5df9cc8f
 def _cost(run):
-    "Blocks: seed and cost."
     start, end, search = (report.last_event(run, e) for e in ("start", "end", "range_test"))
     n = start.get("processes", 1)
     lines = [
@@ -118,8 +116,7 @@ _CARD = {
 
 
 def write_card(run) -> Path:
-    """Write `card.md`, the model card, into the run's folder and return its path; `run` and errors
-    as in `write_report`."""
+    "Write `card.md` into the folder of `run` and return its path; as `write_report`."
     c = run.config
     model = f"{c.get('backbone', 'A model')}, fine-tuned on {c.get('task', 'unnamed data')}"
     sections = {name: blocks(run) for name, blocks in _CARD.items()}

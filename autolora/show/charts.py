@@ -14,31 +14,11 @@ import plotly.graph_objects as go
 
 from ..core.paired import CIRCUMSTANCES, correlation, t_interval
 from . import drawing as draw
-from .drawing import GREY, LOG_AXIS, STYLES, run_label
-
-# %% ../../nbs/show/03_charts.ipynb #d2d9d35b
-_COLOURS = "#0072B2 #E69F00 #009E73 #CC79A7 #D55E00 #56B4E9 #000000 #808080 #B2912F".split()
-_DASHES = "solid dash dot dashdot longdash longdashdot".split()
-_MARKERS = "circle square diamond triangle-up cross x star hexagram triangle-down".split()
-_KINDS = ("", "-open", "-dot", "-open-dot")  # of each marker, for the tenth arm and those after
-
-
-def _looks(arms):
-    """A dict arm -> `(label, colour, dash, marker)`; the labels are escaped.
-
-    Those that room drawing knows come first, with the colours that they have there. Two may share a
-    colour, but then not the marker."""
-    looks = {}
-    for n, arm in enumerate(dict.fromkeys([*STYLES, *arms])):
-        lap, k = divmod(n, len(_COLOURS))
-        marker = _MARKERS[k] + _KINDS[lap % len(_KINDS)]
-        looks[arm] = (html.escape(run_label(arm)), _COLOURS[k], _DASHES[n % len(_DASHES)], marker)
-    return looks
+from .drawing import GREY, LOG_AXIS, run_label
 
 # %% ../../nbs/show/03_charts.ipynb #76346dd1
 def circumstances(frame: pd.DataFrame, by=CIRCUMSTANCES) -> pd.Series:
-    """Short texts, escaped: of each row's circumstances those in which the rows of `frame`
-    differ."""
+    "Of each row's circumstances those in which the rows of `frame` differ; escaped."
     varying = [c for c in by if frame[c].nunique() > 1]
     if not varying:
         return pd.Series("", index=frame.index)
@@ -66,6 +46,11 @@ def _finish_stack(fig, title, words, xaxis, yaxis):
     draw.finish(fig, title, words, 150 + _HEIGHT * n)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24 * (n > 1))
 
+
+def _looks(table):
+    arms = dict.fromkeys(table.arm)
+    return dict(zip(arms, draw.runs_of(arms), strict=True))
+
 # %% ../../nbs/show/03_charts.ipynb #0b23f9c2
 _MEASURES = {"sa": "SA", "ra": "RA (PGD-10)", "aa": "RA (AutoAttack)"}
 
@@ -78,8 +63,8 @@ def _pair_names(pairs):
 
 
 def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
-    """The differences of `paired.pairs` in percentage points with their 95 % t intervals, a row a
-    pair; filled where Holm's p of the t-test is below `alpha`."""
+    """The differences of `paired.pairs` (percentage points, 95 % t intervals), a row a pair; filled
+    where Holm's p of the t-test is below `alpha`."""
     known = pairs[pairs["mean"].notna()].reset_index(drop=True)
     known = known.assign(name=_pair_names(known), sure=known.holm_t < alpha)
     fig = draw.blank()
@@ -121,16 +106,16 @@ def _front(means):
 # %% ../../nbs/show/03_charts.ipynb #ac452337
 def _arm(fig, row, x, y, means, look):
     "One arm's runs at `x` and `y`, small, and their `means`, large, with intervals."
-    label, colour, _, symbol = look
-    small = dict(opacity=0.45, legendgroup=label, showlegend=False)
+    name = (look.label, look.colour, look.marker)
     said = "SA %{x:.1f} %, RA %{y:.1f} %"
-    draw.add_points(fig, x, y, label, colour, symbol, 6, row, hovertemplate=said, **small)
+    small = dict(opacity=0.45, legendgroup=look.label, showlegend=False, hovertemplate=said)
+    draw.add_points(fig, x, y, *name, 6, row, **small)
     sa, ra = means
-    large = dict(error_x=draw.bars([sa]), error_y=draw.bars([ra]), **draw.once(fig, label))
+    large = dict(error_x=draw.bars([sa]), error_y=draw.bars([ra]), **draw.once(fig, look.label))
     large |= dict(
         marker_line=dict(width=1, color="white"), hovertemplate=f"mean of {len(x)}: {said}"
     )
-    draw.add_points(fig, [sa[0]], [ra[0]], label, colour, symbol, 13, row, **large)
+    draw.add_points(fig, [sa[0]], [ra[0]], *name, 13, row, **large)
 
 
 def _plane(fig, row, group, look, robust):
@@ -144,14 +129,14 @@ def _plane(fig, row, group, look, robust):
     for arm, pair in means.items():
         runs = group[group.arm == arm]
         _arm(fig, row, 100 * runs.sa, 100 * runs[robust], pair, look[arm])
-    return ", ".join(look[arm][0] for arm in best)
+    return ", ".join(look[arm].label for arm in best)
 
 
 def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
     """SA against the robust accuracy `robust` (percent): each run small, each arm's mean large with
     95 % t intervals, the Pareto front of the means; a plot for each circumstance."""
     fig, groups = _stack(table.dropna(subset=["sa", robust]))
-    look = _looks(table.arm)
+    look = _looks(table)
     best = []
     for row, (name, group) in enumerate(groups, 1):
         best.append(f"{name}{': ' * bool(name)}{_plane(fig, row, group, look, robust)}")
@@ -173,23 +158,20 @@ def _rates(fig, row, runs, name, colour, symbol, size, **more):
 
 def _rate_line(fig, row, runs, look, measure):
     "One arm's line over the rates that were set, and its star."
-    label, colour, dash, symbol = look
     auto = runs.get("lr_setting", pd.Series("", index=runs.index)).astype(str) == "auto"
-    line = dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2))
+    line = dict(mode="lines+markers", line=dict(color=look.colour, dash=look.dash, width=2))
     fixed = {lr: 100 * at[measure] for lr, at in runs[~auto].groupby("lr")}
-    _rates(fig, row, fixed, label, colour, symbol, 8, **line)
+    _rates(fig, row, fixed, look.label, look.colour, look.marker, 8, **line)
     found = {np.exp(np.log(runs[auto].lr).mean()): 100 * runs[auto][measure]} if any(auto) else {}
     edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
-    _rates(fig, row, found, f"{label}, rate found", colour, "star", 14, **edge)
+    _rates(fig, row, found, f"{look.label}, rate found", look.colour, "star", 14, **edge)
 
 
 def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
-    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate
-    (log scale), a line an arm; a star where it was found (`lr_setting` "auto").
-
-    One panel a task and backbone."""
+    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate, a
+    line an arm, a panel a task and backbone; a star where the rate was found."""
     fig, groups = _stack(table.dropna(subset=["lr", measure]), ["task", "backbone"])
-    look = _looks(table.arm)
+    look = _looks(table)
     for row, (_, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
             _rate_line(fig, row, runs, look[arm], measure)
@@ -202,8 +184,7 @@ def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
 
 # %% ../../nbs/show/03_charts.ipynb #6e4c9ab8
 def angle_words(runs: pd.DataFrame, measure: str = "ra") -> str:
-    """The correlation of mean angle and `measure` over `runs`, pooled and within arms, as a
-    sentence."""
+    "The correlation of angle and `measure` over `runs`, pooled and within arms, in words."
     words = f"Over all runs {correlation(runs.angle, runs[measure])}"
     if runs.arm.nunique() > 1:
         words += f"; within arms {correlation(runs.angle, runs[measure], runs.arm)}"
@@ -211,18 +192,17 @@ def angle_words(runs: pd.DataFrame, measure: str = "ra") -> str:
 
 # %% ../../nbs/show/03_charts.ipynb #018680c1
 def plot_angle(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
-    """Each run's final `measure` (percent) against its mean gradient angle (degrees), a marker a
-    run, and their correlation, over all runs and within arms; a plot for each circumstance."""
+    """Each run's final `measure` (percent) against its mean gradient angle (degrees), and their
+    correlation; a plot for each circumstance."""
     fig, groups = _stack(table.dropna(subset=["angle", measure]))
-    look = _looks(table.arm)
+    look = _looks(table)
+    said = dict(hovertemplate="%{x:.1f}°, %{y:.1f} %")
     words = []
     for row, (name, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
-            label, colour, _, symbol = look[arm]
-            drawn = (runs.angle, 100 * runs[measure], label, colour, symbol, 10, row)
-            draw.add_points(
-                fig, *drawn, hovertemplate="%{x:.1f}°, %{y:.1f} %", **draw.once(fig, label)
-            )
+            run = look[arm]
+            drawn = (runs.angle, 100 * runs[measure], run.label, run.colour, run.marker, 10, row)
+            draw.add_points(fig, *drawn, **said, **draw.once(fig, run.label))
         words.append(f"{name}{': ' * bool(name)}{angle_words(group, measure)}")
     title = "Do runs with less conflict end up more robust?"
     across = "mean angle between the two gradients at the feature extractor (degrees)"

@@ -18,16 +18,14 @@ from . import drawing as draw
 
 # %% ../../nbs/show/04_gallery.ipynb #80a06aea
 def image_uri(image: np.ndarray) -> str:
-    """A PNG data address for one image (C, H, W) in [0, 1]: three channels in colour, otherwise the
-    first in grey."""
+    "A PNG data address for one image (C, H, W) in [0, 1], in colour or grey."
     shown = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     pixels = (255 * np.clip(shown, 0, 1)).round().astype(np.uint8)
     return image_array_to_data_uri(pixels.transpose(1, 2, 0))
 
 # %% ../../nbs/show/04_gallery.ipynb #a4318d72
 def _amplified(nat, adv):
-    """The largest whole factor (at least 1) by which the perturbation `adv` - `nat` can be
-    multiplied and still fit 0.5 +- 0.5, and 0.5 plus so many times it."""
+    "By which whole factor `adv` - `nat` still fits 0.5 +- 0.5, and 0.5 plus so many times it."
     largest = np.abs(adv - nat).max(initial=0)
     factor = max(1, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1
     return factor, 0.5 + factor * (adv - nat)
@@ -48,18 +46,16 @@ def _gallery(rows, title, words, height, apart):
 
 # %% ../../nbs/show/04_gallery.ipynb #186beec3
 def _caption(name, truth):
-    """The class `name`, short enough to stand under a picture, escaped, and marked as wrong where
-    it isn't `truth`."""
+    "The class `name`, short and escaped; marked as wrong where it isn't `truth`."
     short = html.escape(name if len(name) <= 14 else f"{name[:13]}…")
     return short if name == truth else f"{short}<br><b>(wrong)</b>"
 
 # %% ../../nbs/show/04_gallery.ipynb #ba698250
 def plot_examples(nat, adv, y: list, pred_nat: list, pred_adv: list, most: int = 6) -> go.Figure:
-    """Natural images, the perturbation amplified, adversarial images: one column for each of the
-    first `most`, with what the model sees.
+    """Natural images, the perturbation amplified, adversarial images, and what the model sees.
 
-    `nat`, `adv`: arrays (n, C, H, W) in [0, 1]; `y`, `pred_nat`, `pred_adv`: the names of the n
-    true and predicted classes."""
+    `nat`, `adv`: arrays (n, C, H, W) in [0, 1], of which the first `most` are shown; `y`,
+    `pred_nat`, `pred_adv`: the names of the n true and predicted classes."""
     nat, adv = (np.asarray(images, float)[:most] for images in (nat, adv))
     factor, change = _amplified(nat, adv)
     seen = [list(map(_caption, names, y)) for names in (pred_nat, pred_adv)]
@@ -78,8 +74,7 @@ def _name(k, classes):
 
 
 def _opinions(saved, i, kind, classes):
-    """What each path says of image `i`, `kind` "nat" or "adv", with its confidence; words for the
-    runs that recorded only the prediction."""
+    "What each path says of image `i`, with its confidence where that was recorded."
     lines = []
     for path, words in (("fe", "FE"), ("branch", "branch")):
         if f"{path}_{kind}" in saved:
@@ -91,11 +86,9 @@ def _opinions(saved, i, kind, classes):
 
 def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.Figure:
     """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and
-    what each path says of it.
+    what FE (the plain model, the robust path) and branch (the natural path) say of it.
 
-    `examples`: a dict name -> what `read_examples` gives, names as in `plot_angles`. `classes`:
-    their names (None: numbers). FE is the plain model, the robust path; the branch is the natural
-    one, where the method has one."""
+    `examples`: name -> what `read_examples` gives; `classes`: their names (None: numbers)."""
     runs = [run for run in draw.runs_of(examples) if run.data and i < len(run.data["y"])]
     rows = []
     for label, saved, *_ in runs:
@@ -113,8 +106,7 @@ def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.
 
 # %% ../../nbs/show/04_gallery.ipynb #71ae3eaf
 def read_examples(folder: str | Path) -> dict:
-    """The attacked images in a run folder's `examples.npz` as a dict of arrays, {} before there are
-    any; `nat` and `adv` in [0, 1], whatever they were written in."""
+    "The arrays of a run folder's `examples.npz`, images in [0, 1]; {} before there are any."
     path = Path(folder) / "examples.npz"
     if not path.is_file():
         return {}

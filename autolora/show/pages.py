@@ -126,10 +126,9 @@ def markdown_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
 
 # %% ../../nbs/show/05_pages.ipynb #22c4fff5
 def write_page(path: Path, title: str, sections: dict[str, Iterable[Block]]) -> Path:
-    """Write a page of `sections` (a dict name -> blocks) and return its `path`, whose suffix says
-    what it becomes: `.html`, or `.md` for Markdown.
+    """Write a page of `sections` (name -> blocks): HTML or, where `path` says `.md`, Markdown.
 
-    Raises `AutoLoRaError` if it can't be written."""
+    Returns `path`. Raises `AutoLoRaError` if it can't be written."""
     text = (markdown_page if path.suffix == ".md" else html_page)(title, sections)
     write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     return path

@@ -50,8 +50,7 @@ def method_of(config: dict) -> type | None:
 
 
 def described(config: dict) -> tuple[str, str]:
-    """The label of a run's method and its one-line description (its class's docstring); its bare
-    name where it isn't one of ours."""
+    "The label of a run's method (or else its bare name) and its docstring's first line."
     cls = method_of(config)
     if cls is None:
         return str(config.get("method", "an unknown method")), ""
@@ -200,7 +199,6 @@ def splits(run) -> list[Block]:
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
 def _words(value):
-    "A setting's value as a shell takes it."
     if isinstance(value, bool):
         return str(value).lower()
     return shlex.join(map(str, value if isinstance(value, (list, tuple)) else [value]))
@@ -222,7 +220,6 @@ _DEFAULTS |= {"attack": "full", "speed": "auto"}
 
 
 def _asked(run):
-    "The arguments of `finetune` that make this run."
     if "asked" in run.config:
         return run.config["asked"]
     given = run.config | (run.config.get("options") or {})
@@ -269,11 +266,10 @@ _REPORT = {
 
 
 def write_report(run) -> Path:
-    """Write `report.html` into the run's folder and return its path: one file that needs no
-    network, for a run in any state.
+    """Write `report.html` into the folder of `run` and return its path: one file, for no network.
 
-    `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises
-    `AutoLoRaError` if it can't be written."""
+    `run`: a `Run` in any state (or whatever has its `path`, `config`, `history`, `events` and
+    `report`). Raises `AutoLoRaError` if it can't be written."""
     title = f"{described(run.config)[0]} on {run.config.get('task', 'unnamed data')}"
     sections = {name: blocks(run) for name, blocks in _REPORT.items()}
     return write_page(run.path / "report.html", title, sections)
