@@ -261,7 +261,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'autolora.lab.board': { 'autolora.lab.board.Board': ('lab/board.html#board', 'autolora/lab/board.py'),
                                     'autolora.lab.board.Board.__init__': ('lab/board.html#board.__init__', 'autolora/lab/board.py'),
                                     'autolora.lab.board.Board._watch': ('lab/board.html#board._watch', 'autolora/lab/board.py'),
-                                    'autolora.lab.board.Board.clear': ('lab/board.html#board.clear', 'autolora/lab/board.py'),
                                     'autolora.lab.board.Board.draw': ('lab/board.html#board.draw', 'autolora/lab/board.py'),
                                     'autolora.lab.board.Board.follow': ('lab/board.html#board.follow', 'autolora/lab/board.py'),
                                     'autolora.lab.board._begun_or_ended': ('lab/board.html#_begun_or_ended', 'autolora/lab/board.py'),

@@ -286,7 +286,7 @@ def test_a_canvas_without_plotly_says_so_and_keeps_its_words(chromium, fault):
         expect(page.locator("h3")).to_have_text("A title that wraps")
         expect(page.get_by_role("slider", name="s")).to_have_value("0.5")
         if fault:
-            said = page.get_by_role("status")
+            said = page.locator(".autolora-files")
             expect(said).to_contain_text("plotly.js didn't load (Error: out of memory). Run this")
         expect(page.locator(".main-svg").first).to_be_visible(visible=not fault, timeout=20_000)
         page.evaluate("window.close_view()")

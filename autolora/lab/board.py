@@ -39,40 +39,34 @@ def _begun_or_ended(study):
 
 
 class Board(widgets.VBox):
-    """The study in the folder `path`, followed until its runs have ended; none until `follow`.
+    """The study in the folder `path`, followed until its runs have ended; empty without one.
 
     Raises `AutoLoRaError` if the folder holds no study."""
 
     pace = 3.0  # seconds between two looks
 
-    def __init__(self, path: str | Path | None = None):
+    def __init__(self, path: str | Path = ""):
         wide = widgets.Layout(width="100%")
         self.words = widgets.HTML()
         self.canvas = Canvas(layout=wide)
-        self.study = None
         super().__init__([self.words, self.canvas], layout=wide)
         self.add_class("autolora-board")
         self.canvas.observe(lambda change: self.draw(), "opened")
-        if path:
-            self.follow(path)
+        self.follow(path)
 
     def follow(self, path: str | Path):
-        "Show the study in the folder `path` from now on."
-        self.study = Study.open(path)
-        seen = _begun_or_ended(self.study)
+        "Show the study in the folder `path` from now on, nothing if that is empty."
+        self.study = Study.open(path) if path else None
+        seen = self.study and _begun_or_ended(self.study)
         if not self.draw():
             self._watcher = Thread(target=self._watch, args=[self.study, seen], daemon=True)
             self._watcher.start()
 
-    def clear(self):
-        "Show nothing, and look no longer."
-        self.study = None
-        self.words.value = ""
-        self.canvas.panels = []
-
     def draw(self) -> bool:
         "Draw the study as it is now; returns whether all its runs have ended."
         if self.study is None:
+            self.words.value = ""
+            self.canvas.panels = []
             return True
         table = self.study.table
         self.words.value = _page(table)

@@ -168,16 +168,11 @@ _STYLE = """
 .autolora-files a { color: var(--jp-content-link-color, #0072B2); text-decoration: underline; }
 .autolora-table { overflow: auto; max-height: 260px; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
-:is(.autolora-lab, .autolora-board, .autolora-table) table {
-  border-collapse: collapse;
-  font-variant-numeric: tabular-nums;
-}
-:is(.autolora-lab, .autolora-board, .autolora-table) :is(td, th) {
-  padding: 2px 14px 2px 0;
-  text-align: left;
-  vertical-align: top;
-  border-bottom: 1px solid rgba(128,128,128,.35);
-}
+:is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
+:is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }
+:is(.autolora-lab, .autolora-board) :is(td, th) { vertical-align: top; }
+:is(.autolora-lab, .autolora-board) tr { border-bottom: 1px solid rgba(128,128,128,.35); }
+:is(.autolora-lab, .autolora-board) table { font-variant-numeric: tabular-nums; }
 .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; vertical-align: inherit; }
 """
 

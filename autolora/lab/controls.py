@@ -65,9 +65,8 @@ def offered() -> list[str]:
 def _shown() -> Table:
     "The settings that have a control, in the order in which they stand."
     first, *others = [setting for setting in SETTINGS.values() if setting.label]
-    return Table(
-        Setting("eps", None, _EPS, none="as recommended", label="eps"), first, _MINUTES, *others
-    )
+    eps = Setting("eps", None, _EPS, none="as recommended", label="eps")
+    return Table(eps, first, _MINUTES, *others)
 
 
 def _control_for(setting: Setting) -> widgets.Widget:
@@ -85,9 +84,7 @@ def _control_for(setting: Setting) -> widgets.Widget:
 
 # %% ../../nbs/lab/03_controls.ipynb #9df18e5d
 _NET = "The pre-trained, robust network that is fine-tuned"
-_DATA = (
-    "A built-in data set, or the path of an .npz pack or of a folder with one sub-folder a class"
-)
+_DATA = "A built-in data set, or the path of an .npz pack or of a folder with a sub-folder a class"
 _METHOD = "One run each, one after another, with the same settings"
 _NORM = "How the size of a perturbation is measured"
 _NORMS = [("as recommended", ""), ("L-inf", "linf"), ("L2", "l2")]

@@ -139,11 +139,8 @@ class Desk:
         self.studies.value = [shown, *opened][-1]
 
     def show_study(self, path: str):
-        "Show the study in the folder `path` below the runs; none for an empty `path`."
+        "Show the study in the folder `path` below the runs, nothing if that is empty."
         if self.board is None:
             self.board = Board()
             self._right.children += (self.board,)
-        if path:
-            self.board.follow(path)
-        else:
-            self.board.clear()
+        self.board.follow(path)

@@ -68,15 +68,14 @@ def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
     known = pairs[pairs["mean"].notna()].reset_index(drop=True)
     known = known.assign(name=_pair_names(known), sure=known.holm_t < alpha)
     fig = draw.blank()
-    for part, *look in (
-        (known[known.sure], f"corrected p < {alpha:g}", "#0072B2", "circle"),
-        (known[~known.sure], f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
-    ):
-        if part.empty:
-            continue
+    looks = {
+        True: (f"corrected p < {alpha:g}", "#0072B2", "circle"),
+        False: (f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
+    }
+    for sure, part in known.groupby("sure", sort=False):
         ends = draw.bars(part[["mean", "low", "high"]].to_numpy()) | dict(thickness=2, width=5)
         more = dict(error_x=ends, marker_line_width=2, hovertemplate="%{x:.2f} points")
-        draw.add_points(fig, part["mean"], part.name, *look, **more)
+        draw.add_points(fig, part["mean"], part.name, *looks[sure], **more)
     measure = "accuracy"
     words = ""
     if len(known):
@@ -112,9 +111,8 @@ def _arm(fig, row, x, y, means, look):
     draw.add_points(fig, x, y, *name, 6, row, **small)
     sa, ra = means
     large = dict(error_x=draw.bars([sa]), error_y=draw.bars([ra]), **draw.once(fig, look.label))
-    large |= dict(
-        marker_line=dict(width=1, color="white"), hovertemplate=f"mean of {len(x)}: {said}"
-    )
+    edge = dict(width=1, color="white")
+    large |= dict(marker_line=edge, hovertemplate=f"mean of {len(x)}: {said}")
     draw.add_points(fig, [sa[0]], [ra[0]], *name, 13, row, **large)
 
 

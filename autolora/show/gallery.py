@@ -51,7 +51,9 @@ def _caption(name, truth):
     return short if name == truth else f"{short}<br><b>(wrong)</b>"
 
 # %% ../../nbs/show/04_gallery.ipynb #ba698250
-def plot_examples(nat, adv, y: list, pred_nat: list, pred_adv: list, most: int = 6) -> go.Figure:
+def plot_examples(
+    nat: np.ndarray, adv: np.ndarray, y: list, pred_nat: list, pred_adv: list, most: int = 6
+) -> go.Figure:
     """Natural images, the perturbation amplified, adversarial images, and what the model sees.
 
     `nat`, `adv`: arrays (n, C, H, W) in [0, 1], of which the first `most` are shown; `y`,

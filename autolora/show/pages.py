@@ -60,7 +60,7 @@ def _figure_html(figure):
 _MARKUP = {ord(c): f"\\{c}" for c in "\\`*[]|"}
 
 
-def escaped(text) -> str:
+def escaped(text: object) -> str:
     "`text` on one line, with nothing in it that Markdown or HTML would take for markup."
     return " ".join(html.escape(str(text), quote=False).split()).translate(_MARKUP)
 
