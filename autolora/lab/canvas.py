@@ -15,10 +15,12 @@ _SCRIPT = """
 const PANEL = `
 <h3></h3>
 <p></p>
-<label class="autolora-slider"><span></span><input type="range"><output></output></label>
+<label class="autolora-slider">
+  <span></span><input type="range" data-lm-suppress-shortcuts="true"><output></output>
+</label>
 <div class="autolora-plot" role="img"></div>
 <details>
-  <summary>The numbers as a table</summary>
+  <summary data-lm-suppress-shortcuts="true">The numbers as a table</summary>
   <div class="autolora-table" tabindex="0"></div>
 </details>`;
 
@@ -101,12 +103,12 @@ function deliver(files, { name, content, copy }) {
   if (copy && navigator.clipboard) navigator.clipboard.writeText(copy).catch(() => {});
   if (!content) return;
   const href = URL.createObjectURL(new Blob([content], { type: "text/html" }));
-  make("a", make("p", files), { href, target: "_blank", textContent: name });
+  const link = make("a", make("p", files), { href, target: "_blank", textContent: name });
+  link.dataset.lmSuppressShortcuts = "true";
 }
 
 function render({ model, el }) {
   el.classList.add("autolora");
-  el.dataset.lmSuppressShortcuts = "true";
   const files = make("div", el, { className: "autolora-files" });
   files.setAttribute("role", "status");
   const grid = make("div", el, { className: "autolora-grid" });
