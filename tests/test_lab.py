@@ -88,10 +88,8 @@ def browser(chromium):
 
 
 def settings(folder, name, **values):
-    "JupyterLab's user settings `name` in `folder`."
-    path = (
-        folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
-    )
+    "JupyterLab's user settings `name`, as extension/plugin, in `folder`."
+    path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values))
 
@@ -113,8 +111,10 @@ def jupyterlab(folder, theme="JupyterLab Light"):
         }
     )
     (folder / "lab.ipynb").write_text(json.dumps(nb))
-    settings(folder, "notification", fetchNews="false", checkForUpdates=False)
-    settings(folder, "themes", theme=theme)
+    settings(folder, "apputils-extension/notification", fetchNews="false", checkForUpdates=False)
+    settings(folder, "apputils-extension/themes", theme=theme)
+    # two tabs on one notebook would ask which of them is right, on a machine that is slow enough
+    settings(folder, "docmanager-extension/plugin", autosave=False)
     server = f"http://127.0.0.1:{free_port()}"
     command = [
         sys.executable,

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from torch import nn
 
 from autolora import Run
+from autolora.lab.canvas import Canvas
 from autolora.lab.painter import Painter
 from autolora.lab.panel import Lab
 from autolora.runs.jobs import Trainer
@@ -249,3 +251,44 @@ def test_the_painter_is_of_low_priority_and_deaf_to_interrupts():
     assert [panel[0] for panel in answers[-1]["panels"]] == ["example", "scales"]
     assert os.getpriority(os.PRIO_PROCESS, painter.process.pid) == 10
     painter.close()
+
+
+# a host for the canvas's module, as a front end is one: it imports the text and asks for a view
+HOST = """async ({ esm, state }) => {
+  const url = URL.createObjectURL(new Blob([esm], { type: "text/javascript" }));
+  const { render } = (await import(url)).default;
+  const model = { get: name => state[name], set() {}, save_changes() {}, on() {}, off() {} };
+  window.close_view = render({ model, el: document.body });
+}"""
+
+
+def test_the_canvas_module_is_small_enough_for_a_slow_machine():
+    assert len(Canvas()._esm.encode()) < 50_000
+
+
+@pytest.mark.parametrize("fault", ["", "throw new Error('out of memory');"])
+def test_a_canvas_without_plotly_says_so_and_keeps_its_words(chromium, fault):
+    from playwright.sync_api import expect, sync_playwright
+
+    canvas = Canvas(sliders={"one": {"label": "s", "min": 0, "max": 1, "step": 0.5}})
+    canvas.values = {"one": 0.5}
+    figure = go.Figure(go.Scatter(y=[3, 1, 2]), layout_title_text="A title<br>that wraps")
+    canvas.show([["one", figure.update_layout(margin_l=20, height=200).to_json(), ""]])
+    state = {name: getattr(canvas, name) for name in ("panels", "opened", "sliders", "values")}
+    complaints = []
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.evaluate(
+            HOST, {"esm": canvas._esm, "state": state | {"plotly": fault or canvas.plotly}}
+        )
+        expect(page.locator("h3")).to_have_text("A title that wraps")
+        expect(page.get_by_role("slider", name="s")).to_have_value("0.5")
+        if fault:
+            said = page.locator(".autolora-files")
+            expect(said).to_contain_text("plotly.js didn't load (Error: out of memory). Run this")
+        expect(page.locator(".main-svg").first).to_be_visible(visible=not fault, timeout=20_000)
+        page.evaluate("window.close_view()")
+        browser.close()
+    assert complaints == []

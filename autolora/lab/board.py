@@ -7,8 +7,9 @@ __all__ = ['Board']
 
 # %% ../../nbs/lab/05_board.ipynb #4264f4f8
 import html
-import threading
 import time
+from pathlib import Path
+from threading import Thread
 
 import ipywidgets as widgets
 
@@ -18,73 +19,54 @@ from ..runs.study import Study
 from ..runs.tables import TOLD, figures, summary, tests
 
 # %% ../../nbs/lab/05_board.ipynb #cbf668f8
-def _study_progress(table) -> str:
-    "How far the study with this `table` has come, in a sentence; what failed with its reason."
+def _page(table):
+    "HTML: how far the study with this `table` has come, what failed and why, results and tests."
     states = dict(table.state.value_counts())
     finished = f"{states.pop('finished', 0)} of {len(table)} runs are finished"
     said = ", ".join([finished, *(f"{n} {state}" for state, n in states.items())])
     failed = table[table.state == "failed"].itertuples()
-    return f"{said}." + "".join(f" Failed: {row.folder}: {row.message}" for row in failed)
-
-
-def _page(table):
-    "HTML: the `_study_progress` of a study, its results and its tests."
+    said = f"{said}." + "".join(f" Failed: {row.folder}: {row.message}" for row in failed)
     means = "Means over the seeds, 95 % t intervals."
-    parts = (
-        titled("Results on test images", summary(table), means),
-        titled("Differences, seed by seed", tests(table), TOLD),
-    )
-    scrolled = "".join(
-        f"<div style='overflow:auto;max-height:420px'>{part}</div>" for part in parts
-    )
-    return f"<p role='status'>{html.escape(_study_progress(table))}</p>{scrolled}"
+    reached = titled("Results on test images", summary(table), means)
+    apart = titled("Differences, seed by seed", tests(table), TOLD)
+    return f"<p role='status'>{html.escape(said)}</p>{reached}{apart}"
 
 # %% ../../nbs/lab/05_board.ipynb #af85465d
 def _begun_or_ended(study):
     "What changes when one of a study's runs begins, ends or fails."
     log = study.path / "events.jsonl"  # of the study: what failed
-    files = [
-        file for name in ("config", "report") for file in study.path.glob(f"runs/*/{name}.json")
-    ]
-    return log.stat().st_size if log.is_file() else 0, set(files)
+    return log.is_file() and log.stat().st_size, {*study.path.glob("runs/*/*.json")}
 
 
 class Board(widgets.VBox):
-    """The study in the folder `path`, followed until all its runs have ended; without one, empty
-    until `follow`.
+    """The study in the folder `path`, followed until its runs have ended; empty without one.
 
     Raises `AutoLoRaError` if the folder holds no study."""
 
     pace = 3.0  # seconds between two looks
 
-    def __init__(self, path=None):
+    def __init__(self, path: str | Path = ""):
+        wide = widgets.Layout(width="100%")
         self.words = widgets.HTML()
-        self.canvas = Canvas(layout=widgets.Layout(width="100%"))
-        self.study = None
-        super().__init__([self.words, self.canvas], layout=widgets.Layout(width="100%"))
+        self.canvas = Canvas(layout=wide)
+        super().__init__([self.words, self.canvas], layout=wide)
         self.add_class("autolora-board")
         self.canvas.observe(lambda change: self.draw(), "opened")
-        if path:
-            self.follow(path)
+        self.follow(path)
 
-    def follow(self, path):
-        "Show the study in the folder `path` from now on."
-        self.study = Study.open(path)
-        seen = _begun_or_ended(self.study)
+    def follow(self, path: str | Path):
+        "Show the study in the folder `path` from now on, nothing if that is empty."
+        self.study = Study.open(path) if path else None
+        seen = self.study and _begun_or_ended(self.study)
         if not self.draw():
-            watch = dict(target=self._watch, args=[self.study, seen], name="autolora board")
-            self._watcher = threading.Thread(daemon=True, **watch)
+            self._watcher = Thread(target=self._watch, args=[self.study, seen], daemon=True)
             self._watcher.start()
-
-    def clear(self):
-        "Show nothing, and look no longer."
-        self.study = None
-        self.words.value = ""
-        self.canvas.panels = []
 
     def draw(self) -> bool:
         "Draw the study as it is now; returns whether all its runs have ended."
         if self.study is None:
+            self.words.value = ""
+            self.canvas.panels = []
             return True
         table = self.study.table
         self.words.value = _page(table)
@@ -92,10 +74,9 @@ class Board(widgets.VBox):
         return table.state.isin(["finished", "failed"]).all()
 
     def _watch(self, study, seen):
-        ended = False
-        while self.study is study and not ended:
+        while self.study is study:
             found = _begun_or_ended(study)
-            if found != seen:
-                ended = self.draw()
+            if found != seen and self.draw():
+                return
             seen = found
-            time.sleep(0 if ended else self.pace)
+            time.sleep(self.pace)

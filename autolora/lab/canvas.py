@@ -12,60 +12,72 @@ from plotly.offline import get_plotlyjs
 
 # %% ../../nbs/lab/00_canvas.ipynb #a5b16b73
 _SCRIPT = """
-const Plotly = module.exports;
+const PANEL = `
+<h3></h3>
+<p></p>
+<label class="autolora-slider">
+  <span></span><input type="range" data-lm-suppress-shortcuts="true"><output></output>
+</label>
+<div class="autolora-plot" role="img"></div>
+<details>
+  <summary data-lm-suppress-shortcuts="true">The numbers as a table</summary>
+  <div class="autolora-table" tabindex="0"></div>
+</details>`;
 
 const make = (tag, parent, properties = {}) =>
   parent.appendChild(Object.assign(document.createElement(tag), properties));
 
-const keys = element => {
-  element.dataset.lmSuppressShortcuts = "true";
-  return element;
-};
+let loading;  // one promise for all views of this canvas
+
+async function load(text) {
+  // plotly.js looks for a CommonJS module to export itself to, and finds this one
+  const head = "const module = {exports: {}}, {exports} = module;\\n";
+  const parts = [head, text, "\\nexport default module.exports;"];
+  const url = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
+  return (await import(url)).default;
+}
 
 function change(model, name, value) {
   model.set(name, value);
   model.save_changes();
 }
 
-function addSlider(name, { label, ...range }, box, model) {
-  const line = make("label", box, { className: "autolora-slider" });
-  make("span", line, { textContent: label });
-  const stands = model.get("values")[name];
-  const input = keys(make("input", line, { type: "range", ...range, value: stands }));
-  const number = make("output", line, { textContent: input.value });
+function addSlider(line, name, model) {
+  const slider = model.get("sliders")[name];
+  if (!slider) return line.remove();
+  const { label, ...range } = slider;
+  const [words, input, number] = line.children;
+  words.textContent = label;
+  Object.assign(input, range, { value: model.get("values")[name] });
+  number.textContent = input.value;
   input.addEventListener("input", () => {
     number.textContent = input.value;
     change(model, "values", { ...model.get("values"), [name]: Number(input.value) });
   });
 }
 
-function addPanel(name, grid, model) {
-  const box = make("section", grid, { className: "autolora-panel" });
+function addPanel(name, grid, model, drawn) {
+  const box = make("section", grid, { className: "autolora-panel", innerHTML: PANEL });
   box.dataset.panel = name;
-  const title = make("h3", box);
-  const said = make("p", box);
-  const slider = model.get("sliders")[name];
-  if (slider) addSlider(name, slider, box, model);
-  const plot = make("div", box, { className: "autolora-plot" });
-  plot.setAttribute("role", "img");
-  const fold = make("details", box);
-  keys(make("summary", fold, { textContent: "The numbers as a table" }));
-  const table = make("div", fold, { className: "autolora-table", tabIndex: 0 });
+  const [title, said, slider, plot, fold] = box.children;
+  addSlider(slider, name, model);
   fold.addEventListener("toggle", () => {
     const others = model.get("opened").filter(other => other !== name);
     change(model, "opened", fold.open ? [...others, name] : others);
   });
-  return { box, title, said, plot, table, json: null, drawn: Promise.resolve() };
+  return { box, title, said, plot, table: fold.lastElementChild, json: null, drawn };
 }
 
-const after = (panel, work) => {
-  panel.drawn = Promise.allSettled([panel.drawn, work]).then(() => {});
-};
-const purge = panel => panel.drawn.then(() => Plotly.purge(panel.plot));
+function after(panel, work) {
+  const done = plotly => Promise.resolve(work(plotly)).catch(console.error).then(() => plotly);
+  panel.drawn = panel.drawn.then(done);
+}
+
+const purge = panel => after(panel, plotly => plotly.purge(panel.plot));
 
 const words = text => (text || "").replaceAll("<br>", " ");
 
-function draw(panel, json, colour) {
+function draw(panel, json) {
   const { data, layout } = JSON.parse(json);
   const { title, annotations = [] } = layout;
   panel.json = json;
@@ -75,23 +87,24 @@ function draw(panel, json, colour) {
   panel.plot.setAttribute("aria-label", told);
   delete layout.title;
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
-  layout.font.color = colour;
   layout.autosize = true;
   layout.margin.t = annotations.some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
   panel.plot.style.height = `${layout.height}px`;  // a resize takes the height from here
-  after(panel, Plotly.react(panel.plot, data, layout, { displayModeBar: false }));
+  const bare = { displayModeBar: false };
+  after(panel, plotly => panel.json === json && plotly.react(panel.plot, data, layout, bare));
 }
 
 function resize(panel) {
   const { plot } = panel;
-  if (plot.data && plot.offsetWidth) after(panel, Plotly.Plots.resize(plot));
+  after(panel, plotly => plot.data && plot.offsetWidth && plotly.Plots.resize(plot));
 }
 
 function deliver(files, { name, content, copy }) {
   if (copy && navigator.clipboard) navigator.clipboard.writeText(copy).catch(() => {});
   if (!content) return;
   const href = URL.createObjectURL(new Blob([content], { type: "text/html" }));
-  keys(make("a", make("p", files), { href, target: "_blank", textContent: name }));
+  const link = make("a", make("p", files), { href, target: "_blank", textContent: name });
+  link.dataset.lmSuppressShortcuts = "true";
 }
 
 function render({ model, el }) {
@@ -100,13 +113,16 @@ function render({ model, el }) {
   files.setAttribute("role", "status");
   const grid = make("div", el, { className: "autolora-grid" });
   const panels = new Map();
-  const colourNow = () => getComputedStyle(el).color;
-  let colour = "";
+  loading ??= load(model.get("plotly"));
+  const loaded = loading.catch(error => {
+    const cure = "Run this cell again, or reload the page; or else try another browser.";
+    const why = `✕ The pictures can't be drawn: plotly.js didn't load (${error}). ${cure}`;
+    make("p", files, { textContent: why });
+    return new Promise(() => {});  // nothing will be drawn
+  });
 
   const paint = () => {
     const wanted = model.get("panels");
-    const again = colourNow() !== colour;
-    colour = colourNow();
     for (const [name, panel] of panels) {
       if (wanted.some(p => p[0] === name)) continue;
       purge(panel);
@@ -114,16 +130,12 @@ function render({ model, el }) {
       panels.delete(name);
     }
     for (const [name, json, table] of wanted) {
-      if (!panels.has(name)) panels.set(name, addPanel(name, grid, model));
+      if (!panels.has(name)) panels.set(name, addPanel(name, grid, model, loaded));
       const panel = panels.get(name);
       if (panel.table.innerHTML !== table) panel.table.innerHTML = table;
-      if (again || panel.json !== json) draw(panel, json, colour);
+      if (panel.json !== json) draw(panel, json);
     }
   };
-  const themes = new MutationObserver(() => {
-    setTimeout(() => colourNow() !== colour && paint(), 100);
-  });
-  themes.observe(document.body, { attributes: true });
   const sizes = new ResizeObserver(() => panels.forEach(resize));
   sizes.observe(el);
   const told = message => deliver(files, message);
@@ -131,7 +143,6 @@ function render({ model, el }) {
   model.on("msg:custom", told);
   paint();
   return () => {
-    themes.disconnect();
     sizes.disconnect();
     model.off("change:panels", paint);
     model.off("msg:custom", told);
@@ -144,40 +155,26 @@ export default { render };
 
 # %% ../../nbs/lab/00_canvas.ipynb #dd2e7b13
 _STYLE = """
-.autolora {
-  color: var(--jp-ui-font-color1, inherit);
-  font: 13px/1.45 system-ui, sans-serif;
-  container-type: inline-size;
-  min-width: 0;
-  box-sizing: border-box;
-  padding-left: 12px;
-}
-.autolora-grid {
-  display: grid;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 365px), 1fr));
-  gap: 8px 20px;
-  align-items: start;
-}
+.autolora { container-type: inline-size; min-width: 0; box-sizing: border-box; padding-left: 12px; }
+.autolora { color: var(--jp-ui-font-color1, inherit); font: 13px/1.45 system-ui, sans-serif; }
+.autolora-grid { display: grid; gap: 8px 20px; align-items: start; }
+.autolora-grid { grid-template-columns: repeat(auto-fit, minmax(min(100%, 365px), 1fr)); }
 .autolora-panel { min-width: 0; }
 .autolora-panel h3 { margin: 6px 0 0; font-size: 15px; }
 .autolora-panel p { margin: 0; min-height: 1.45em; }
 .autolora-panel summary { cursor: pointer; }
 .autolora-plot { width: 100%; }
+.autolora-plot text:not(.hoverlayer *) { fill: currentColor !important; }
 .autolora-slider { display: flex; gap: 8px; align-items: center; }
 .autolora-slider input { flex: 1; max-width: 320px; accent-color: #0072B2; }
 .autolora-files a { color: var(--jp-content-link-color, #0072B2); text-decoration: underline; }
 .autolora-table { overflow: auto; max-height: 260px; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
-:is(.autolora-lab, .autolora-board, .autolora-table) table {
-  border-collapse: collapse;
-  font-variant-numeric: tabular-nums;
-}
-:is(.autolora-lab, .autolora-board, .autolora-table) :is(td, th) {
-  padding: 2px 14px 2px 0;
-  text-align: left;
-  vertical-align: top;
-  border-bottom: 1px solid rgba(128,128,128,.35);
-}
+:is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
+:is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }
+:is(.autolora-lab, .autolora-board) :is(td, th) { vertical-align: top; }
+:is(.autolora-lab, .autolora-board) tr { border-bottom: 1px solid rgba(128,128,128,.35); }
+:is(.autolora-lab, .autolora-board) table { font-variant-numeric: tabular-nums; }
 .autolora-table :is(td, th) { padding: 1px 8px; text-align: right; vertical-align: inherit; }
 """
 
@@ -185,13 +182,13 @@ _STYLE = """
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
-    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: the names of the panels whose
-    tables are unfolded on the page: only those are needed. `sliders`: name of a panel -> `label`,
-    `min`, `max`, `step` of a slider above it; `values`: where they stand."""
+    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: those with an unfolded table.
+    `sliders`: name of a panel -> `label`, `min`, `max`, `step`; `values`: where they stand. `send`:
+    `{"copy": text}` for the clipboard, `{"name": words, "content": html}` for a page to link."""
 
-    # plotly.js looks for a CommonJS module to export itself to, and finds this one
-    _esm = f"const module = {{exports: {{}}}}, {{exports}} = module;\n{get_plotlyjs()}\n{_SCRIPT}"
+    _esm = _SCRIPT
     _css = _STYLE
+    plotly = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
     panels = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)
     sliders = traitlets.Dict().tag(sync=True)
@@ -200,11 +197,3 @@ class Canvas(anywidget.AnyWidget):
     def show(self, panels: list):
         "Show `panels`, together, in the place of those of the same names; the others stay."
         self.panels = list({panel[0]: panel for panel in [*self.panels, *panels]}.values())
-
-    def hand_over(self, name: str, content: str):
-        "Put a link to the HTML text `content` above the pictures, named `name`."
-        self.send({"name": name, "content": content})
-
-    def copy(self, text: str):
-        "Put `text` on the clipboard, where the browser allows it."
-        self.send({"copy": text})

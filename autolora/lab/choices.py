@@ -7,6 +7,8 @@ __all__ = ['task_of', 'calls_of', 'code_of', 'Costs']
 
 # %% ../../nbs/lab/04_choices.ipynb #c0de00f2
 import html
+from dataclasses import replace
+from pathlib import Path
 
 from ..core.errors import AutoLoRaError
 from ..core.machine import missing, obstacles
@@ -20,44 +22,44 @@ from ..runs.settings import SETTINGS
 from ..show.report import as_code
 
 # %% ../../nbs/lab/04_choices.ipynb #6350e855
+_LOADED = ("root", "limit", "size")  # what a loaded task has behind it
+
+
 def task_of(choice: dict) -> Task:
     "The loaded data of a choice."
-    return load_task(
-        choice["data"], **{name: choice.get(name) for name in ("root", "limit", "size")}
-    )
+    return load_task(choice["data"], **{name: choice.get(name) for name in _LOADED})
 
 
 def calls_of(choice: dict) -> list[dict]:
-    """The calls of `finetune` that a choice of the panel stands for, a dict of keyword arguments
-    for each method, without their folders."""
+    "The calls of `finetune` that a choice stands for, one a method, without their folders."
     shared = {k: v for k, v in choice.items() if k not in ("methods", "minutes")}
     return [shared | {"method": method} for method in choice["methods"]]
 
 
 def code_of(calls: list[dict]) -> tuple[str, str]:
-    """The calls of `finetune` as `(Python, shell)`, to be run as they stand; objects of one's own
-    become names to be filled in."""
-    parts = [_code(**call) for call in calls]
-    head = parts[0][0].partition("\n\n")[0]
-    python = "\n".join([f"{head}\n", *(code.partition("\n\n")[2] for code, _ in parts)])
-    return python.replace("'YOUR_OWN'", "YOUR_OWN"), "\n".join(shell for _, shell in parts)
+    "The calls as `(Python, shell)`, to be run as they stand; one's own objects become names."
+    python, shell = zip(*(_code(**call) for call in calls), strict=True)
+    head = python[0].partition("\n\n")[0]
+    lines = [f"{head}\n", *(code.partition("\n\n")[2] for code in python)]
+    return "\n".join(lines).replace("'YOUR_OWN'", "YOUR_OWN"), "\n".join(shell)
 
 
 def _code(backbone, data, method, **given):
-    "One call as `(Python, shell)`, with what differs from the defaults."
     known = [thing if isinstance(thing, str) else "YOUR_OWN" for thing in (backbone, data)]
     return as_code(*known, method=method, **SETTINGS.changed(given))
 
 # %% ../../nbs/lab/04_choices.ipynb #5c522e2c
 def _affordable(minutes: float, costs: list[Estimate], epochs: int) -> int:
-    """How many epochs each of the runs with these `costs` (`Estimate`s for `epochs` epochs) can
-    have, for all together to take `minutes`; at least 1."""
+    "The epochs, at least 1, that each run with these `costs` (of `epochs`) has in `minutes`."
     fixed = sum(c.seconds - epochs * c.epoch_seconds for c in costs)
     return max(1, int((60 * minutes - fixed) / sum(c.epoch_seconds for c in costs)))
 
 # %% ../../nbs/lab/04_choices.ipynb #0961a363
 _FREE = ("minutes", "autoattack")  # what costs nothing in training
-_LOADED = ("root", "limit", "size")  # what a loaded task has behind it
+
+
+def _key(choice):
+    return repr({k: v for k, v in choice.items() if k not in _FREE})
 
 
 class Costs:
@@ -65,10 +67,6 @@ class Costs:
 
     def __init__(self):
         self._measured = {}
-
-    @staticmethod
-    def _key(choice):
-        return repr({k: v for k, v in choice.items() if k not in _FREE})
 
     def measure(self, choice: dict, task: Task):
         """Measure a step of each method of `choice` on its loaded `task`.
@@ -78,17 +76,15 @@ class Costs:
         found = [prepare(choice["backbone"], task, m, **given) for m in choice["methods"]]
         config = found[0].config
         budget = config["epochs"], config["batch_size"]
-        costs = [cost(ready.method, task, *budget) for ready in found]
-        self._measured[self._key(choice)] = config, costs
+        self._measured[_key(choice)] = config, [cost(r.method, task, *budget) for r in found]
 
-    def of(self, choice: dict) -> tuple:
-        """`(config, an Estimate for each method, epochs)` of a measured choice; the epochs that its
-        time budget allows, where it has one."""
-        config, costs = self._measured[self._key(choice)]
-        epochs = config["epochs"]
-        if choice["minutes"]:
-            epochs = _affordable(choice["minutes"], costs, epochs)
-        return config, costs, epochs
+    def _of(self, choice):
+        "`(config, an Estimate for each method)`, of the epochs that the time budget allows."
+        config, costs = self._measured[_key(choice)]
+        if not choice["minutes"]:
+            return config, costs
+        epochs = _affordable(choice["minutes"], costs, config["epochs"])
+        return config | {"epochs": epochs}, [_scaled(c, config["epochs"], epochs) for c in costs]
 
     def calls(self, choice: dict) -> list[dict]:
         """The calls of `finetune` for a choice, a time budget made into epochs.
@@ -96,40 +92,40 @@ class Costs:
         Raises `AutoLoRaError` while its cost isn't known."""
         if choice["minutes"] is None:
             return calls_of(choice)
-        if self._key(choice) not in self._measured:
+        if _key(choice) not in self._measured:
             raise AutoLoRaError(
                 "What fits into the time budget is still being measured: try again in a moment."
             )
-        return calls_of(choice | {"epochs": self.of(choice)[2]})
+        return calls_of(choice | {"epochs": self._of(choice)[0]["epochs"]})
 
-    def words(self, choice: dict, root) -> str:
-        """HTML for a measured choice whose runs will lie in `root`: the estimate, the warnings, and
-        the values that nobody had to set."""
-        config, _, epochs = self.of(choice)
-        attacked = bool(choice["autoattack"])
+    def words(self, choice: dict, root: str | Path) -> str:
+        "HTML: the estimate, the warnings (of the folder `root` too), and what need not be set."
+        config, costs = self._of(choice)
         told = obstacles(root)
-        told += [words for words in missing() if "AutoAttack" in words and attacked]
-        chosen = {k for k in ("threat", "epochs") if choice[k]}
-        chosen |= {"epochs"} if choice["minutes"] else set()
-        rest = automatic(config | {"epochs": epochs}, chosen)
+        told += [words for words in missing() if "AutoAttack" in words and choice["autoattack"]]
+        settled = {"threat": choice["threat"], "epochs": choice["epochs"] or choice["minutes"]}
+        rest = automatic(config, {name for name, value in settled.items() if value})
+        words = _estimate(choice, costs, config["epochs"])
         return (
-            f"<small>{html.escape(self._estimate(choice))}</small>{''.join(map(alert, told))}"
+            f"<small>{html.escape(words)}</small>{''.join(map(alert, told))}"
             "<details open style='opacity:.75'><summary><small>Nothing else has to be set</small>"
             f"</summary><small>{rest.to_html(index=False, border=0, header=False)}</small>"
             "</details>"
         )
 
-    def _estimate(self, choice):
-        "What the runs of a measured choice will cost, as a sentence."
-        config, costs, epochs = self.of(choice)
-        more = epochs - config["epochs"]
-        seconds = [c.seconds + more * c.epoch_seconds for c in costs]
-        labels = [METHODS[method].label for method in choice["methods"]]
-        each = ", ".join(f"{k} {duration(s)}" for k, s in zip(labels, seconds, strict=True))
-        steps = sum(c.attack_steps for c in costs) * epochs // config["epochs"]
-        words = (
-            f"About {duration(sum(seconds))} ({each}) for {epochs} epochs: {steps:,} attack steps"
-        )
-        if costs[0].memory:
-            words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"
-        return words + "." + " AutoAttack comes on top." * bool(choice["autoattack"])
+
+def _scaled(c, measured, epochs):
+    "The `Estimate` of a run of `measured` epochs, for one of `epochs`."
+    seconds = c.seconds + (epochs - measured) * c.epoch_seconds
+    return replace(c, seconds=seconds, attack_steps=c.attack_steps * epochs // measured)
+
+
+def _estimate(choice, costs, epochs):
+    "What the runs of a choice will cost, as a sentence."
+    named = zip(choice["methods"], costs, strict=True)
+    each = ", ".join(f"{METHODS[method].label} {duration(c.seconds)}" for method, c in named)
+    words = f"About {duration(sum(c.seconds for c in costs))} ({each}) for {epochs} epochs: "
+    words += f"{sum(c.attack_steps for c in costs):,} attack steps"
+    if costs[0].memory:
+        words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"
+    return words + "." + " AutoAttack comes on top." * bool(choice["autoattack"])

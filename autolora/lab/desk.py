@@ -14,7 +14,7 @@ import ipywidgets as widgets
 
 from .board import Board
 from .canvas import Canvas
-from .controls import WIDE, Controls
+from .controls import Controls, look
 from .pictures import named
 from ..runs.folder import Run
 
@@ -39,10 +39,9 @@ def _label(path):
 class Desk:
     """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
 
-    `backbones`, `data`: as `Controls` takes them. `lock`: to be held by who changes or draws what
-    is chosen."""
+    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
 
-    def __init__(self, root, backbones=(), data=()):
+    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
         self.root = Path(root)
         self.lock = threading.RLock()
         self.controls = Controls(backbones, data)
@@ -75,26 +74,21 @@ class Desk:
         self.code = widgets.Textarea(rows=7, tooltip="This choice as code", layout=hidden)
 
     def _make_lists(self):
-        together = "The runs to show together"
-        self.runs = widgets.SelectMultiple(description="Runs", rows=6, tooltip=together, **WIDE)
-        below = "A study to show below the runs, as `autolora compare` makes them"
-        self.studies = widgets.Dropdown(
-            description="Study", options=[("none", "")], tooltip=below, **WIDE
-        )
-        self.path = widgets.Text(
-            description="Open run",
-            placeholder="path of a run or a study",
-            tooltip="The folder of a run or of a study, from anywhere",
-            continuous_update=False,
-            **WIDE,
-        )
+        runs = look("Runs", "The runs to show together")
+        self.runs = widgets.SelectMultiple(rows=6, **runs)
+        studies = look("Study", "A study to show below the runs, as `autolora compare` makes them")
+        self.studies = widgets.Dropdown(options=[("none", "")], **studies)
+        path = look("Open run", "The folder of a run or of a study, from anywhere")
+        words = "path of a run or a study"
+        self.path = widgets.Text(placeholder=words, continuous_update=False, **path)
         self.board = None
 
     def _laid_out(self):
-        example = {"label": "image", "min": 1, "max": 8, "step": 1}
-        scales = {"label": "scale s", "min": 0, "max": 1, "step": 0.2}
         self.canvas = Canvas(
-            sliders={"example": example, "scales": scales},
+            sliders={
+                "example": {"label": "image", "min": 1, "max": 8, "step": 1},
+                "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2},
+            },
             values={"example": 1, "scales": 0.0},
             layout=widgets.Layout(width="100%"),
         )
@@ -116,11 +110,11 @@ class Desk:
         opened = sorted(self.canvas.opened)
         return dict(folders=list(self.runs.value), opened=opened, image=image, scale=scale)
 
-    def shown(self) -> dict:
+    def shown(self) -> dict[str, Run]:
         "The runs chosen in the list, as a dict name -> `Run`."
         return named([Run(path) for path in self.runs.value])
 
-    def open(self, *paths):
+    def open(self, *paths: str | Path):
         """Show the folders `paths`: runs together with those shown, of studies the last.
 
         Raises `AutoLoRaError` if one holds neither."""
@@ -145,11 +139,8 @@ class Desk:
         self.studies.value = [shown, *opened][-1]
 
     def show_study(self, path: str):
-        "Show the study in the folder `path` below the runs; none for an empty `path`."
+        "Show the study in the folder `path` below the runs, nothing if that is empty."
         if self.board is None:
             self.board = Board()
             self._right.children += (self.board,)
-        if path:
-            self.board.follow(path)
-        else:
-            self.board.clear()
+        self.board.follow(path)

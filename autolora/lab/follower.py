@@ -9,7 +9,8 @@ __all__ = ['Follower', 'Checker']
 import functools
 import html
 import time
-from threading import Thread, Timer
+from collections.abc import Callable
+from threading import Lock, Thread, Timer
 
 from ..core.errors import AutoLoRaError
 from .choices import Costs, task_of
@@ -37,16 +38,20 @@ def _line(job, paused):
     return f"<div><b>{html.escape(method)}</b>: {html.escape(words)}</div>"
 
 # %% ../../nbs/lab/07_follower.ipynb #53dfab75
-class Follower:
-    """Draws on a `desk` what is chosen there and says how the jobs of a `trainer` stand: at once
-    when it is asked to, and in a thread of its own while a training is at work.
+_ANOTHER = (
+    "Another lab in this kernel follows the trainings now: run this cell again to have them here."
+)
 
-    `ended`: called when a training that was followed is over. `complaint`: what was wrong with the
-    last request of a person. `thread`: None while nothing is followed."""
+
+class Follower:
+    """Draws on a `desk` what is chosen there and says how the jobs of a `trainer` stand: when asked
+    to, and in a thread of its own (`thread`) while a training is at work.
+
+    `ended`: called when a training is over. `complaint`: what was wrong with the last request."""
 
     latest = None  # the one that may follow
 
-    def __init__(self, desk: Desk, trainer: Trainer, ended):
+    def __init__(self, desk: Desk, trainer: Trainer, ended: Callable):
         self.desk = desk
         self.trainer = trainer
         self.ended = ended
@@ -82,30 +87,25 @@ class Follower:
 
     def _hand_on(self, worked):
         if Follower.latest is not self:
-            words = "Another lab in this kernel follows the trainings now: run this cell again to "
             if Follower.latest:
-                self.desk.state.value = alert(f"{words}have them here.")
+                self.desk.state.value = alert(_ANOTHER)
         elif self.trainer.busy:
             self.soon()  # started since
         elif worked:
             self.ended()
 
-    def look(self, final=False):
+    def look(self, final: bool = False):
         "Show what has changed since the last look; the `final` one draws everything, here."
         with self.desk.lock:
             try:
                 self._adopt()
-                if self.trainer.busy and not (final or self.workshop.lost):
-                    self._show(self.workshop.beside(self._order()))
-                else:
-                    self.draw(anew=final)
+                self.draw(anew=final)
                 self._undrawn = ""
             except Exception as error:  # the training goes on
                 self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
             self.say()
 
     def _adopt(self):
-        "Show the runs that have begun since the last look."
         outs = [job.out for job in self.trainer.jobs if job.out not in self._adopted]
         fresh = [out for out in outs if (out / "config.json").is_file()]
         self._adopted.update(fresh)
@@ -113,20 +113,16 @@ class Follower:
             self.desk.open(*fresh)
 
     def draw(self, anew: bool = False):
-        """Draw what has changed, or everything `anew`; while a painter is at work, that does it a
-        moment later."""
-        with self.desk.lock:
-            self._show(self.workshop.here(self._order(anew)))
-
-    def _order(self, anew=False):
-        job = self.trainer.job
-        work = str(job.out) if job and job.out in self._adopted else None
-        return self.desk.wishes() | {"work": work, "anew": anew}
-
-    def _show(self, answer):
-        self.desk.canvas.show(answer.get("panels", []))
-        self.desk.tables.value = answer.get("tables", self.desk.tables.value)
-        self.stand = answer.get("work", self.stand)
+        "Draw what has changed, beside a training for the next look; or all `anew`, at once."
+        desk, job = self.desk, self.trainer.job
+        with desk.lock:
+            work = str(job.out) if job and job.out in self._adopted else None
+            order = desk.wishes() | {"work": work, "anew": anew}
+            beside = self.trainer.busy and Follower.latest is self and not anew
+            answer = self.workshop.paint(order, beside)
+            desk.canvas.show(answer.get("panels", []))
+            desk.tables.value = answer.get("tables", desk.tables.value)
+            self.stand = answer.get("work", self.stand)
 
     def say(self):
         "Allow what can be pressed; say how each job stands, what went wrong, and how long yet."
@@ -160,11 +156,9 @@ class Follower:
 # %% ../../nbs/lab/07_follower.ipynb #cad16a00
 class Checker:
     """Checks what is chosen on a `desk` and measures its `costs`, a moment after it was `changed`,
-    in a thread of its own; what was found is said at the field it belongs to.
+    in a thread of its own, unless the `Trainer`'s lock `at_work` is held."""
 
-    `at_work`: the `Trainer`'s lock; while that is held nothing is measured."""
-
-    def __init__(self, desk: Desk, at_work):
+    def __init__(self, desk: Desk, at_work: Lock):
         self.desk = desk
         self.at_work = at_work
         self.costs = Costs()

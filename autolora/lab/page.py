@@ -7,7 +7,6 @@ __all__ = ['serve']
 
 # %% ../../nbs/lab/09_page.ipynb #78cd82e6
 import importlib.util
-import json
 import signal
 import subprocess
 import sys
@@ -18,26 +17,25 @@ from ..core.errors import AutoLoRaError
 
 # %% ../../nbs/lab/09_page.ipynb #bf72239d
 def _notebook(root):
-    "The notebook behind the page, as JSON's dict."
-    code = f"from autolora import Lab\n\nLab({str(root)!r})"
-    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    whole = {"cells": [cell | {"source": code}], "metadata": kernel}
-    return whole | {"nbformat": 4, "nbformat_minor": 4}
+    "The notebook behind the page, as text."
+    from nbformat import v4, writes
+
+    cell = v4.new_code_cell(f"from autolora import Lab\n\nLab({str(root)!r})")
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return writes(v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}))
 
 # %% ../../nbs/lab/09_page.ipynb #b7e6b6a2
 def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
-    """Serve the lab at `port` of this machine until it is ended; `browser`: open the page.
+    """Serve the lab, with its runs in `root`, until it is ended; `browser`: open the page.
 
-    Run folders are made and looked for in `root`. Raises `AutoLoRaError` if voila is missing or
-    can't serve."""
+    Raises `AutoLoRaError` if voila is missing or can't serve."""
     if importlib.util.find_spec("voila") is None:
         raise AutoLoRaError(
             "The page is served by voila, which is not installed: pip install 'autolora[lab]'."
         )
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "autolora lab.ipynb"
-        page.write_text(json.dumps(_notebook(Path(root).resolve())))
+        page.write_text(_notebook(Path(root).resolve()), encoding="utf-8")
         command = [sys.executable, "-m", "voila", str(page), "--Voila.ip=127.0.0.1"]
         command += [f"--port={port}"] + ["--no-browser"] * (not browser)
         with subprocess.Popen(command) as server:

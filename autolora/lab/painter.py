@@ -30,37 +30,33 @@ def _files(folders):
 
 
 class Easel:
-    """Draws run folders, and draws again only what has changed.
+    """Draws run folders, and again only what has changed.
 
-    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn
-    again."""
+    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn."""
 
     def __init__(self, rest: float = 20):
         self.rest = rest
-        self._runs = {}
+        self._runs = {}  # each reads its log again only when that has grown
         self._drawn = None, None  # folders with open tables, and files, when all was drawn last
         self._slid = None  # the sliders then or since
         self._due = 0.0  # from when on a grown log is drawn
 
-    def run(self, folder) -> Run:
-        "The one `Run` of a folder, which reads its log again only when that has grown."
-        return self._runs.setdefault(str(folder), Run(folder))
+    def _run(self, folder):
+        return self._runs.setdefault(folder, Run(folder))
 
     def paint(self, order: dict) -> dict:
-        """What is new on the canvas, as plain data: `panels`, `tables` (HTML, absent where as
-        before) and `work` (`pictures.standing`, or None).
+        """What is new, as plain data: `panels`, `tables` (HTML, absent where as before) and `work`
+        (`pictures.standing`, or None).
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the
-        folder of the run at work, or None), `anew` (whether to draw everything, changed or not)."""
-        runs = named([self.run(folder) for folder in order["folders"]])
+        folder of the run at work, or None), `anew` (whether to draw everything)."""
+        runs = named([self._run(folder) for folder in order["folders"]])
         slid = order["image"], order["scale"]
         asked = order["folders"], order["opened"]
         files = _files(order["folders"])
-        chosen = asked != self._drawn[0]
         grown = files != self._drawn[1] and time.perf_counter() >= self._due
-        work = standing(self.run(order["work"])) if order["work"] else None
-        answer = {"panels": [], "work": work}
-        if order["anew"] or chosen or grown:
+        answer = {"panels": [], "work": order["work"] and standing(self._run(order["work"]))}
+        if order["anew"] or asked != self._drawn[0] or grown:
             start = time.process_time()
             answer["panels"] = as_panels(plot_runs(runs, *slid), order["opened"])
             answer["tables"] = tables_html(runs)
@@ -99,10 +95,9 @@ def _serve():
 
 # %% ../../nbs/lab/02_painter.ipynb #6bd19cca
 class Painter:
-    """An `Easel` in a process of its own, of low priority.
+    """An `Easel` in a process of its own, of low priority: `ask` it, then look for the `answer`.
 
-    `ask` it one order, then look for the `answer`. `patience`: seconds after which a process
-    without an answer counts as hanging."""
+    `patience`: seconds without an answer after which the process counts as hanging."""
 
     patience = 60
 
@@ -164,12 +159,11 @@ class Workshop:
         self.painter = None
         self.lost = ""
 
-    def here(self, order: dict) -> dict:
-        "What `Easel.paint` gives; {} while a painter is at work, which does it a moment later."
-        return {} if self.painter else self.easel.paint(order)
-
-    def beside(self, order: dict) -> dict:
-        "What a painter has drawn, {} before it has; it is handed `order` next. Never waits."
+    def paint(self, order: dict, beside: bool = False) -> dict:
+        """What `Easel.paint` gives for the `order`; `beside` a training, what a painter gave for
+        the last one ({} before it did), which gets this one next. Never waits."""
+        if self.lost or not beside:
+            return self.easel.paint(order)
         try:
             self.painter = self.painter or Painter()
             answer = self.painter.answer()
@@ -180,7 +174,7 @@ class Workshop:
             kernel = "The pictures are drawn in the kernel now, which slows the training a little."
             self.lost = f"{error} {kernel}"
             self.dismiss()
-            return self.here(order | {"anew": True})
+            return self.easel.paint(order | {"anew": True})
 
     def dismiss(self):
         "End the painter; the pictures are drawn here from now on."

@@ -7,7 +7,7 @@ __all__ = ['Lab']
 
 # %% ../../nbs/lab/08_panel.ipynb #74751549
 import atexit
-import html
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -22,28 +22,34 @@ from ..show.report import write_report
 # %% ../../nbs/lab/08_panel.ipynb #fc4598a7
 def _new_folder(call, root):
     "A folder under `root` that isn't there yet, for the call of `finetune` with these arguments."
-    backbone, data = (
-        Path(chosen).stem if isinstance(chosen, str) else type(chosen).__name__
-        for chosen in (call["backbone"], call["data"])
-    )
+    stem = lambda thing: Path(thing).stem if isinstance(thing, str) else type(thing).__name__
+    backbone, data = map(stem, (call["backbone"], call["data"]))
     path = default_out(call["method"], backbone, data, call["seed"], root)
     numbered = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
     return next(free for free in numbered if not free.exists())
 
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
 _TRAINER = Trainer()
+_WITHOUT = (
+    "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, "
+    "Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
+)
 
 
 class Lab(Desk):
-    """The panel, to be displayed in a notebook.
+    """The panel, to be displayed in a notebook; run folders are made and looked for in `root`.
 
-    Run folders are made and looked for in `root`.
+    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s.
+    `runs`: folders to open at once. `trainer`: None is the one that the labs of a kernel share."""
 
-    `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s, to
-    choose from. `runs`: folders to open at once. `trainer`: None is the one that the labs of a
-    kernel share."""
-
-    def __init__(self, root="runs", backbones=(), data=(), runs=(), trainer: Trainer | None = None):
+    def __init__(
+        self,
+        root: str | Path = "runs",
+        backbones: dict = (),
+        data: dict = (),
+        runs: Iterable[str | Path] = (),
+        trainer: Trainer | None = None,
+    ):
         super().__init__(root, backbones, data)
         self.trainer = trainer or _TRAINER
         self.checker = Checker(self, self.trainer.at_work)
@@ -51,7 +57,7 @@ class Lab(Desk):
         self._listen()
         atexit.register(self.close)
         self.open(*runs)
-        self.draw()  # here, at once, also beside a training
+        self.draw(anew=True)  # here, at once, also beside a training
         self.follower.soon()
         self.checker.changed()
 
@@ -72,7 +78,6 @@ class Lab(Desk):
         button.on_click(lambda _: self._ask(request))
 
     def _ask(self, request):
-        "Make a request, and say what is wrong with it if something is."
         try:
             request()
             self.follower.complaint = ""
@@ -97,7 +102,7 @@ class Lab(Desk):
         lines = [f"# {line}" for line in shell.splitlines()]
         self.code.value = "\n".join([python, "", "# the same in a shell:", *lines])
         self.code.layout.display = ""
-        self.canvas.copy(python)
+        self.canvas.send({"copy": python})
 
     def _hand_over_reports(self):
         shown = self.shown()
@@ -106,7 +111,7 @@ class Lab(Desk):
         for name, run in shown.items():
             page = write_report(run)
             link = f"Report of {name}, also in {page}"
-            self.canvas.hand_over(link, page.read_text(encoding="utf-8"))
+            self.canvas.send({"name": link, "content": page.read_text(encoding="utf-8")})
 
     def _open_path(self, path):
         if path:
@@ -122,27 +127,21 @@ class Lab(Desk):
         self.checker.close()
 
     def show(self):
-        """Draw the pictures of the chosen runs one after another with plotly's own renderer,
-        without widgets."""
-        stands = self.wishes()
-        for figure in plot_runs(self.shown(), stands["image"], stands["scale"]).values():
+        "Draw the pictures of the chosen runs with plotly's own renderer, without widgets."
+        wishes = self.wishes()
+        for figure in plot_runs(self.shown(), wishes["image"], wishes["scale"]).values():
             figure.show()
 
     def __repr__(self):
-        return (
-            "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets "
-            "(JupyterLab 4, Notebook 7, VS Code, Colab); here Lab(...).show() draws the same "
-            "pictures without controls."
-        )
+        return _WITHOUT
 
     def _repr_mimebundle_(self, **kwargs):
         static = {"text/plain": repr(self), "text/html": self._static()}
         return self.panel._repr_mimebundle_(**kwargs) | static
 
     def _static(self):
-        """HTML for a page without widgets, such as an exported notebook: why there is no panel, the
-        angles, their numbers and the results."""
-        why = f"<p>{html.escape(repr(self))}</p>"
+        "HTML for a page without widgets: why there is no panel, the angles, and the results."
+        why = f"<p>{_WITHOUT}</p>"
         if not self.runs.value:
             return why
         angles = plot_runs(self.shown())["angles"]

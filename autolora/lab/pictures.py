@@ -11,32 +11,30 @@ import html
 from collections import Counter
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from ..core.numbers import duration, pct
 from ..robust.results import STAR, Report, compare_rows
+from ..runs.folder import Run
 from ..show.curves import PANELS, best_epoch, plot_scales
 from ..show.drawing import figure_table, run_label
 from ..show.gallery import image_uri, plot_example, read_examples
 
 # %% ../../nbs/lab/01_pictures.ipynb #c61a7950
-def named(runs: list) -> dict:
-    """The `Run`s as a dict name -> run, in their order; a name is `method` or `method · what tells
-    it apart`, as figures take it."""
+def named(runs: list[Run]) -> dict[str, Run]:
+    "The `Run`s by name: `method`, or `method · what tells it apart`, as figures take it."
     choices = []
     for run in runs:
         method = run.config.get("method", "run")
         told = f"{run.config.get('task')}, seed {run.config.get('seed')}"
         choices.append([method, f"{method} · {told}", f"{method} · {run.path.name}"])
     counts = Counter(name for names in choices for name in names)
-    return {
-        next((name for name in names if counts[name] == 1), names[-1]): run
-        for names, run in zip(choices, runs, strict=True)
-    }
+    alone = [next((name for name in names if counts[name] == 1), names[-1]) for names in choices]
+    return dict(zip(alone, runs, strict=True))
 
 # %% ../../nbs/lab/01_pictures.ipynb #36b4121f
 def _thinned(history, most=300):
-    """At most about `most` rows of a history: evenly chosen ones, the last, and every epoch with a
-    decision."""
+    "About `most` rows of a history: evenly chosen ones, the last, and all with a decision."
     if len(history) <= most:
         return history
     keep = {*range(0, len(history), -(-len(history) // most)), len(history) - 1}
@@ -46,8 +44,7 @@ def _thinned(history, most=300):
 
 # %% ../../nbs/lab/01_pictures.ipynb #012b8e39
 def moved(runs: dict, image: int, scale: float) -> dict:
-    """The figures that depend on a slider: image number `image` of the strip, and the accuracies
-    with the scale `scale` in [0, 1] marked."""
+    "The figures below a slider: image number `image`, and accuracies at a `scale` in [0, 1]."
     classes = next(filter(None, (run.config.get("classes") for run in runs.values())), None)
     examples = {name: read_examples(run.path) for name, run in runs.items()}
     slides = {name: found for name, run in runs.items() if (found := run.last("scales"))}
@@ -60,9 +57,8 @@ def plot_runs(runs: dict, image: int = 0, scale: float = 0.0) -> dict:
     return {name: plot(histories) for name, plot in PANELS.items()} | moved(runs, image, scale)
 
 # %% ../../nbs/lab/01_pictures.ipynb #2ce6e07c
-def table_html(fig) -> str:
-    """The numbers of a plotly figure as an HTML table, or a sentence where there are none; all text
-    in it is escaped."""
+def table_html(fig: go.Figure) -> str:
+    "The numbers of a figure as an HTML table, or a sentence where there are none; escaped."
     table = figure_table(fig)
     if table.empty:
         return "No numbers yet."
@@ -70,8 +66,7 @@ def table_html(fig) -> str:
 
 
 def as_panels(figures: dict, opened=()) -> list:
-    """The dict name -> figure as a `Canvas` takes it: `[name, figure as JSON, table as HTML]` each,
-    the table only for the names in `opened`."""
+    "What `Canvas.panels` takes; a table only for the names in `opened`."
     return [
         [name, fig.to_json(), table_html(fig) if name in opened else ""]
         for name, fig in figures.items()
@@ -82,96 +77,86 @@ _APART = set("versions classes origin licence n_train n_val n_test shape num_cla
 
 
 def _differences(runs):
-    """A DataFrame of the settings in which the dict name -> `Run` differ, a column a run; empty
-    where they agree."""
-    configs = [run.config for run in runs.values()]
-    rows = [
-        [key, *(str(config.get(key, "–")) for config in configs)]
-        for key in dict.fromkeys(key for config in configs for key in config)
-        if key not in _APART and len({str(config.get(key)) for config in configs}) > 1
-    ]
-    return pd.DataFrame(rows, columns=["setting", *map(run_label, runs)])
+    "A DataFrame of the settings in which the dict name -> `Run` differ, a column a run."
+    texts = lambda run: {k: str(v) for k, v in run.config.items() if k not in _APART}
+    table = pd.DataFrame({run_label(name): texts(run) for name, run in runs.items()}).fillna("–")
+    return table[table.nunique(axis=1) > 1].rename_axis("setting").reset_index()
 
 # %% ../../nbs/lab/01_pictures.ipynb #3463d50a
 def _results(runs):
-    """`(DataFrame, note)`: what the measured ones among the dict name -> `Run` reached, a row a
-    run, and what a star means."""
+    "`(DataFrame, note)`: what the measured ones among `runs` reached, and what a star means."
     measured = {name: run for name, run in runs.items() if run.report}
     if not measured:
         return pd.DataFrame(), "No run has been measured on test images yet."
     reports = {run_label(name): Report.from_dict(run.report) for name, run in measured.items()}
     header, *rows = compare_rows(reports)
     table = pd.DataFrame(rows, columns=header)
-    settings = [
-        [run.config.get(k) for k in ("task", "data", "threat")] for run in measured.values()
-    ]
-    if any(setting != settings[0] for setting in settings):
+    on = {str([run.config.get(k) for k in ("task", "data", "threat")]) for run in measured.values()}
+    if len(on) > 1:
         apart = "Different data or threats: these rows can't be compared."
         return table.replace(r" \*$", "", regex=True), apart
     chance = "No difference here is larger than chance allows."
     return table, STAR if " *" in str(rows) else chance
 
 # %% ../../nbs/lab/01_pictures.ipynb #0f1ce819
-def titled(title: str, table, note: str) -> str:
+def titled(title: str, table: pd.DataFrame, note: str) -> str:
     "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
     body = "" if note else "<small>Nothing.</small>"
     if len(table):
-        body = table.to_html(index=False, border=0)
+        scrolled = "<div style='overflow:auto;max-height:420px'>{}</div>"
+        body = scrolled.format(table.to_html(index=False, border=0))
     return f"<h3 style='margin:8px 0 0'>{title}</h3>{body}<small>{html.escape(note)}</small>"
 
 
 def tables_html(runs: dict) -> str:
-    """HTML: what the dict name -> `Run` reached, and what was set differently; "" where there is
-    no run."""
+    """HTML: what the dict name -> `Run` reached, and what was set differently; "" without a run."""
     if not runs:
         return ""
     reached = titled("Measured on test images", *_results(runs))
     return reached + titled("What was set differently", _differences(runs), "")
 
 # %% ../../nbs/lab/01_pictures.ipynb #a848541a
-def standing(run) -> dict:
-    """How far a run has come, as plain data: its `folder`, `phase` ("searching", "training" or
-    "measuring"), `done` of `epochs`, seconds an epoch (`pace`), the last `sa` and `ra` or None."""
-    history, epochs, start = run.history, run.config["epochs"], run.last("start")
-    stand = dict(folder=str(run.path), done=len(history), epochs=epochs, sa=None, ra=None)
-    stand["phase"] = "training" if start else "searching"
+def standing(run: Run) -> dict:
+    """How far a run has come, as plain data: its `folder`, what it does beside training (`apart`),
+    how many of its `epochs` are `done`, seconds for one (`pace`), and SA and RA in `words`."""
+    history, start = run.history, run.last("start")
+    apart = "" if start else "finding the learning rate"
     if run.last("end"):
-        stand["phase"] = "measuring"
+        apart = "measuring on the test images, once"
+    stand = dict(folder=str(run.path), apart=apart, done=len(history), epochs=run.config["epochs"])
     if history.empty:
-        return stand | {"pace": float(start.get("estimated_seconds", 0.0) / epochs)}
-    last = {k: float(history[k].iloc[-1]) for k in ("sa", "ra")}
-    return stand | last | {"pace": float(history.seconds.tail(5).median())}
+        return stand | dict(pace=start.get("estimated_seconds", 0.0) / stand["epochs"], words="")
+    last = history.iloc[-1]
+    words = f", SA {pct(last.sa)} %, RA {pct(last.ra)} %"
+    return stand | dict(pace=float(history.seconds.tail(5).median()), words=words)
 
 
-def progress(stand: dict | None, position=None) -> tuple:
-    """`(share done in [0, 1], sentence)` for a run at work; `stand`: its `standing`, None before
-    there is one; `position`: its `Control.position`."""
+def progress(stand: dict | None, position: tuple | None = None) -> tuple[float, str]:
+    """`(share done in [0, 1], sentence)` for a run at work, by its `standing` (None before there is
+    one) and its `Control.position`."""
     if stand is None:
         return 0.0, "preparing"
-    if stand["phase"] == "measuring":
-        return 1.0, "measuring on the test images, once"
-    if stand["phase"] == "searching":
-        return 0.0, "finding the learning rate"
+    if stand["apart"]:
+        return float(stand["apart"].startswith("measuring")), stand["apart"]
     done, step, steps, epochs = position or (stand["done"], 0, 1, stand["epochs"])
     share = (done + step / steps) / epochs
     left = duration((1 - share) * epochs * stand["pace"])
     words = f"epoch {min(done + 1, epochs)}/{epochs}, {duration(stand['pace'])} each, {left} to go"
-    if stand["sa"] is not None:
-        words += f", SA {pct(stand['sa'])} %, RA {pct(stand['ra'])} %"
-    return share, words
+    return share, words + stand["words"]
 
 # %% ../../nbs/lab/01_pictures.ipynb #5b2d35ed
-def outcome(run) -> str:
+def outcome(run: Run) -> str:
     "One sentence on a run that is not at work: its result, or what is kept of it."
     if run.report:
         _, *rows = Report.from_dict(run.report).table()
         return "finished: " + ", ".join(f"{attack} {found} %" for attack, found, *_ in rows)
-    best, kept = best_epoch(run.history), "no epoch was finished"
+    best = best_epoch(run.history)
+    kept = "no epoch was finished"
     if best is not None:
         kept = (
             f"{len(run.history)} of {run.config.get('epochs')} epochs done, the weights of epoch "
-            f"{best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
         )
+        kept += f"{best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
     return f"not finished: {kept}; nothing has seen the test images"
 
 
@@ -180,41 +165,38 @@ def alert(words: str) -> str:
     return f"<div role='alert' style='color:#D55E00'>✕ {html.escape(words)}</div>"
 
 # %% ../../nbs/lab/01_pictures.ipynb #dae0769c
-def automatic(config: dict, chosen: set):
-    """A DataFrame of the settings of a coming run that were not chosen: value and source.
-
-    `config`: as `preparation.estimate` gives it; `chosen`: the names that were."""
-    rows = [
-        ("threat", config["threat"], "recommended for the data"),
-        ("epochs", config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
-        ("batch_size", config["batch_size"], "128 as published, smaller for small data"),
-        ("lr", "found first", "range test on training images"),
-        ("loss weights", "each epoch", "from training accuracy (AutoLoRa)"),
-        ("halving lr", "at checkpoints", "from validation accuracy"),
-        ("rank", config["rank"], "as published"),
-        ("validation", f"{config['n_val']} images", "drawn from the training images"),
-        ("test", f"{config['n_test']} images", "used once, at the end"),
-    ]
-    kept = [row for row in rows if row[0] not in chosen]
+def automatic(config: dict, chosen: set) -> pd.DataFrame:
+    "The settings of a coming run (its `config`) that were not `chosen`: value and source."
+    rows = {
+        "threat": (config["threat"], "recommended for the data"),
+        "epochs": (config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
+        "batch_size": (config["batch_size"], "128 as published, smaller for small data"),
+        "lr": ("found first", "range test on training images"),
+        "loss weights": ("each epoch", "from training accuracy (AutoLoRa)"),
+        "halving lr": ("at checkpoints", "from validation accuracy"),
+        "rank": (config["rank"], "as published"),
+        "validation": (f"{config['n_val']} images", "drawn from the training images"),
+        "test": (f"{config['n_test']} images", "used once, at the end"),
+    }
+    kept = [(name, *row) for name, row in rows.items() if name not in chosen]
     return pd.DataFrame(kept, columns=["setting", "value", "where from"])
 
 # %% ../../nbs/lab/01_pictures.ipynb #dc120efe
-def _thumbnail(name, image):
-    return (
-        "<figure style='margin:2px;display:inline-block;text-align:center;width:46px'>"
-        f"<img alt='{html.escape(name)}' width='40' style='image-rendering:pixelated' "
-        f"src='{image_uri(image.numpy())}'>"
-        "<figcaption style='font-size:10px;line-height:1.1;overflow-wrap:anywhere'>"
-        f"{html.escape(name[:14])}</figcaption></figure>"
-    )
+_THUMBNAIL = (
+    "<figure style='margin:2px;display:inline-block;text-align:center;width:46px'>"
+    "<img alt='{name}' width='40' style='image-rendering:pixelated' src='{uri}'><figcaption style="
+    "'font-size:10px;line-height:1.1;overflow-wrap:anywhere'>{name}</figcaption></figure>"
+)
 
 
 def thumbnails(task) -> str:
-    """HTML: a data set's name, size, classes, origin and licence, with the first training image of
-    each of its first ten classes."""
+    "HTML: what a data set is, with the first training image of each of its first ten classes."
     y = task.train.y.tolist()
     firsts = task.train.images([y.index(k) for k in range(min(10, task.num_classes))])
-    figures = "".join(map(_thumbnail, task.classes, firsts))
+    figures = "".join(
+        _THUMBNAIL.format(name=html.escape(name[:14]), uri=image_uri(image.numpy()))
+        for name, image in zip(task.classes, firsts, strict=False)
+    )
     sizes = " + ".join(str(len(part)) for part in (task.train, task.val, task.test))
     words = (
         f"{task.num_classes} classes, {sizes} images (train, validation, test) of "

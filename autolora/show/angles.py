@@ -12,26 +12,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from autolora.show.drawing import (
-    ADVERSARIAL,
-    GREY,
-    NATURAL,
-    add_line,
-    blank,
-    epoch_axis,
-    finish,
-    floats,
-    grid,
-    once,
-    runs_of,
-)
+from . import drawing as draw
+from .drawing import ADVERSARIAL, GREY, NATURAL
 
 # %% ../../nbs/show/01_angles.ipynb #19dc1edc
 def _angle_words(runs):
     "What the angles of `runs` say, in a sentence each."
     said = []
     for run in runs:
-        angles = floats(run.data, "angle").dropna()
+        angles = draw.floats(run.data, "angle").dropna()
         conflicts = f"above 90° in {(angles > 90).sum()} of {len(angles)} epochs."
         if len(angles):
             said.append(run.says(f"{angles.mean():.0f}° on average, {conflicts}"))
@@ -47,50 +36,48 @@ def _no_conflict(fig, reach):
     fig.add_annotation(y=90 - 0.75 * reach, text="below: they<br>pull together", **beside)
 
 
-def plot_angles(history: pd.DataFrame | dict) -> go.Figure:
-    """The angle (degrees) between the two gradients that reach the feature extractor, over the
-    epochs; 90 means no conflict.
-
-    `history`: a DataFrame of epochs, or a dict name -> DataFrame of several runs. Source: Xu et al.
-    2024, section 3.2."""
-    runs = runs_of(history)
-    fig = blank()
-    seen = [90.0]
+def plot_angles(history: draw.History) -> go.Figure:
+    """The angle (degrees) between the two gradients that reach the feature extractor, epoch by
+    epoch; 90 means no conflict. Source: Xu et al. 2024, section 3.2."""
+    runs = draw.runs_of(history)
+    fig = draw.blank()
+    reach = 20.0
     said = dict(hovertemplate="epoch %{x}: %{y:.1f}°")
     for run in runs:
-        x, reaching, natural = (floats(run.data, c) for c in ("epoch", "angle", "angle_natural"))
-        seen += [*reaching.dropna(), *natural.dropna()]
-        add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
+        x, reaching, natural = (
+            draw.floats(run.data, c) for c in ("epoch", "angle", "angle_natural")
+        )
+        reach = max(reach, *(1.15 * (angles - 90).abs().max() for angles in (reaching, natural)))
+        draw.add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
         if not np.allclose(reaching, natural, equal_nan=True):
             label = f"{run.label}, if the natural term reached the FE too"
-            add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
-    reach = max(20.0, 1.15 * max(abs(angle - 90) for angle in seen))
+            draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
     if fig.data:
         _no_conflict(fig, reach)
     fig.update_yaxes(title_text="angle (degrees)", range=[90 - reach, 90 + reach])
-    epoch_axis(fig, runs)
+    draw.epoch_axis(fig, runs)
     title = "Do the two gradients work against each other?"
-    return finish(fig, title, _angle_words(runs), right=130)
+    return draw.finish(fig, title, _angle_words(runs), right=130)
 
 # %% ../../nbs/show/01_angles.ipynb #59399437
 def _layer_angles(history):
-    """A DataFrame of angles (degrees), one row a layer and one column an epoch; layers named
-    without `net.` and `.weight`."""
+    "A DataFrame of angles (degrees), one row a layer and one column an epoch."
     cells = history["angle_layers"] if "angle_layers" in history else []
-    pairs = zip(floats(history, "epoch"), cells, strict=False)
+    pairs = zip(draw.floats(history, "epoch"), cells, strict=False)
     table = pd.DataFrame({epoch: cell for epoch, cell in pairs if isinstance(cell, dict) and cell})
     short = lambda name: html.escape(name.removeprefix("net.").removesuffix(".weight"))[-32:]
     return table.apply(pd.to_numeric, errors="coerce").rename(index=short)
 
 # %% ../../nbs/show/01_angles.ipynb #aebf90a2
-def plot_layers(history: pd.DataFrame | dict) -> go.Figure:
-    """The angle (degrees) of each layer's two gradients over the epochs, as a heat map centred on
-    90; `history` as in `plot_angles`."""
-    runs = runs_of(history)
+def plot_layers(history: draw.History) -> go.Figure:
+    "Each layer's angle (degrees) over the epochs, as a heat map centred on 90."
+    runs = draw.runs_of(history)
     tables = {run.label: _layer_angles(run.data) for run in runs}
     tables = {label: table for label, table in tables.items() if not table.empty}
     titles = list(tables) if len(tables) > 1 else None
-    fig = grid(1, len(tables), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
+    fig = draw.grid(
+        1, len(tables), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles
+    )
     reach = max([10.0, *(np.nanmax(np.abs(t.to_numpy() - 90), initial=0) for t in tables.values())])
     said = "%{y}, epoch %{x}: %{z:.0f}°<extra></extra>"
     for col, table in enumerate(tables.values(), 1):
@@ -102,11 +89,11 @@ def plot_layers(history: pd.DataFrame | dict) -> go.Figure:
     scale = dict(cmin=90 - reach, cmax=90 + reach, colorscale=colours, colorbar=bar)
     fig.update_layout(coloraxis=scale).update_annotations(font_size=12)
     fig.update_yaxes(autorange="reversed").update_yaxes(title_text="layer, image to head", col=1)
-    epoch_axis(fig, runs, across=len(tables))
+    draw.epoch_axis(fig, runs, across=len(tables))
     words = "Angles by layer. White: 90°, no conflict. Orange-red: they pull apart. "
     words += "Blue: they pull together."
     height = 200 + 18 * max([0, *map(len, tables.values())])
-    finish(fig, "Which layers are in conflict?", words, min(1100, max(280, height)))
+    draw.finish(fig, "Which layers are in conflict?", words, min(1100, max(280, height)))
     return fig.update_layout(margin_t=100, margin_b=110)
 
 # %% ../../nbs/show/01_angles.ipynb #08dfc1e7
@@ -115,7 +102,9 @@ _GRADIENTS = ("epoch", "angle", "angle_natural", "length_nat", "length_adv")
 
 def _newest(history):
     "The last epoch with an angle, as a dict of floats, NaN where not recorded; None without one."
-    known = pd.DataFrame({c: floats(history, c) for c in _GRADIENTS}).dropna(subset="angle_natural")
+    known = pd.DataFrame({c: draw.floats(history, c) for c in _GRADIENTS}).dropna(
+        subset="angle_natural"
+    )
     return known.iloc[-1].to_dict() if len(known) else None
 
 
@@ -128,10 +117,10 @@ def _apart(last):
     return words + (f", the adversarial one {ratio:.2g} times as long." if ratio < np.inf else ".")
 
 # %% ../../nbs/show/01_angles.ipynb #52cd7998
-def _arrow(fig, place, length, degrees, name, colour, dash="solid", symbol="circle"):
+def _arrow(fig, place, length, degrees, name, colour, dash, symbol):
     line = dict(color=colour, width=4, dash=dash)
     marker = dict(size=[0, 13], symbol=symbol, color=colour)
-    look = dict(mode="lines+markers", line=line, marker=marker, name=name, **once(fig, name))
+    look = dict(mode="lines+markers", line=line, marker=marker, name=name, **draw.once(fig, name))
     ends = dict(r=[0, length], theta=[0, degrees], row=place, col=1)
     fig.add_scatterpolar(**ends, **look, hovertemplate="length %{r:.3g}, %{theta:.0f}°")
 
@@ -140,29 +129,27 @@ def _arrows(fig, place, last):
     "The two gradients of the epoch `last` as arrows, and the half where they are in conflict."
     nat, adv = (1 if np.isnan(last[k]) else last[k] for k in ("length_nat", "length_adv"))
     angle = last["angle_natural"]
-    routed = not np.isnan(last["angle"]) and not np.isclose(last["angle"], angle)
     half = dict(r=[1.1 * max(nat, adv)], theta=[135], width=[90], row=place, col=1)
     shade = dict(marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False)
     fig.add_barpolar(**half, **shade)
-    name = "natural (goes to the branch)" if routed else "natural"
-    _arrow(fig, place, nat, 0, name, NATURAL, "dot" if routed else "solid")
-    _arrow(fig, place, adv, angle, "adversarial", ADVERSARIAL, symbol="square")
+    look = ("natural", NATURAL, "solid", "circle")
+    if not np.isnan(last["angle"]) and not np.isclose(last["angle"], angle):
+        look = ("natural (goes to the branch)", NATURAL, "dot", "circle")
+    _arrow(fig, place, nat, 0, *look)
+    _arrow(fig, place, adv, angle, "adversarial", ADVERSARIAL, "solid", "square")
 
 # %% ../../nbs/show/01_angles.ipynb #71629ada
 _SOFT = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
 
 
-def plot_gradients(history: pd.DataFrame | dict) -> go.Figure:
-    """The natural term's and the adversarial objective's gradient with respect to the feature
-    extractor, as two arrows, newest epoch.
-
-    Lengths in nats per unit of weight, natural unweighted; the angle is `angle_natural`. `history`
-    as in `plot_angles`."""
-    newest = [(run, last) for run in runs_of(history) if (last := _newest(run.data))]
+def plot_gradients(history: draw.History) -> go.Figure:
+    """The newest gradients of the natural term, unweighted, and of the adversarial objective, with
+    respect to the feature extractor, as two arrows; lengths in nats per unit of weight."""
+    newest = [(run, last) for run in draw.runs_of(history) if (last := _newest(run.data))]
     n = max(1, len(newest))
     titles = [f"{run.label}, epoch {last['epoch']:.0f}" for run, last in newest]
     polar = [[{"type": "polar"}]] * n
-    fig = grid(n, specs=polar, vertical_spacing=0.24, subplot_titles=titles)
+    fig = draw.grid(n, specs=polar, vertical_spacing=0.24, subplot_titles=titles)
     for place, (_, last) in enumerate(newest, 1):
         _arrows(fig, place, last)
     around = dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **_SOFT)
@@ -171,4 +158,4 @@ def plot_gradients(history: pd.DataFrame | dict) -> go.Figure:
     fig.update_polars(angularaxis=around, radialaxis=along, **half)
     fig.update_annotations(font_size=12, yshift=22)
     words = " ".join(run.says(_apart(last)) for run, last in newest)
-    return finish(fig, "The two gradients", words, 130 + 200 * n).update_layout(margin_t=100)
+    return draw.finish(fig, "The two gradients", words, 130 + 200 * n).update_layout(margin_t=100)

@@ -10,16 +10,8 @@ import inspect
 from pathlib import Path
 
 from ..core.numbers import duration
+from . import report
 from .pages import Code, write_page
-from autolora.show.report import (
-    described,
-    last_event,
-    measurement,
-    method_of,
-    reproduce,
-    splits,
-    versions,
-)
 
 # %% ../../nbs/show/07_card.ipynb #513b8bc4
 _USE = [
@@ -66,33 +58,31 @@ _SOFTWARE = """@software{{autolora,
 
 
 def _method(run):
-    "Blocks: the method, and whom to cite."
-    label, about = described(run.config)
-    paper = getattr(method_of(run.config), "bibtex", "")
+    label, about = report.described(run.config)
+    paper = getattr(report.method_of(run.config), "bibtex", "")
     version = (run.config.get("versions") or {}).get("autolora", "not recorded")
     software = Code(_SOFTWARE.format(version=version))
     cited = ["The method:", Code(inspect.cleandoc(paper))] if paper else []
     return [f"{label}. {about}".strip(), *cited, "This software:", software]
 
 # %% ../../nbs/show/07_card.ipynb #d3ed86c2
+_LOADING = """from autolora import Run
+
+model = Run.open({!r}).model   # a plain torch.nn.Module in eval mode
+logits = model(images)   # images: float, (N, C, H, W), values in [0, 1]"""
+
+
 def _loading(run):
-    "Blocks: how to load the model and use it."
-    code = (
-        f"from autolora import Run\n\nmodel = Run.open({run.path.name!r}).model   # a plain "
-        "torch.nn.Module in eval mode\nlogits = model(images)   # images: float, (N, C, H, W), "
-        "values in [0, 1]"
-    )
-    return [Code(code)]
+    return [Code(_LOADING.format(run.path.name))]
 
 # %% ../../nbs/show/07_card.ipynb #5df9cc8f
 def _cost(run):
-    "Blocks: seed and cost."
-    start, end, search = (last_event(run, kind) for kind in ("start", "end", "range_test"))
-    processes = start.get("processes", 1)
-    trained = run.history["seconds"].sum() if "seconds" in run.history else 0
-    measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
-    device = f"{start.get('device', 'not recorded')}, {processes} process{'es' * (processes > 1)}"
-    lines = [f"Seed: {run.config.get('seed', 'not recorded')}; one run", f"Device: {device}"]
+    start, end, search = (report.last_event(run, e) for e in ("start", "end", "range_test"))
+    n = start.get("processes", 1)
+    lines = [
+        f"Seed: {run.config.get('seed', 'not recorded')}; one run",
+        f"Device: {start.get('device', 'not recorded')}, {n} process{'es' * (n > 1)}",
+    ]
     if "speed" in start:
         lines.append(f"Speed: {start['speed']}")
     spent = []
@@ -102,6 +92,8 @@ def _cost(run):
         spent.append(f"{end['peak_memory'] / 1e9:.2f} GB of memory at most")
     if spent:
         lines.append(f"Training took {', '.join(spent)}")
+    trained = run.history["seconds"].sum() if "seconds" in run.history else 0
+    measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
     lines.append(
         f"Finding the learning rate: {duration(search.get('seconds') or 0)}; {len(run.history)} "
         f"epochs: {duration(trained)}; final evaluation: {duration(measured)}"
@@ -110,23 +102,22 @@ def _cost(run):
 
 # %% ../../nbs/show/07_card.ipynb #08bf9411
 _CARD = {
-    "Measured results": measurement,
+    "Measured results": report.measurement,
     "Intended use": lambda run: [_USE],
     "Data, threat model and input": _data_and_threat,
     "Method": _method,
-    "Which images decided what": splits,
+    "Which images decided what": report.splits,
     "Limits": lambda run: [_LIMITS],
     "How to load it": _loading,
     "Seed and cost": _cost,
-    "How to do it again": reproduce,
-    "Versions": versions,
+    "How to do it again": report.reproduce,
+    "Versions": report.versions,
 }
 
 
 def write_card(run) -> Path:
-    """Write `card.md`, the model card, into the run's folder and return its path; `run` and errors
-    as in `write_report`."""
+    "Write `card.md` into the folder of `run` and return its path; as `write_report`."
     c = run.config
     model = f"{c.get('backbone', 'A model')}, fine-tuned on {c.get('task', 'unnamed data')}"
     sections = {name: blocks(run) for name, blocks in _CARD.items()}
-    return write_page(run.path / "card.md", f"{model} by {described(c)[0]}", sections)
+    return write_page(run.path / "card.md", f"{model} by {report.described(c)[0]}", sections)

@@ -13,50 +13,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.paired import CIRCUMSTANCES, correlation, t_interval
-from autolora.show.drawing import (
-    GREY,
-    STYLES,
-    add_points,
-    bars,
-    blank,
-    finish,
-    grid,
-    log_ticks,
-    once,
-    run_label,
-)
-
-# %% ../../nbs/show/03_charts.ipynb #d2d9d35b
-_LOOKS = [
-    ("#0072B2", "solid", "circle"),
-    ("#E69F00", "dash", "square"),
-    ("#009E73", "dot", "diamond"),
-    ("#CC79A7", "dashdot", "triangle-up"),
-    ("#D55E00", "longdash", "cross"),
-    ("#56B4E9", "longdashdot", "x"),
-    ("#000000", "solid", "star"),
-    (GREY, "dash", "hexagram"),
-    ("#B2912F", "dot", "triangle-down"),
-]
-
-
-def _looks(arms):
-    """A dict arm -> `(label, colour, dash, marker)`, in order; the labels are escaped.
-
-    Arms with a colour in room drawing keep it; two may share a colour, but then not the marker."""
-    kept = {arm: look for arm, style in STYLES.items() for look in _LOOKS if look[0] == style[1]}
-    spare = [look for look in _LOOKS if look not in kept.values()]
-    own = len(spare)
-    arms = list(dict.fromkeys(arms))
-    for n in range(own, len(arms)):
-        spare.append((spare[n - own][0], "solid", f"{_LOOKS[n % len(_LOOKS)][2]}-open"))
-    free = iter(spare)
-    return {arm: (html.escape(run_label(arm)), *(kept.get(arm) or next(free))) for arm in arms}
+from . import drawing as draw
+from .drawing import GREY, LOG_AXIS, run_label
 
 # %% ../../nbs/show/03_charts.ipynb #76346dd1
 def circumstances(frame: pd.DataFrame, by=CIRCUMSTANCES) -> pd.Series:
-    """Short texts, escaped: of each row's circumstances those in which the rows of `frame`
-    differ."""
+    "Of each row's circumstances those in which the rows of `frame` differ; escaped."
     varying = [c for c in by if frame[c].nunique() > 1]
     if not varying:
         return pd.Series("", index=frame.index)
@@ -73,7 +35,7 @@ def _stack(table, by=CIRCUMSTANCES):
     groups = [*table.groupby(circumstances(table, by), sort=False)]
     n = max(1, len(groups))
     names = [name for name, _ in groups] if n > 1 else None
-    fig = grid(n, vertical_spacing=70 / _HEIGHT / n, subplot_titles=names)
+    fig = draw.grid(n, vertical_spacing=70 / _HEIGHT / n, subplot_titles=names)
     return fig.update_annotations(font_size=13), groups
 
 
@@ -81,8 +43,13 @@ def _finish_stack(fig, title, words, xaxis, yaxis):
     "`finish` for a `_stack`: the x axis is named once, below."
     n = len(fig._grid_ref)
     fig.update_yaxes(title_text=yaxis).update_xaxes(title_text=xaxis, row=n, col=1)
-    finish(fig, title, words, 150 + _HEIGHT * n)
+    draw.finish(fig, title, words, 150 + _HEIGHT * n)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24 * (n > 1))
+
+
+def _looks(table):
+    arms = dict.fromkeys(table.arm)
+    return dict(zip(arms, draw.runs_of(arms), strict=True))
 
 # %% ../../nbs/show/03_charts.ipynb #0b23f9c2
 _MEASURES = {"sa": "SA", "ra": "RA (PGD-10)", "aa": "RA (AutoAttack)"}
@@ -96,20 +63,19 @@ def _pair_names(pairs):
 
 
 def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
-    """The differences of `paired.pairs` in percentage points with their 95 % t intervals, a row a
-    pair; filled where Holm's p of the t-test is below `alpha`."""
+    """The differences of `paired.pairs` (percentage points, 95 % t intervals), a row a pair; filled
+    where Holm's p of the t-test is below `alpha`."""
     known = pairs[pairs["mean"].notna()].reset_index(drop=True)
     known = known.assign(name=_pair_names(known), sure=known.holm_t < alpha)
-    fig = blank()
-    for part, *look in (
-        (known[known.sure], f"corrected p < {alpha:g}", "#0072B2", "circle"),
-        (known[~known.sure], f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
-    ):
-        if part.empty:
-            continue
-        ends = bars(part[["mean", "low", "high"]].to_numpy()) | dict(thickness=2, width=5)
+    fig = draw.blank()
+    looks = {
+        True: (f"corrected p < {alpha:g}", "#0072B2", "circle"),
+        False: (f"corrected p ≥ {alpha:g}, or no test", "#E69F00", "circle-open"),
+    }
+    for sure, part in known.groupby("sure", sort=False):
+        ends = draw.bars(part[["mean", "low", "high"]].to_numpy()) | dict(thickness=2, width=5)
         more = dict(error_x=ends, marker_line_width=2, hovertemplate="%{x:.2f} points")
-        add_points(fig, part["mean"], part.name, *look, **more)
+        draw.add_points(fig, part["mean"], part.name, *looks[sure], **more)
     measure = "accuracy"
     words = ""
     if len(known):
@@ -119,60 +85,56 @@ def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
         words += f"differences stand after Holm's correction for {int(known.family[0])} tests."
     order = dict(autorange="reversed", categoryorder="array", categoryarray=known.name)
     fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(order)
-    finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known))
+    draw.finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known))
     return fig.update_layout(title=dict(x=0.02, xref="container"))
 
 # %% ../../nbs/show/03_charts.ipynb #7b7faf56
-def _front(points):
-    "Which of the points (n, 2) no other one beats in both coordinates: a bool array (n,)."
-    points = np.asarray(points, float).reshape(-1, 2)
-    return np.array([not ((points >= p).all(1) & (points > p).any(1)).any() for p in points], bool)
-
-# %% ../../nbs/show/03_charts.ipynb #b3933570
 def _means(group, robust):
     "For each arm of `group` the t intervals of SA and of `robust`, in percent."
     arms = group.groupby("arm", sort=False)
     return {arm: [t_interval(100 * runs[c]) for c in ("sa", robust)] for arm, runs in arms}
 
 
-def _unbeaten(means):
-    "The arms on the Pareto front of `means`, and its points from left to right."
-    points = {arm: (sa[0], ra[0]) for arm, (sa, ra) in means.items()}
-    best = [arm for arm, on in zip(points, _front([*points.values()]), strict=True) if on]
-    return best, sorted(points[arm] for arm in best)
+def _front(means):
+    "The Pareto front of `means`: each arm that no other one beats in both, with its two means."
+    points = {arm: np.array([sa[0], ra[0]]) for arm, (sa, ra) in means.items()}
+    beats = lambda q, p: (q >= p).all() and (q > p).any()
+    beaten = lambda p: any(beats(q, p) for q in points.values())
+    return {arm: p for arm, p in points.items() if not beaten(p)}
 
 # %% ../../nbs/show/03_charts.ipynb #ac452337
 def _arm(fig, row, x, y, means, look):
     "One arm's runs at `x` and `y`, small, and their `means`, large, with intervals."
-    label, colour, _, symbol = look
-    small = dict(opacity=0.45, legendgroup=label, showlegend=False)
+    name = (look.label, look.colour, look.marker)
     said = "SA %{x:.1f} %, RA %{y:.1f} %"
-    add_points(fig, x, y, label, colour, symbol, 6, row, hovertemplate=said, **small)
+    small = dict(opacity=0.45, legendgroup=look.label, showlegend=False, hovertemplate=said)
+    draw.add_points(fig, x, y, *name, 6, row, **small)
     sa, ra = means
-    large = dict(error_x=bars([sa]), error_y=bars([ra]), marker_line=dict(width=1, color="white"))
-    large |= dict(hovertemplate=f"mean of {len(x)}: {said}", **once(fig, label))
-    add_points(fig, [sa[0]], [ra[0]], label, colour, symbol, 13, row, **large)
+    large = dict(error_x=draw.bars([sa]), error_y=draw.bars([ra]), **draw.once(fig, look.label))
+    edge = dict(width=1, color="white")
+    large |= dict(marker_line=edge, hovertemplate=f"mean of {len(x)}: {said}")
+    draw.add_points(fig, [sa[0]], [ra[0]], *name, 13, row, **large)
 
 
 def _plane(fig, row, group, look, robust):
     "One circumstance's runs, means and front; the labels of the arms on it."
     means = _means(group, robust)
-    best, line = _unbeaten(means)
-    x, y = zip(*line, strict=True)
+    best = _front(means)
+    x, y = zip(*sorted(map(tuple, best.values())), strict=True)
     dotted = dict(mode="lines", line=dict(color=GREY, width=1.5, dash="dot"), hoverinfo="skip")
-    front = "Pareto front"
-    add_points(fig, x, y, front, GREY, row=row, **dotted, **once(fig, front))
+    name = "Pareto front"
+    draw.add_points(fig, x, y, name, GREY, row=row, **dotted, **draw.once(fig, name))
     for arm, pair in means.items():
         runs = group[group.arm == arm]
         _arm(fig, row, 100 * runs.sa, 100 * runs[robust], pair, look[arm])
-    return ", ".join(look[arm][0] for arm in best)
+    return ", ".join(look[arm].label for arm in best)
 
 
 def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
     """SA against the robust accuracy `robust` (percent): each run small, each arm's mean large with
     95 % t intervals, the Pareto front of the means; a plot for each circumstance."""
     fig, groups = _stack(table.dropna(subset=["sa", robust]))
-    look = _looks(table.arm)
+    look = _looks(table)
     best = []
     for row, (name, group) in enumerate(groups, 1):
         best.append(f"{name}{': ' * bool(name)}{_plane(fig, row, group, look, robust)}")
@@ -182,41 +144,36 @@ def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
     return _finish_stack(fig, title, words if groups else "", *axes)
 
 # %% ../../nbs/show/03_charts.ipynb #3b98ad5c
-def _add_means(fig, row, means, name, colour, symbol, size, **more):
-    "A dict learning rate -> t interval as markers with bars."
-    if means:
-        more |= dict(error_y=bars(means.values()), **once(fig, name))
-        more |= dict(hovertemplate="learning rate %{x:.3g}: %{y:.1f} %")
-        y = [mean for mean, *_ in means.values()]
-        add_points(fig, list(means), y, name, colour, symbol, size, row, **more)
+def _rates(fig, row, runs, name, colour, symbol, size, **more):
+    "Over each rate of `runs`, a dict rate -> accuracies in percent, their mean with its interval."
+    if runs:
+        means = [t_interval(accuracies) for accuracies in runs.values()]
+        said = "learning rate %{x:.3g}: %{y:.1f} %"
+        more |= dict(error_y=draw.bars(means), hovertemplate=said, **draw.once(fig, name))
+        y = [mean for mean, *_ in means]
+        draw.add_points(fig, list(runs), y, name, colour, symbol, size, row, **more)
 
 
 def _rate_line(fig, row, runs, look, measure):
     "One arm's line over the rates that were set, and its star."
-    label, colour, dash, symbol = look
     auto = runs.get("lr_setting", pd.Series("", index=runs.index)).astype(str) == "auto"
-    means = {lr: t_interval(100 * at[measure]) for lr, at in runs[~auto].groupby("lr")}
-    line = dict(mode="lines+markers", line=dict(color=colour, dash=dash, width=2))
-    _add_means(fig, row, means, label, colour, symbol, 8, **line)
-    if auto.any():
-        lr = float(np.exp(np.log(runs[auto].lr).mean()))
-        means = {lr: t_interval(100 * runs[auto][measure])}
-        edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
-        _add_means(fig, row, means, f"{label}, rate found", colour, "star", 14, **edge)
+    line = dict(mode="lines+markers", line=dict(color=look.colour, dash=look.dash, width=2))
+    fixed = {lr: 100 * at[measure] for lr, at in runs[~auto].groupby("lr")}
+    _rates(fig, row, fixed, look.label, look.colour, look.marker, 8, **line)
+    found = {np.exp(np.log(runs[auto].lr).mean()): 100 * runs[auto][measure]} if any(auto) else {}
+    edge = dict(marker_line=dict(width=1, color="#1b1b1b"))
+    _rates(fig, row, found, f"{look.label}, rate found", look.colour, "star", 14, **edge)
 
 
 def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
-    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate
-    (log scale), a line an arm; a star where it was found (`lr_setting` "auto").
-
-    One panel a task and backbone."""
-    known = table.dropna(subset=["lr", measure])
-    fig, groups = _stack(known, ["task", "backbone"])
-    look = _looks(table.arm)
+    """The accuracy `measure` (percent, mean and 95 % t interval) over the initial learning rate, a
+    line an arm, a panel a task and backbone; a star where the rate was found."""
+    fig, groups = _stack(table.dropna(subset=["lr", measure]), ["task", "backbone"])
+    look = _looks(table)
     for row, (_, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
             _rate_line(fig, row, runs, look[arm], measure)
-    fig.update_xaxes(type="log", **log_ticks(known.lr))
+    fig.update_xaxes(LOG_AXIS)
     words = "Bars: 95 % interval over the seeds. A star: the rate was found by the range test "
     words += "(mean of the rates found)."
     title = "How much does the learning rate matter?"
@@ -225,8 +182,7 @@ def plot_rates(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
 
 # %% ../../nbs/show/03_charts.ipynb #6e4c9ab8
 def angle_words(runs: pd.DataFrame, measure: str = "ra") -> str:
-    """The correlation of mean angle and `measure` over `runs`, pooled and within arms, as a
-    sentence."""
+    "The correlation of angle and `measure` over `runs`, pooled and within arms, in words."
     words = f"Over all runs {correlation(runs.angle, runs[measure])}"
     if runs.arm.nunique() > 1:
         words += f"; within arms {correlation(runs.angle, runs[measure], runs.arm)}"
@@ -234,16 +190,17 @@ def angle_words(runs: pd.DataFrame, measure: str = "ra") -> str:
 
 # %% ../../nbs/show/03_charts.ipynb #018680c1
 def plot_angle(table: pd.DataFrame, measure: str = "ra") -> go.Figure:
-    """Each run's final `measure` (percent) against its mean gradient angle (degrees), a marker a
-    run, and their correlation, over all runs and within arms; a plot for each circumstance."""
+    """Each run's final `measure` (percent) against its mean gradient angle (degrees), and their
+    correlation; a plot for each circumstance."""
     fig, groups = _stack(table.dropna(subset=["angle", measure]))
-    look = _looks(table.arm)
+    look = _looks(table)
+    said = dict(hovertemplate="%{x:.1f}°, %{y:.1f} %")
     words = []
     for row, (name, group) in enumerate(groups, 1):
         for arm, runs in group.groupby("arm", sort=False):
-            label, colour, _, symbol = look[arm]
-            drawn = (runs.angle, 100 * runs[measure], label, colour, symbol, 10, row)
-            add_points(fig, *drawn, hovertemplate="%{x:.1f}°, %{y:.1f} %", **once(fig, label))
+            run = look[arm]
+            drawn = (runs.angle, 100 * runs[measure], run.label, run.colour, run.marker, 10, row)
+            draw.add_points(fig, *drawn, **said, **draw.once(fig, run.label))
         words.append(f"{name}{': ' * bool(name)}{angle_words(group, measure)}")
     title = "Do runs with less conflict end up more robust?"
     across = "mean angle between the two gradients at the feature extractor (degrees)"

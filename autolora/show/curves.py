@@ -14,22 +14,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.numbers import duration, pct
+from . import drawing as draw
 from .angles import plot_angles, plot_gradients, plot_layers
-from autolora.show.drawing import (
-    ADVERSARIAL,
-    GREY,
-    NATURAL,
-    add_band,
-    add_line,
-    add_points,
-    blank,
-    epoch_axis,
-    finish,
-    floats,
-    grid,
-    log_ticks,
-    runs_of,
-)
+from .drawing import ADVERSARIAL, GREY, LOG_AXIS, NATURAL
 from ..train.schedule import REASONS
 
 # %% ../../nbs/show/02_curves.ipynb #871b60d2
@@ -38,23 +25,20 @@ _DECIDED = ("epoch", "lr", "schedule_lr", "next_lr", "restored", "reason")
 
 
 def _told(d):
-    "One decision: its numbers and its words."
     short = _SHORT_REASONS.get(d.reason, f"condition {d.reason:g}")
     what = f"the schedule's learning rate {d.schedule_lr:.3g} halved to {d.next_lr:.3g}"
     if not math.isnan(d.restored):
         short += f", back to epoch {d.restored:.0f}"
         what += f"; weights of epoch {d.restored:.0f} restored"
-    why = REASONS.get(d.reason, f"condition {d.reason:g}")
-    return int(d.epoch), d.lr, d.next_lr, d.restored, short, what, why
+    return int(d.epoch), d.lr, short, what, REASONS.get(d.reason, f"condition {d.reason:g}")
 
 
 def decisions(history: pd.DataFrame) -> pd.DataFrame:
-    """The schedule's decisions, in words: a DataFrame with columns epoch, lr, next_lr, restored,
-    short, what, why."""
-    read = pd.DataFrame({c: floats(history, c) for c in _DECIDED}).dropna(subset="reason")
+    "The schedule's decisions, a row each: epoch, lr, and in words short, what and why."
+    read = pd.DataFrame({c: draw.floats(history, c) for c in _DECIDED}).dropna(subset="reason")
     read["schedule_lr"] = read.schedule_lr.fillna(read.lr)
     read["next_lr"] = read.next_lr.fillna(read.schedule_lr / 2)
-    columns = ["epoch", "lr", "next_lr", "restored", "short", "what", "why"]
+    columns = ["epoch", "lr", "short", "what", "why"]
     return pd.DataFrame(map(_told, read.itertuples()), columns=columns)
 
 # %% ../../nbs/show/02_curves.ipynb #2ffb119b
@@ -67,14 +51,15 @@ def _mark_decisions(fig, history, colour, words):
     told = [f"After epoch {d.epoch}: {d.what}, because {d.why}." for d in table.itertuples()]
     full = ["<br>".join(textwrap.wrap(sentence, 60)) for sentence in told]
     hover = dict(hovertext=full, hoverinfo="text", cliponaxis=False)
-    look = (colour, "triangle-down", 11, 1)
-    add_points(fig, table.epoch + 0.5, table.lr, "halved", *look, **hover)
-    middle = floats(history, "epoch").max() / 2
-    for d in table.itertuples() if words else ():
-        side = 1 if d.epoch < middle else -1
-        place = dict(x=d.epoch + 0.5, y=math.log10(d.lr), xshift=9 * side, yshift=14 * side)
-        place["xanchor"] = "left" if side > 0 else "right"
-        fig.add_annotation(text=d.short, showarrow=False, font_size=11, row=1, col=1, **place)
+    x = table.epoch + 0.5
+    draw.add_points(fig, x, table.lr, "halved", colour, "triangle-down", 11, 1, **hover)
+    early = x < draw.floats(history, "epoch").max() / 2
+    for d, first in zip(table.itertuples(), early, strict=True) if words else ():
+        place = dict(xanchor="left", xshift=9, yshift=14)
+        if not first:
+            place = dict(xanchor="right", xshift=-9, yshift=-14)
+        at = dict(x=d.epoch + 0.5, y=math.log10(d.lr), row=1, col=1)
+        fig.add_annotation(text=d.short, showarrow=False, font_size=11, **at, **place)
 
 # %% ../../nbs/show/02_curves.ipynb #2674ee38
 _WEIGHTS = {
@@ -83,41 +68,34 @@ _WEIGHTS = {
 }
 
 
-def plot_lr(history: pd.DataFrame | dict) -> go.Figure:
-    """Learning rate (log scale), each halving with its reason (written out if one run has any), and
-    lam1 and lam2; `history` as in `plot_angles`."""
-    runs = runs_of(history)
+def plot_lr(history: draw.History) -> go.Figure:
+    "Learning rate (log scale), each halving with its reason, and lam1 and lam2."
+    runs = draw.runs_of(history)
     falls = [n for run in runs if (n := len(decisions(run.data)))]
-    weighted = any(floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
+    weighted = any(draw.floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
     parts = 1 + weighted
-    fig = grid(parts, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.62, 0.38][:parts])
-    rates = []
+    heights = [0.62, 0.38][:parts]
+    fig = draw.grid(parts, shared_xaxes=True, vertical_spacing=0.08, row_heights=heights)
     for run in runs:
-        mine = f"{run.label}, " if len(runs) > 1 else ""
-        x, lr = (floats(run.data, c) for c in ("epoch", "lr"))
-        rates.extend(lr)
+        x, lr = (draw.floats(run.data, c) for c in ("epoch", "lr"))
         look = dict(dash=run.dash, row=1, line_shape="hvh")
-        add_line(fig, x, lr, f"{mine}learning rate", run.colour, **look)
+        draw.add_line(fig, x, lr, f"{run.mine}learning rate", run.colour, **look)
         _mark_decisions(fig, run.data, run.colour, words=len(falls) == 1)
-        for column, (name, colour, symbol) in _WEIGHTS.items():
-            y = floats(run.data, column)
-            add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol, row=2)
-    scale = dict(title_text="learning rate (log scale)", type="log", **log_ticks(rates))
-    fig.update_yaxes(**scale, row=1, col=1)
+    fig.update_yaxes(title_text="learning rate (log scale)", **LOG_AXIS, row=1, col=1)
     if weighted:
+        draw.add_columns(fig, runs, _WEIGHTS, row=2)
         fig.update_yaxes(title_text="weight in the loss", rangemode="tozero", row=2, col=1)
-    epoch_axis(fig, runs, row=parts)
+    draw.epoch_axis(fig, runs, row=parts)
     title = "The learning rate and the weights of the loss" if weighted else "The learning rate"
     words = f"{sum(falls)} halving{'s' * (sum(falls) > 1)}: the marks say why, and which epoch's "
     words += "weights came back."
     height = (400 if weighted else 300) + max(100, 20 * max([0, *falls]))
-    return finish(fig, title, words if falls else "", height)
+    return draw.finish(fig, title, words if falls else "", height)
 
 # %% ../../nbs/show/02_curves.ipynb #4290adb3
 def best_epoch(history: pd.DataFrame) -> pd.Series | None:
-    """The row of the epoch with the highest robust validation accuracy, the first of equals; None
-    where there is none."""
-    ra = floats(history, "ra").reset_index(drop=True)
+    "The row of the epoch with the highest robust validation accuracy; None without one."
+    ra = draw.floats(history, "ra").reset_index(drop=True)
     return history.iloc[int(ra.idxmax())] if ra.notna().any() else None
 
 # %% ../../nbs/show/02_curves.ipynb #7d39fd96
@@ -129,46 +107,45 @@ _ACCURACIES = {
 
 def _add_accuracies(fig, runs, over, n, hover):
     "SA and RA (percent) of `runs` over the column `over`, with the bands of `n` images (a column)."
+    said = dict(hovertemplate=f"{hover}: %{{y:.1f}} %")
     for run in runs:
-        x, images = (floats(run.data, c) for c in (over, n))
+        x, images = (draw.floats(run.data, c) for c in (over, n))
         for column, (name, colour, symbol) in _ACCURACIES.items():
-            share = floats(run.data, column)
-            look = (name, colour, "solid")
-            if len(runs) > 1:
-                look = (f"{run.label}, {column.upper()}", run.colour, run.dash)
-            add_band(fig, x, share, images)
-            add_line(fig, x, 100 * share, *look, symbol, hovertemplate=f"{hover}: %{{y:.1f}} %")
+            y = draw.floats(run.data, column)
+            look = (name, colour, "solid", symbol)
+            if run.mine:
+                look = (run.mine + column.upper(), run.colour, run.dash, symbol)
+            draw.add_band(fig, x, y, images)
+            draw.add_line(fig, x, 100 * y, *look, **said)
     fig.update_yaxes(title_text="validation accuracy (%)", range=[0, 101])
 
 
-def _mark_best(fig, run, name, colour):
+def _mark_best(fig, run):
     "A star at the best epoch of `run`; what was reached there, in words."
     best = best_epoch(run.data)
     if best is None:
         return ""
     star = dict(symbol="star-open", size=18, marker_line_width=2)
-    said = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
-    add_points(fig, [best.epoch], [100 * best.ra], name, colour, **star, hovertemplate=said)
-    reached = f"SA {pct(floats(run.data, 'sa')[best.name])} %, RA {pct(best.ra)} %."
+    star["hovertemplate"] = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
+    look = (f"{run.mine}best epoch", run.colour if run.mine else GREY)
+    draw.add_points(fig, [best.epoch], [100 * best.ra], *look, **star)
+    reached = f"SA {pct(draw.floats(run.data, 'sa')[best.name])} %, RA {pct(best.ra)} %."
     return run.says(f"best at epoch {best.epoch:.0f}, {reached}")
 
 
-def plot_accuracy(history: pd.DataFrame | dict) -> go.Figure:
-    """Standard and robust validation accuracy (percent) with 95 % bands over the epochs, the best
-    epoch marked; `history` as in `plot_angles`."""
-    runs = runs_of(history)
-    fig = blank()
+def plot_accuracy(history: draw.History) -> go.Figure:
+    "Standard and robust validation accuracy (percent) with 95 % bands, the best epoch marked."
+    runs = draw.runs_of(history)
+    fig = draw.blank()
     _add_accuracies(fig, runs, "epoch", "n_val", "epoch %{x}")
-    looks = [(f"{run.label}, best epoch", run.colour) for run in runs]
-    if len(runs) == 1:
-        looks = [("best epoch", GREY)]
-    words = [_mark_best(fig, run, *look) for run, look in zip(runs, looks, strict=True)]
-    epoch_axis(fig, runs)
+    words = " ".join(filter(None, [_mark_best(fig, run) for run in runs]))
+    draw.epoch_axis(fig, runs)
     height = 400 if len(runs) < 2 else 470
-    return finish(fig, "Accuracy on the validation images", " ".join(filter(None, words)), height)
+    return draw.finish(fig, "Accuracy on the validation images", words, height)
 
 # %% ../../nbs/show/02_curves.ipynb #67704239
 _TERMS = {
+    "loss": ("total", "#56B4E9", "diamond"),
     "ce_nat": ("CE of natural images", NATURAL, "circle"),
     "ce_adv": ("CE of adversarial images", ADVERSARIAL, "square"),
     "kl": ("KL, natural to adversarial", "#CC79A7", "triangle-up"),
@@ -177,67 +154,57 @@ _OTHERS = [("#E69F00", "triangle-down"), ("#0072B2", "cross"), (GREY, "x"), ("#0
 
 
 def _terms(runs):
-    "A dict of the terms in `runs`, in order: column -> (label, colour, symbol)."
-    named = []
+    "The total and the terms in `runs`, in order, as `add_columns` takes them."
+    named = {"loss": None}
     for run in runs:
         recorded = run.data["terms"] if "terms" in run.data else []
         own = [name for names in recorded if isinstance(names, list) for name in names]
-        named += own or [name for name in _TERMS if name in run.data]
-    unknown = [name for name in dict.fromkeys(named) if name not in _TERMS]
+        named |= dict.fromkeys(own or [name for name in _TERMS if name in run.data])
+    unknown = [name for name in named if name not in _TERMS]
     looks = {n: (html.escape(n), *_OTHERS[i % len(_OTHERS)]) for i, n in enumerate(unknown)}
-    return {name: (_TERMS | looks)[name] for name in dict.fromkeys(named)}
+    return {name: (_TERMS | looks)[name] for name in named}
 
 
-def plot_losses(history: pd.DataFrame | dict) -> go.Figure:
-    """The terms of the objective (nats, weighted as they enter it) and their total, means over each
-    epoch; `history` as in `plot_angles`."""
-    runs = runs_of(history)
-    fig = blank()
-    terms = {"loss": ("total", "#56B4E9", "diamond")} | _terms(runs)
-    for run in runs:
-        mine = f"{run.label}, " if len(runs) > 1 else ""
-        x = floats(run.data, "epoch")
-        for column, (name, colour, symbol) in terms.items():
-            y = floats(run.data, column)
-            add_line(fig, x, y, f"{mine}{name}", colour, run.dash, symbol)
+def plot_losses(history: draw.History) -> go.Figure:
+    "The terms of the objective (nats, weighted) and their total, means over each epoch."
+    runs = draw.runs_of(history)
+    fig = draw.blank()
+    draw.add_columns(fig, runs, _terms(runs))
     fig.update_yaxes(title_text="training loss (nats)", rangemode="tozero")
-    epoch_axis(fig, runs)
+    draw.epoch_axis(fig, runs)
     title = "What the training loss is made of"
     words = "Each term as weighted in the objective; together they are the total."
-    return finish(fig, title, words, 430)
+    return draw.finish(fig, title, words, 430)
 
 # %% ../../nbs/show/02_curves.ipynb #05b45c17
 def plot_range_test(event: dict | None) -> go.Figure:
-    """The learning rate range test: loss (nats) over the rates tried (log scale), the chosen one
-    marked.
+    """The learning rate range test: loss (nats) over the rates tried, the chosen one marked.
 
-    `event`: the `range_test` event, a dict with lists `lr` and `loss`, and perhaps `chosen`, `why`,
-    `seconds`; or None."""
+    `event`: None, or a dict of the lists `lr` and `loss`, perhaps `chosen`, `why`, `seconds`."""
     event = event or {}
-    fig = blank()
+    fig = draw.blank()
     points = pd.DataFrame({c: pd.Series(event.get(c) or [], dtype=float) for c in ("lr", "loss")})
     said = dict(hovertemplate="learning rate %{x:.3g}: loss %{y:.3f}")
-    add_line(fig, points.lr, points.loss, "loss", "#0072B2", **said)
+    draw.add_line(fig, points.lr, points.loss, "loss", "#0072B2", **said)
     chosen = event.get("chosen")
     if chosen and fig.data:
         ends = pd.Series([points.loss.min(), points.loss.max()])
         said = dict(mode="lines", hovertemplate="chosen: %{x:.3g}<extra></extra>")
-        add_line(fig, [chosen] * 2, ends, f"chosen: {chosen:.3g}", ADVERSARIAL, "dash", **said)
-    rates = dict(type="log", **log_ticks(points.lr))
-    fig.update_xaxes(title_text="learning rate (log scale)", **rates)
+        draw.add_line(fig, [chosen] * 2, ends, f"chosen: {chosen:.3g}", ADVERSARIAL, "dash", **said)
+    fig.update_xaxes(title_text="learning rate (log scale)", **LOG_AXIS)
     fig.update_yaxes(title_text="adversarial cross-entropy (nats)")
     title = f"The initial learning rate: {chosen:.3g}" if chosen else "The learning rate range test"
     words = [html.escape(str(event.get("why") or "")).rstrip(".")]
     if event.get("seconds"):
         words.append(f"It took {duration(event['seconds'])}")
-    return finish(fig, title, ". ".join(filter(None, words)))
+    return draw.finish(fig, title, ". ".join(filter(None, words)))
 
 # %% ../../nbs/show/02_curves.ipynb #65700ada
 def _at_scale(runs, scale):
     "What `runs` reach at `scale`, where it was measured, in words."
     words = []
     for run in runs:
-        at = "At" if len(runs) == 1 else f"{run.label} at"
+        at = f"{run.label} at" if run.mine else "At"
         for row in run.data[run.data.scale == scale].itertuples():
             reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
             words.append(f"{at} s = {scale:g}: {reached}, on {row.n} validation images.")
@@ -246,22 +213,19 @@ def _at_scale(runs, scale):
 
 def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 %
-    intervals; `scale` is marked.
-
-    `slides`: a dict name -> what was measured at the end of the run, as a dict of the lists
-    `scale`, `sa`, `ra` and of `n` images; names as in `plot_angles`."""
-    fig = blank()
+    intervals; `scale` is marked. `slides`: name -> lists `scale`, `sa`, `ra`, and `n` images."""
+    fig = draw.blank()
     table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")})
-    runs = [run._replace(data=table(run.data)) for run in runs_of(slides) if run.data]
+    measured = {name: table(slid) for name, slid in slides.items() if slid}
+    runs = draw.runs_of(measured)
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
     across = "scale s of the branch: 0 robust, 1 natural"
     fig.update_xaxes(title_text=across, range=[-0.03, 1.03])
-    words = _at_scale(runs, scale)
-    if not runs:
-        words = "Measured at the end of a run whose method has a low-rank branch."
-    return finish(fig, "From robust to natural, without training", words)
+    words = "Measured at the end of a run whose method has a low-rank branch."
+    words = _at_scale(runs, scale) if runs else words
+    return draw.finish(fig, "From robust to natural, without training", words)
 
 # %% ../../nbs/show/02_curves.ipynb #d1bb0747
 PANELS = {

@@ -14,63 +14,60 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.utils import image_array_to_data_uri
 
-from .drawing import finish, grid, runs_of
+from . import drawing as draw
 
 # %% ../../nbs/show/04_gallery.ipynb #80a06aea
 def image_uri(image: np.ndarray) -> str:
-    """A PNG data address for one image (C, H, W) in [0, 1]: three channels in colour, otherwise the
-    first in grey."""
+    "A PNG data address for one image (C, H, W) in [0, 1], in colour or grey."
     shown = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     pixels = (255 * np.clip(shown, 0, 1)).round().astype(np.uint8)
     return image_array_to_data_uri(pixels.transpose(1, 2, 0))
 
 # %% ../../nbs/show/04_gallery.ipynb #a4318d72
 def _amplified(nat, adv):
-    """The largest whole factor (at least 1) by which the perturbation `adv` - `nat` can be
-    multiplied and still fit 0.5 +- 0.5, and 0.5 plus so many times it."""
+    "By which whole factor `adv` - `nat` still fits 0.5 +- 0.5, and 0.5 plus so many times it."
     largest = np.abs(adv - nat).max(initial=0)
     factor = max(1, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1
     return factor, 0.5 + factor * (adv - nat)
 
 # %% ../../nbs/show/04_gallery.ipynb #2301ab2f
-def _show_image(fig, image, words, row, col):
-    "Put `image` (C, H, W) in its place in `fig`, with `words` under it."
-    fig.add_image(source=image_uri(image), hoverinfo="skip", row=row, col=col)
-    fig.update_xaxes(title=dict(text=words, standoff=4, font_size=11), row=row, col=col)
-
-
-def _finish_images(fig, title, words, height):
-    "`finish` for images, whose axes have no ticks."
+def _gallery(rows, title, words, height, apart):
+    "A figure of `rows`, `(label, [(image (C, H, W), words under it)])` each, so far `apart`."
+    cols = max((len(shown) for _, shown in rows), default=0)
+    fig = draw.grid(len(rows), cols, horizontal_spacing=0.03, vertical_spacing=apart)
+    for row, (label, shown) in enumerate(rows, 1):
+        for col, (image, under) in enumerate(shown, 1):
+            fig.add_image(source=image_uri(image), hoverinfo="skip", row=row, col=col)
+            fig.update_xaxes(title=dict(text=under, standoff=4, font_size=11), row=row, col=col)
+        fig.update_yaxes(title_text=label, row=row, col=1)
     bare = dict(showticklabels=False, showgrid=False, ticks="")
-    finish(fig, title, words, height).update_xaxes(bare).update_yaxes(bare)
+    draw.finish(fig, title, words, height).update_xaxes(bare).update_yaxes(bare)
     return fig.update_layout(margin_b=48)
 
 # %% ../../nbs/show/04_gallery.ipynb #186beec3
 def _caption(name, truth):
-    """The class `name`, short enough to stand under a picture, escaped, and marked as wrong where
-    it isn't `truth`."""
+    "The class `name`, short and escaped; marked as wrong where it isn't `truth`."
     short = html.escape(name if len(name) <= 14 else f"{name[:13]}…")
     return short if name == truth else f"{short}<br><b>(wrong)</b>"
 
 # %% ../../nbs/show/04_gallery.ipynb #ba698250
-def plot_examples(nat, adv, y: list, pred_nat: list, pred_adv: list, most: int = 6) -> go.Figure:
-    """Natural images, the perturbation amplified, adversarial images: one column for each of the
-    first `most`, with what the model sees.
+def plot_examples(
+    nat: np.ndarray, adv: np.ndarray, y: list, pred_nat: list, pred_adv: list, most: int = 6
+) -> go.Figure:
+    """Natural images, the perturbation amplified, adversarial images, and what the model sees.
 
-    `nat`, `adv`: arrays (n, C, H, W) in [0, 1]; `y`, `pred_nat`, `pred_adv`: the names of the n
-    true and predicted classes."""
+    `nat`, `adv`: arrays (n, C, H, W) in [0, 1], of which the first `most` are shown; `y`,
+    `pred_nat`, `pred_adv`: the names of the n true and predicted classes."""
     nat, adv = (np.asarray(images, float)[:most] for images in (nat, adv))
     factor, change = _amplified(nat, adv)
-    fig = grid(3, len(nat), horizontal_spacing=0.02, vertical_spacing=0.09)
-    for col in range(len(nat)):
-        seen = [_caption(names[col], y[col]) for names in (pred_nat, pred_adv)]
-        _show_image(fig, nat[col], seen[0], 1, col + 1)
-        _show_image(fig, change[col], None, 2, col + 1)
-        _show_image(fig, adv[col], seen[1], 3, col + 1)
-    for row, label in enumerate(("natural", f"perturbation<br>× {factor}", "adversarial"), 1):
-        fig.update_yaxes(title_text=label, row=row, col=1)
+    seen = [list(map(_caption, names, y)) for names in (pred_nat, pred_adv)]
+    rows = [
+        ("natural", list(zip(nat, seen[0], strict=False))),
+        (f"perturbation<br>× {factor}", [(image, None) for image in change]),
+        ("adversarial", list(zip(adv, seen[1], strict=False))),
+    ]
     words = "Under each image: what the model sees. A wrong answer is marked."
-    return _finish_images(fig, "What the adversary does", words, 540)
+    return _gallery(rows, "What the adversary does", words, 540, 0.09)
 
 # %% ../../nbs/show/04_gallery.ipynb #f910c5b0
 def _name(k, classes):
@@ -79,49 +76,43 @@ def _name(k, classes):
 
 
 def _opinions(saved, i, kind, classes):
-    """What each path says of image `i`, `kind` "nat" or "adv", with its confidence; words for the
-    runs that recorded only the prediction."""
-    name = lambda k: _name(k, classes)
-    if f"fe_{kind}" not in saved:
-        return f"FE: {name(saved[f'pred_{kind}'][i])}"
+    "What each path says of image `i`, with its confidence where that was recorded."
     lines = []
     for path, words in (("fe", "FE"), ("branch", "branch")):
         if f"{path}_{kind}" in saved:
             p = saved[f"{path}_{kind}"][i]
             wrong = " ✕" * int(p.argmax() != saved["y"][i])
-            lines.append(f"{words}: {name(p.argmax())} ({100 * p.max():.0f} %){wrong}")
-    return "<br>".join(lines)
+            lines.append(f"{words}: {_name(p.argmax(), classes)} ({100 * p.max():.0f} %){wrong}")
+    return "<br>".join(lines) or f"FE: {_name(saved[f'pred_{kind}'][i], classes)}"
 
 
 def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.Figure:
     """Image `i` of each run, a row a run: natural, the perturbation amplified, adversarial, and
-    what each path says of it.
+    what FE (the plain model, the robust path) and branch (the natural path) say of it.
 
-    `examples`: a dict name -> `Run.examples`, names as in `plot_angles`. `classes`: their names
-    (None: numbers). FE is the plain model, the robust path; the branch is the natural one, where
-    the method has one."""
-    runs = [run for run in runs_of(examples) if run.data and i < len(run.data["y"])]
-    n = max(1, len(runs))
-    fig = grid(n, 3, horizontal_spacing=0.03, vertical_spacing=0.24 / n)
-    for row, (label, saved, *_) in enumerate(runs, 1):
+    `examples`: name -> what `read_examples` gives; `classes`: their names (None: numbers)."""
+    runs = [run for run in draw.runs_of(examples) if run.data and i < len(run.data["y"])]
+    rows = []
+    for label, saved, *_ in runs:
         nat, adv = (np.asarray(saved[kind][i], float) for kind in ("nat", "adv"))
         factor, change = _amplified(nat, adv)
-        _show_image(fig, nat, _opinions(saved, i, "nat", classes), row, 1)
-        _show_image(fig, change, f"perturbation<br>× {factor}", row, 2)
-        _show_image(fig, adv, _opinions(saved, i, "adv", classes), row, 3)
-        fig.update_yaxes(title_text=label.replace(" (", "<br>("), row=row, col=1)
+        of_nat, of_adv = (_opinions(saved, i, kind, classes) for kind in ("nat", "adv"))
+        shown = [(nat, of_nat), (change, f"perturbation<br>× {factor}"), (adv, of_adv)]
+        rows.append((label.replace(" (", "<br>("), shown))
     words = ""
     if runs:
         words = f"Image {i + 1}, truly {_name(runs[0].data['y'][i], classes)}. Left natural, right "
         words += "adversarial: found by PGD-10 against the FE. ✕: wrong."
-    return _finish_images(fig, "One image, two paths", words, 60 + 200 * n)
+    n = max(1, len(runs))
+    return _gallery(rows, "One image, two paths", words, 60 + 200 * n, 0.24 / n)
 
 # %% ../../nbs/show/04_gallery.ipynb #71ae3eaf
 def read_examples(folder: str | Path) -> dict:
-    """The attacked images in a run folder's `examples.npz` as a dict of arrays, {} before there are
-    any."""
+    "The arrays of a run folder's `examples.npz`, images in [0, 1]; {} before there are any."
     path = Path(folder) / "examples.npz"
     if not path.is_file():
         return {}
     with np.load(path) as saved:
-        return dict(saved)
+        found = dict(saved)
+    scaled = lambda images: images / 255 if images.dtype == np.uint8 else images
+    return found | {kind: scaled(found[kind]) for kind in ("nat", "adv")}

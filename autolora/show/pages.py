@@ -15,7 +15,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.disk import write_atomic
-from ..robust.results import Report
 
 # %% ../../nbs/show/05_pages.ipynb #91fb95e1
 class Code(str):
@@ -29,7 +28,7 @@ class Details(NamedTuple):
     table: pd.DataFrame
 
 
-Block = str | list | pd.DataFrame | go.Figure | Details | Report
+Block = str | list | pd.DataFrame | go.Figure | Details
 
 # %% ../../nbs/show/05_pages.ipynb #2e6b78a8
 def to_html(block: Block) -> str:
@@ -41,36 +40,27 @@ def to_html(block: Block) -> str:
     if isinstance(block, Details):
         summary = f"<summary>{html.escape(block.summary)}</summary>"
         return f"<details>{summary}{to_html(block.table)}</details>"
-    if isinstance(block, Report):
-        return to_html(_report_table(block))
     if isinstance(block, pd.DataFrame):
         table = block.to_html(index=False, border=0, na_rep="–", justify="left")
         return f"<div class='table' tabindex='0'>{table}</div>"
     return _figure_html(block) if isinstance(block, go.Figure) else f"<p>{html.escape(block)}</p>"
 
 
-def _report_table(report):
-    "A `Report` as it prints itself, in a DataFrame."
-    header, *rows = report.table()
-    return pd.DataFrame(rows, columns=header)
-
-
 def _figure_html(figure):
-    "A plotly figure as HTML for a page with plotly.js; transparent, for light and dark pages."
+    "A plotly figure for a page with plotly.js; transparent, for light and dark pages."
     title = figure.layout.title
-    words = (title.subtitle.text or "").replace("<br>", " ")
+    words = f"Plot: {title.text} {title.subtitle.text or ''}".replace("<br>", " ")
     clear = dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), "rgba(0,0,0,0)")
     config = {"displaylogo": False, "responsive": True}
     drawn = go.Figure(figure).update_layout(clear)
     plot = drawn.to_html(full_html=False, include_plotlyjs=False, config=config)
-    label = f"Plot: {html.escape(title.text)} {html.escape(words)}"
-    return f"<figure role='group' aria-label='{label}'>{plot}</figure>"
+    return f"<figure role='group' aria-label='{html.escape(words)}'>{plot}</figure>"
 
 # %% ../../nbs/show/05_pages.ipynb #794b84fb
 _MARKUP = {ord(c): f"\\{c}" for c in "\\`*[]|"}
 
 
-def escaped(text) -> str:
+def escaped(text: object) -> str:
     "`text` on one line, with nothing in it that Markdown or HTML would take for markup."
     return " ".join(html.escape(str(text), quote=False).split()).translate(_MARKUP)
 
@@ -83,8 +73,6 @@ def to_markdown(block: Block) -> str:
         return "".join(f"- {escaped(item)}\n" for item in block)
     if isinstance(block, Details):
         return to_markdown(block.table)
-    if isinstance(block, Report):
-        return to_markdown(_report_table(block))
     if isinstance(block, pd.DataFrame):
         rows = [block.columns, ["---"] * len(block.columns), *block.itertuples(index=False)]
         return "".join(f"| {' | '.join(map(escaped, row))} |\n" for row in rows)
@@ -104,14 +92,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; text-alig
 th, td { vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
 figure { margin: 1rem 0; overflow-x: auto; } figure > div { min-width: 36rem; }
 pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-a, summary { color: var(--accent); } summary { cursor: pointer; } nav ul { columns: 2; }"""
-
-_SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const paint = () => document.querySelectorAll(".js-plotly-plot").forEach(
-  plot => Plotly.relayout(plot, {"font.color": dark.matches ? "#e8e8e8" : "#1b1b1b"}));
-dark.addEventListener("change", paint);
-addEventListener("load", paint);"""
+a, summary { color: var(--accent); } summary { cursor: pointer; } nav ul { columns: 2; }
+.js-plotly-plot text:not(.hoverlayer *) { fill: var(--text) !important; }"""
 
 _PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
@@ -120,22 +102,19 @@ script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <title>{title}: autolora report</title>
 <style>{style}</style><script>{plotly}</script></head>
 <body><main><h1>{title}</h1><nav aria-label="Contents"><ul>{links}</ul></nav>
-{body}</main><script>{script}</script></body></html>"""
+{body}</main></body></html>"""
 
 # %% ../../nbs/show/05_pages.ipynb #8efd3baf
 def html_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
     "One HTML page that needs no network: `title` and the dict name -> blocks `sections`."
     from plotly.offline import get_plotlyjs
 
-    named = list(enumerate(sections.items()))
-    links = [f"<li><a href='#s{i}'>{name}</a></li>" for i, (name, _) in named]
-    body = [
-        f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>"
-        for i, (name, blocks) in named
-    ]
+    links, body = [], []
+    for i, (name, blocks) in enumerate(sections.items()):
+        links.append(f"<li><a href='#s{i}'>{name}</a></li>")
+        body.append(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>")
     words = dict(title=html.escape(title), links="".join(links), body="\n".join(body))
-    code = dict(style=_STYLE, script=_SCRIPT, plotly=get_plotlyjs())
-    return _PAGE.format(**words, **code)
+    return _PAGE.format(**words, style=_STYLE, plotly=get_plotlyjs())
 
 
 def markdown_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
@@ -147,10 +126,9 @@ def markdown_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
 
 # %% ../../nbs/show/05_pages.ipynb #22c4fff5
 def write_page(path: Path, title: str, sections: dict[str, Iterable[Block]]) -> Path:
-    """Write a page of `sections` (a dict name -> blocks) and return its `path`, whose suffix says
-    what it becomes: `.html`, or `.md` for Markdown.
+    """Write a page of `sections` (name -> blocks): HTML or, where `path` says `.md`, Markdown.
 
-    Raises `AutoLoRaError` if it can't be written."""
+    Returns `path`. Raises `AutoLoRaError` if it can't be written."""
     text = (markdown_page if path.suffix == ".md" else html_page)(title, sections)
     write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     return path

@@ -37,9 +37,10 @@ def measurement(run) -> list[Block]:
     if not run.report:
         return [_UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))]
     report = Report.from_dict(run.report)
+    header, *rows = report.table()
     words = _MEASURED.format(report.split or "not recorded", report.threat)
     alarms = [f"Alarm: {alarm}" for alarm in report.alarms]
-    return [report, words, alarms] if alarms else [report, words]
+    return [pd.DataFrame(rows, columns=header), words] + [alarms] * bool(alarms)
 
 # %% ../../nbs/show/06_report.ipynb #774ac270
 def method_of(config: dict) -> type | None:
@@ -49,8 +50,7 @@ def method_of(config: dict) -> type | None:
 
 
 def described(config: dict) -> tuple[str, str]:
-    """The label of a run's method and its one-line description (its class's docstring); its bare
-    name where it isn't one of ours."""
+    "The label of a run's method (or else its bare name) and its docstring's first line."
     cls = method_of(config)
     if cls is None:
         return str(config.get("method", "an unknown method")), ""
@@ -74,9 +74,9 @@ def _setting(run):
     return [words.strip(), Details("All settings", table)]
 
 # %% ../../nbs/show/06_report.ipynb #32a70d2c
-_COLUMNS = {"epoch": "epoch", "lr": "learning rate", "lam1": "lam1", "lam2": "lam2"}
-_COLUMNS |= {"sa": "SA (%)", "ra": "RA (%)", "angle": "angle (degrees)"}
-_COLUMNS |= {"loss": "loss (nats)", "seconds": "seconds"}
+_UNITS = {"lr": "learning rate", "sa": "SA (%)", "ra": "RA (%)", "angle": "angle (degrees)"}
+_UNITS |= {"loss": "loss (nats)"}
+_COLUMNS = ["epoch", "lr", "lam1", "lam2", "sa", "ra", "angle", "loss", "seconds"]
 
 
 def _epochs_table(history):
@@ -84,7 +84,7 @@ def _epochs_table(history):
     numbers = history[[c for c in _COLUMNS if c in history]].apply(pd.to_numeric, errors="coerce")
     for share in {"sa", "ra"} & set(numbers):
         numbers[share] *= 100
-    return numbers.map(lambda v: "–" if pd.isna(v) else f"{v:.4g}").rename(columns=_COLUMNS)
+    return numbers.map(lambda v: "–" if pd.isna(v) else f"{v:.4g}").rename(columns=_UNITS)
 
 # %% ../../nbs/show/06_report.ipynb #fd10b279
 def _panel(run, name):
@@ -96,28 +96,27 @@ def _measured(run, column):
 
 
 def _curves(run):
-    "Blocks: accuracy and loss over training, as plots and as a table."
     if run.history.empty:
         return ["No epoch has been finished yet."]
     table = Details("The epochs as a table", _epochs_table(run.history))
     return [_panel(run, "accuracy"), _panel(run, "losses"), table]
 
 # %% ../../nbs/show/06_report.ipynb #789d5d00
+_CONFLICT = (
+    "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the "
+    "angle between the two terms that really reach the feature extractor; dotted, what it would be "
+    "if the natural term reached it too."
+)
+
+
 def _gradients(run):
-    "Blocks: the angles between the natural and the adversarial gradient, where they were recorded."
     if not _measured(run, "angle"):
         return ["The angles between the gradients were not recorded in this run."]
-    words = (
-        "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is "
-        "the angle between the two terms that really reach the feature extractor; dotted, what it "
-        "would be if the natural term reached it too."
-    )
     names = ["angles", "gradients"] + ["layers"] * _measured(run, "angle_layers")
-    return [words, *(_panel(run, name) for name in names)]
+    return [_CONFLICT, *(_panel(run, name) for name in names)]
 
 # %% ../../nbs/show/06_report.ipynb #f91c4c20
 def _learning_rate(run):
-    "Blocks: the learning rate, the loss weights, and each decision with its reason."
     if run.history.empty:
         return ["No epoch has been finished yet."]
     told = decisions(run.history).rename(columns={"epoch": "after epoch"})
@@ -131,9 +130,7 @@ def last_event(run, kind: str) -> dict:
 
 
 def _range_test(run):
-    "Blocks: where the initial learning rate came from."
-    event = last_event(run, "range_test")
-    if event:
+    if event := last_event(run, "range_test"):
         chosen = event.get("chosen") or "none"
         return [plot_range_test(event), f"Chosen: {chosen}, by the loss on training images alone."]
     lr = run.config.get("lr")
@@ -142,89 +139,66 @@ def _range_test(run):
     return [f"There was no range test; the learning rate was set: {lr}."]
 
 # %% ../../nbs/show/06_report.ipynb #f662b4ee
-def _named_examples(run):
-    """The arrays of examples.npz with classes as names: (nat, adv, y, pred_nat, pred_adv); None
-    where there are none."""
-    found = read_examples(run.path)
-    if not found:
-        return None
-    for kind in ("nat", "adv"):
-        if f"fe_{kind}" in found:
-            found[f"pred_{kind}"] = found[f"fe_{kind}"].argmax(1)
-    images = [a / 255 if a.dtype == np.uint8 else a for a in (found["nat"], found["adv"])]
-    names = run.config.get("classes") or []
-    name = lambda i: str(names[i]) if i < len(names) else str(i)
-    return *images, *(list(map(name, found[key])) for key in ("y", "pred_nat", "pred_adv"))
+_EXAMPLES = ("image", "true class", "natural image seen as", "adversarial image seen as")
 
 
 def _examples(run):
-    "Blocks: the first adversarial examples as pictures and as a table."
-    found = _named_examples(run)
-    if found is None or not len(found[0]):
+    "Blocks: the first adversarial examples as pictures and as a table, with their classes' names."
+    found = read_examples(run.path)
+    if not len(found.get("y", ())):
         return ["No examples were saved."]
-    nat, adv, y, pred_nat, pred_adv = found
+    for kind in ("nat", "adv"):
+        if f"fe_{kind}" in found:
+            found[f"pred_{kind}"] = found[f"fe_{kind}"].argmax(1)
+    names = dict(enumerate(run.config.get("classes") or []))
+    named = [[str(names.get(int(i), i)) for i in found[k]] for k in ("y", "pred_nat", "pred_adv")]
+    nat, adv = found["nat"], found["adv"]
     largest = np.abs(np.asarray(adv, float) - nat).reshape(len(nat), -1).max(axis=1)
-    table = {
-        "image": range(1, len(y) + 1),
-        "true class": y,
-        "natural image seen as": pred_nat,
-        "adversarial image seen as": pred_adv,
-        "largest change of a pixel": [f"{v:.3f}" for v in largest],
-    }
+    table = dict(zip(_EXAMPLES, [range(1, len(nat) + 1), *named], strict=True))
+    table["largest change of a pixel"] = [f"{v:.3f}" for v in largest]
     words = "The first validation images, not chosen ones, attacked with PGD-10. Pixels range from "
-    return [f"{words}0 to 1.", plot_examples(*found), pd.DataFrame(table)]
+    return [f"{words}0 to 1.", plot_examples(nat, adv, *named), pd.DataFrame(table)]
 
 # %% ../../nbs/show/06_report.ipynb #4e4bd17f
+_SLID = (
+    "The finished model is the one at s = 0. With the branch added at the scale s "
+    "(run.branch.merged(s)) it slides towards the natural path; measured on {} validation images, "
+    "PGD-10 at each s."
+)
+
+
 def _scales(run):
-    """Blocks: what the low-rank branch would do to the two accuracies if it were kept, where that
-    was measured."""
+    "Blocks: what the low-rank branch would do to the two accuracies, where that was measured."
     slid = last_event(run, "scales")
     if not slid:
         return ["Not measured: the method has no low-rank branch, or the run is unfinished."]
-    words = (
-        "The finished model is the one at s = 0. With the branch added at the scale s "
-        f"(run.branch.merged(s)) it slides towards the natural path; measured on {slid['n']} "
-        "validation images, PGD-10 at each s."
-    )
-    shares = {"SA (%)": map(pct, slid["sa"]), "RA (%)": map(pct, slid["ra"])}
     figure = plot_scales({run.config.get("method", "this run"): slid})
-    return [words, figure, pd.DataFrame({"scale s": slid["scale"]} | shares)]
+    shares = {"SA (%)": map(pct, slid["sa"]), "RA (%)": map(pct, slid["ra"])}
+    return [_SLID.format(slid["n"]), figure, pd.DataFrame({"scale s": slid["scale"]} | shares)]
 
 # %% ../../nbs/show/06_report.ipynb #638128c4
-def _images(config, kind, word):
-    n = config.get(f"n_{kind}")
-    return f"{word} ({n} images)" if n else word
-
-
 def splits(run) -> list[Block]:
     "A table of decisions and the images each rests on."
-    c = run.config
     best = best_epoch(run.history)
     kept = "which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})")
-    train = _images(c, "train", "training")
-    val = _images(c, "val", "validation")
     touched = "touched once, after training" if run.report else "not touched yet"
-    robust = f"{val}, by robust accuracy"
+    counted = lambda k, word: f"{word} ({n} images)" if (n := run.config.get(f"n_{k}")) else word
+    train = counted("train", "training")
+    robust = f"{counted('val', 'validation')}, by robust accuracy"
     halving = "when to halve the learning rate, and where to go back to"
-    found = last_event(run, "range_test")
     rows = [
-        (True, "the weights of the model", train),
-        (found, "the initial learning rate", f"{train}, by the loss"),
-        (_measured(run, "lam1"), "the loss weights", f"{train}, by standard accuracy"),
-        (_measured(run, "reason"), halving, robust),
-        (True, kept, robust),
-        (
-            True,
-            "nothing: only the final figures come from them",
-            f"{_images(c, 'test', 'test')}, {touched}",
-        ),
+        ("the weights of the model", train),
+        ("the initial learning rate", last_event(run, "range_test") and f"{train}, by the loss"),
+        ("the loss weights", _measured(run, "lam1") and f"{train}, by standard accuracy"),
+        (halving, _measured(run, "reason") and robust),
+        (kept, robust),
+        ("nothing: only the final figures come from them", f"{counted('test', 'test')}, {touched}"),
     ]
-    rows = [row for happened, *row in rows if happened]
-    return [pd.DataFrame(rows, columns=["decision", "rests on these images"])]
+    rests = [row for row in rows if row[1]]
+    return [pd.DataFrame(rests, columns=["decision", "rests on these images"])]
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
 def _words(value):
-    "A setting's value as a shell takes it."
     if isinstance(value, bool):
         return str(value).lower()
     return shlex.join(map(str, value if isinstance(value, (list, tuple)) else [value]))
@@ -246,7 +220,6 @@ _DEFAULTS |= {"attack": "full", "speed": "auto"}
 
 
 def _asked(run):
-    "The arguments of `finetune` that make this run."
     if "asked" in run.config:
         return run.config["asked"]
     given = run.config | (run.config.get("options") or {})
@@ -273,9 +246,8 @@ def reproduce(run) -> list[Block]:
 def versions(run) -> list[Block]:
     "What the run was made with."
     found = run.config.get("versions")
-    if not found:
-        return ["The versions were not recorded."]
-    return [pd.DataFrame(found.items(), columns=["package", "version"])]
+    told = found and pd.DataFrame(found.items(), columns=["package", "version"])
+    return [told if found else "The versions were not recorded."]
 
 # %% ../../nbs/show/06_report.ipynb #20eab0ab
 _REPORT = {
@@ -294,11 +266,10 @@ _REPORT = {
 
 
 def write_report(run) -> Path:
-    """Write `report.html` into the run's folder and return its path: one file that needs no
-    network, for a run in any state.
+    """Write `report.html` into the folder of `run` and return its path: one file, for no network.
 
-    `run`: a `Run` (or whatever has its `path`, `config`, `history`, `events` and `report`). Raises
-    `AutoLoRaError` if it can't be written."""
+    `run`: a `Run` in any state (or whatever has its `path`, `config`, `history`, `events` and
+    `report`). Raises `AutoLoRaError` if it can't be written."""
     title = f"{described(run.config)[0]} on {run.config.get('task', 'unnamed data')}"
     sections = {name: blocks(run) for name, blocks in _REPORT.items()}
     return write_page(run.path / "report.html", title, sections)
