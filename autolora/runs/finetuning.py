@@ -20,7 +20,6 @@ from torch import nn
 from ..core.distributed import broadcast
 from ..core.errors import AutoLoRaError
 from ..core.machine import peak_memory, process_index, world_size
-from ..core.seeds import isolated_rng
 from ..core.settings import accepts
 from ..data.task import Task
 from ..methods.base import Method
@@ -101,8 +100,7 @@ def _probe_head(run: Run, method: Method, task: Task, control: Control):
         sub.log("start", lr=lr)
     schedule = probe.schedule(lr, epochs)
     learner = Learner(probe, task, sub, schedule, epochs, config["batch_size"], [control])
-    with isolated_rng():
-        learner.fit(resume=True)
+    learner.fit(resume=True)
     run.log("head", epochs=epochs, lr=lr, best_epoch=learner.best["epoch"], **spent(sub))
 
 # %% ../../nbs/runs/03_finetuning.ipynb #b19d502a

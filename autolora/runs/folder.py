@@ -9,6 +9,7 @@ __all__ = ['flat', 'must_hold', 'Run', 'differing', 'claim', 'create_run']
 import json
 import math
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def _rebuild(run):
 
     from safetensors.torch import load_file
 
+    from autolora.core.seeds import isolated_rng
     from autolora.models.backbones import BACKBONES, load_backbone
     from autolora.models.parts import fresh_head
     from autolora.models.views import Carrier, LowRankBranch
@@ -75,13 +77,14 @@ def _rebuild(run):
             f"The run in {run.path} has no model yet: it is unfinished, continue it with "
             "resume=True (--resume)."
         )
-    if run._own_model is None:
-        model = load_backbone(name, classes, weights=None)
-    else:
-        model = fresh_head(copy.deepcopy(run._own_model), classes)
     tensors = load_file(run.path / "model.safetensors")
-    if any(name.startswith("adapter.") for name in tensors):  # a model that carries its branch
-        model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
+    with isolated_rng():  # first weights are drawn, then these are read
+        if run._own_model is None:
+            model = load_backbone(name, classes, weights=None)
+        else:
+            model = fresh_head(copy.deepcopy(run._own_model), classes)
+        if any(name.startswith("adapter.") for name in tensors):  # it carries its branch
+            model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -93,10 +96,12 @@ def _rebuild_branch(run):
         return None
     from safetensors.torch import load_file
 
+    from autolora.core.seeds import isolated_rng
     from autolora.models.views import LowRankBranch
 
     form = run.config.get("parametrisation", "lora")
-    branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
+    with isolated_rng():
+        branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
     branch.load_state_dict(load_file(path))
     return branch
 
@@ -116,7 +121,8 @@ def _summary(run):
         attack = row["attack"].replace("none", "natural")
         ends = f"{pct(row['low'])} to {pct(row['high'])}"
         lines.append(f"| {attack} | {pct(row['accuracy'])} | {ends} | {row['n']} |")
-    return "\n".join([*lines, "", f"Report: `{run.path / 'report.html'}`"])
+    alarms = [f"**Alarm:** {alarm}\n" for alarm in run.report["alarms"]]
+    return "\n".join([*lines, "", *alarms, f"Report: `{run.path / 'report.html'}`"])
 
 # %% ../../nbs/runs/00_folder.ipynb #5f267337
 def flat(settings: dict) -> dict:
@@ -273,7 +279,7 @@ def create_run(path, config: dict, resume: bool = False) -> Run:
     Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of
     other settings."""
     config = _plain(config)
-    compare = lambda found: differing(flat(found), config, ("versions", "asked"))
+    compare = lambda found: differing(flat(found), config, ("versions", "asked", "threads"))
     found = claim(path, "config.json", "run", compare, "a different run")
     run = Run(path)
     if found is None:
@@ -282,5 +288,12 @@ def create_run(path, config: dict, resume: bool = False) -> Run:
         raise AutoLoRaError(
             f"{path} already holds this run: open it with Run.open, continue it with resume=True "
             "(--resume), or choose another out folder."
+        )
+    elif found.get("threads", config.get("threads")) != config.get("threads"):
+        warnings.warn(
+            f"This run began with {found['threads']} CPU threads and goes on with "
+            f"{config['threads']}: sums are rounded in another order, so it ends elsewhere than an "
+            "uninterrupted one (set OMP_NUM_THREADS to have as many).",
+            stacklevel=2,
         )
     return run

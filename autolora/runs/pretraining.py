@@ -14,7 +14,7 @@ import torch
 
 from ..core.disk import write_atomic
 from ..core.machine import default_device, process_index
-from ..core.seeds import set_seed
+from ..core.seeds import isolated_rng
 from ..core.settings import Setting, Table, accepts
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -60,13 +60,13 @@ def pretrain(
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)
     seed = common["seed"]
-    set_seed(seed)
     task = data if isinstance(data, Task) else _source(data, common)
     epochs, batch_size = budget(len(task.train), common["epochs"], common["batch_size"])
     threat = parse_threat(common["threat"]) if common["threat"] else task.threat
-    model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
-    model = model.to(default_device(), memory_format=torch.channels_last)
-    method = cls(model, threat, seed, task, **own)
+    with isolated_rng(seed):
+        model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
+        model = model.to(default_device(), memory_format=torch.channels_last)
+        method = cls(model, threat, seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": seed}
     config |= {"num_classes": task.num_classes} | own

@@ -38,8 +38,13 @@ def measurement(run) -> list[Block]:
         return [_UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))]
     report = Report.from_dict(run.report)
     words = _MEASURED.format(report.split or "not recorded", report.threat)
-    alarms = [f"Alarm: {alarm}" for alarm in report.alarms]
-    return [report, words, alarms] if alarms else [report, words]
+    blocks = [report, words]
+    if report.alarms:
+        blocks.append([f"Alarm: {alarm}" for alarm in report.alarms])
+    if table := report.class_table(run.config.get("classes") or ()):
+        header, *rows = table
+        blocks.append(Details("Accuracy class by class", pd.DataFrame(rows, columns=header)))
+    return blocks
 
 # %% ../../nbs/show/06_report.ipynb #774ac270
 def method_of(config: dict) -> type | None:

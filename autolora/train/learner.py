@@ -22,9 +22,10 @@ from ..core.disk import write_atomic
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
 from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
+from ..core.seeds import OwnRandom
 from ..data.images import LazyImages
 from ..models.parts import eval_mode
-from ..robust.attacks import pgd
+from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
 
 # %% ../../nbs/train/02_learner.ipynb #37a4560c
@@ -74,10 +75,15 @@ def training_batches(task, batch_size: int, rng, device, pool=None):
     """One epoch of whole training batches `(x, y)`, or of this process's part of each, shuffled and
     augmented by the CPU generator `rng`, on `device`; from the training images `pool` (indices)."""
     own = torch.Generator().manual_seed(_fork(rng))
+    drawn = OwnRandom(own.initial_seed())  # by an augmentation that doesn't ask the generator
     split = task.train if pool is None else task.train.take(pool)
-    for x, y in split.batches(batch_size, generator=rng, drop_last=True, part=own_part()):
+    batches = split.batches(batch_size, generator=rng, drop_last=True, part=own_part())
+    for i, (x, y) in enumerate(batches):
         x, y = on_device(x, y, device)
-        yield (task.augment(x, own) if task.augment else x), y
+        if task.augment:
+            with drawn.around(first=i == 0):
+                x = task.augment(x, own)
+        yield x, y
 
 # %% ../../nbs/train/02_learner.ipynb #c000883a
 def _prefetched(items):
@@ -99,12 +105,13 @@ def count_correct(model, split, threat, device, batch_size: int = 256) -> tuple[
     with eval_mode(model):
         for x, y in split.take(own_part()).batches(batch_size):
             x, y = on_device(x, y, device)
-            right = model(x).argmax(1) == y
-            x, y = x[right], y[right]  # the others are lost, whatever the attack would do
-            sa += len(y)
-            if len(y):
-                x_adv = pgd(model, x, y, threat, random_start=False)
-                ra += (model(x_adv).argmax(1) == y).sum().item()
+            with own_random(model, x):
+                right = is_right(model(x), y)
+                x, y = x[right], y[right]  # the others are lost, whatever the attack would do
+                sa += len(y)
+                if len(y):
+                    x_adv = pgd(model, x, y, threat, random_start=False)
+                    ra += is_right(model(x_adv), y).sum().item()
     return tuple(int(count) for count in all_reduce([sa, ra]))
 
 # %% ../../nbs/train/02_learner.ipynb #6eef0fb8
@@ -283,7 +290,7 @@ def train_epoch(self: Learner):
     "One pass over the training images; records the mean terms, the rate and `train_sa`."
     self.method.train()
     self.method.rng.manual_seed(_fork(self.data_rng))
-    torch.manual_seed(_fork(self.data_rng))
+    drawn = OwnRandom(_fork(self.data_rng))  # by dropout and the like
     self.record.setdefault("attack_steps", 0)
     totals = Counter()
     right = seen = 0  # natural images classified correctly, of so many
@@ -293,7 +300,8 @@ def train_epoch(self: Learner):
         self.call("before_step")
         self.record.setdefault("lr", self.optimizer.param_groups[0]["lr"])
         self.record["attack_steps"] += self.method.steps
-        totals.update(self.take_step(x, y))  # a Counter adds
+        with drawn.around(first=step == 0):
+            totals.update(self.take_step(x, y))  # a Counter adds
         if self.method.nat is not None:
             right += (self.method.nat.argmax(1) == y).sum()
             seen += len(y)
