@@ -15,7 +15,7 @@ from .attacks import is_right, margin_loss
 # %% ../../nbs/robust/05_blackbox.ipynb #44a73a6d
 @torch.no_grad()
 def random_search(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tries: int = 50
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, tries: int = 30
 ) -> Tensor:
     """For each image the first of `tries` random points on the border of its ball that fools
     `model` (in eval mode), else the image itself; shapes and ranges as in `pgd`.
@@ -59,7 +59,7 @@ def _squares(shape, side, generator):
 
 
 @torch.no_grad()
-def square(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, queries=200) -> Tensor:
+def square(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, queries=100) -> Tensor:
     """Images from a random search over squares, `queries` passes of `model` (in eval mode) at most;
     shapes and ranges as in `pgd`, the same images in each call.
 
@@ -75,11 +75,12 @@ def square(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, queries=
             break
         side = _side(query, queries, x.shape)
         inside, signs = (part.to(x.device) for part in _squares(x.shape, side, generator))
-        change = threat.project(threat.step(x, inside * signs.to(x), threat.eps), x)
+        change = threat.step(x, inside * signs.to(x), threat.eps)
         tried = threat.project(torch.where(inside, change, best), x)
         logits = model(tried)
-        better = standing & ~(margin_loss(logits, y) <= loss)  # NaN is no answer: fooled
-        best[better] = tried[better]
-        loss = torch.where(better, margin_loss(logits, y), loss)
+        losses = margin_loss(logits, y)
+        better = standing & ~(losses <= loss)  # NaN is no answer: fooled
+        best = torch.where(better.view(-1, 1, 1, 1), tried, best)
+        loss = torch.where(better, losses, loss)
         standing &= is_right(logits, y) | ~better
     return best

@@ -238,7 +238,7 @@ def _row(name, standing, y, classes, seconds):
     return Row(name, int(standing.sum()), len(y), seconds, bits, by_class)
 
 # %% ../../nbs/robust/07_evaluation.ipynb #0ac5f12c
-_LOOKED_AT = 48  # images
+_LOOKED_AT = 32  # images
 
 
 @torch.no_grad()

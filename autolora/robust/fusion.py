@@ -182,6 +182,26 @@ def _agrees(copied, model, x):
     allowed = 1e-3 * theirs.abs().max() + 1e-6
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= allowed)
 
+
+def _same_gradient(copied, model, x):
+    """Whether both have the same gradient at two images of `x`, to a hundredth of its largest
+    entry: a function with a gradient of its own, as quantisation has, is traced without it."""
+
+    def gradient(net):
+        images = x[:2].detach().clone().requires_grad_()
+        logits = net(images)
+        weights = torch.arange(1.0, 1 + logits.numel(), device=x.device).sin()
+        (found,) = torch.autograd.grad((logits.flatten() * weights).sum(), images)
+        return found
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            ours, theirs = map(gradient, (copied.refresh(), model))
+    except RuntimeError:
+        return False  # no gradient at all
+    apart = (ours - theirs).abs().nan_to_num(posinf=0)
+    return bool(apart.max() <= 1e-2 * theirs.abs().nan_to_num(posinf=0).max() + 1e-9)
+
 # %% ../../nbs/robust/00_fusion.ipynb #2deca870
 def _built(model, x):
     "A copy of `model` that answers as it does on `x`, or a sentence why there is none."
@@ -190,9 +210,14 @@ def _built(model, x):
     except Exception as error:
         why = f"its forward pass can't be traced ({type(error).__name__})"
     else:
-        if made.pairs and _agrees(made, model, x):
+        if not made.pairs:
+            why = "it has no BatchNorm to fold"
+        elif not _agrees(made, model, x):
+            why = "a folded copy gave other logits"
+        elif not _same_gradient(made, model, x):
+            why = "a folded copy had another gradient"
+        else:
             return made
-        why = "a folded copy gave other logits" if made.pairs else "it has no BatchNorm to fold"
     return f"attacks run on the model itself: {why}"
 
 # %% ../../nbs/robust/00_fusion.ipynb #29f32abc

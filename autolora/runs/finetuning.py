@@ -30,7 +30,7 @@ from .folder import Run, create_run
 from .preparation import Prepared, cost, prepare
 from .settings import SETTINGS
 from ..show.card import write_card
-from ..show.report import write_report
+from ..show.report import training_alarms, write_report
 from autolora.train.callbacks import (
     Control,
     Progress,
@@ -42,6 +42,7 @@ from autolora.train.callbacks import (
 )
 from ..train.learner import Learner
 from ..train.lr_finder import find_lr
+from ..train.overfitting import OverfittingAlarm
 from ..train.savings import saving_callbacks
 
 # %% ../../nbs/runs/03_finetuning.ipynb #d8b9df5a
@@ -55,7 +56,8 @@ def report_on(run: Run, method: Method, task: Task, autoattack: int = 0):
         run.log("scales", **slide_scale(method.branch, task.val, method.threat, device))
     n = autoattack or None
     found = evaluate(method.model, task.test, method.threat, attacks, n_autoattack=n)
-    run.write_json("report.json", replace(found, split="test").to_dict())
+    alarms = (*training_alarms(run), *found.alarms)
+    run.write_json("report.json", replace(found, split="test", alarms=alarms).to_dict())
     write_report(run)
     write_card(run)
 
@@ -136,7 +138,7 @@ def _callbacks_of(found: Prepared) -> list:
     "The callbacks that the settings stand for, and the user's own."
     settings = found.settings
     chosen = [RecordAngles(found.task, settings.seed)] if settings.angles else []
-    chosen += [RecordExamples(), settings.control]
+    chosen += [OverfittingAlarm(), RecordExamples(), settings.control]
     if settings.progress and process_index() == 0:
         chosen.append(Progress())
     return chosen + saving_callbacks(settings.attack, settings.coreset) + list(settings.callbacks)

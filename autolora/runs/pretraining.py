@@ -27,6 +27,7 @@ from .folder import Run
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
 from ..train.learner import Learner
+from ..train.overfitting import OverfittingAlarm
 from ..train.schedule import OneCycle
 
 # %% ../../nbs/runs/04_pretraining.ipynb #41791480
@@ -71,7 +72,9 @@ def pretrain(
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": seed}
     config |= {"num_classes": task.num_classes} | own
     run = joined_run(out or default_out("pretrain", backbone, task.name, seed), config, resume)
-    callbacks = [Progress()] if common["progress"] and process_index() == 0 else []
+    callbacks = [OverfittingAlarm()]
+    if common["progress"] and process_index() == 0:
+        callbacks.append(Progress())
     schedule = OneCycle(_PEAK, epochs)
     learner = Learner(method, task, run, schedule, epochs, batch_size, callbacks)
     learner.fit(resume)
