@@ -73,8 +73,8 @@ class Ripple(nn.Module):
 
 
 class Valleys(nn.Module):
-    """The margin of class 0 as a function of the mean pixel m: a shallow valley above 0.5, where the
-    model is right, a deep one below, and a ridge between them. Where an attack starts decides."""
+    """The margin of class 0 as a function of the mean pixel m: a shallow valley above 0.5, where
+    the model is right, a deep one below, and a ridge between them: the start decides."""
 
     def forward(self, x):
         t = (x.flatten(1).mean(1) - 0.5) * 10

@@ -1,3 +1,4 @@
+from .alarms import masking_alarms as masking_alarms
 from .angles import GradientSimilarity as GradientSimilarity
 from .angles import gradient_similarity as gradient_similarity
 from .attacks import fgsm as fgsm
@@ -5,7 +6,6 @@ from .attacks import l2 as l2
 from .attacks import linf as linf
 from .attacks import n_fgsm as n_fgsm
 from .attacks import pgd as pgd
-from .alarms import masking_alarms as masking_alarms
 from .evaluation import evaluate as evaluate
 from .evaluation import register_attack as register_attack
 from .losses import autolora_loss as autolora_loss

@@ -123,8 +123,8 @@ def no_gradients(look: Look) -> str:
     if not share:
         return ""
     return (
-        f"{pct(share)} % of the images have NaN or infinity in their input gradient: the attack "
-        "leaves those pixels out; mend the operation that has no derivative there."
+        f"{pct(share)} % of the images have NaN or infinity in their input gradient: NaN tells the "
+        "attack nothing, so it may miss what is there; mend the operation without a derivative."
     )
 
 # %% ../../nbs/robust/06_alarms.ipynb #f4842a49
@@ -249,7 +249,7 @@ def batch_matters(look: Look) -> str:
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
-    "Whether `logits` (N, K) are what a softmax or a sigmoid gives: all in [0, 1], and not constant."
+    "Whether `logits` (N, K) are what a softmax or a sigmoid gives: in [0, 1] and not constant."
     inside = bool(((logits >= 0) & (logits <= 1)).all())
     one = bool(((logits.double().sum(1) - 1).abs() < 1e-3).all())
     varied = bool((logits.amax() - logits.amin()) > 1e-6)

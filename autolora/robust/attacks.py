@@ -190,6 +190,7 @@ def n_fgsm(
     check_images(x)
     check_labels(y, x)
     grey = torch.full_like(x, 0.5)  # around it the pixel range cuts nothing off
+    generator = generator or torch.Generator(x.device).manual_seed(0)
     with torch.enable_grad():
         start = (x + noise * (threat.start(grey, generator) - grey)).detach().requires_grad_()
         logits = model(start)

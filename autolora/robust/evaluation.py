@@ -78,7 +78,7 @@ def _device(model):
 # %% ../../nbs/robust/07_evaluation.ipynb #039ed477
 @torch.no_grad()
 def _answers(model, x, y, batch_size):
-    "What class `model` sees in each of the images `x` with labels `y`: (N,), on the CPU, -1 for none."
+    "The class that `model` sees in each of the images `x` with labels `y`: (N,), -1 for none."
     found = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         logits = model(images.to(_device(model))).cpu()
@@ -125,7 +125,7 @@ def _logger(warn):
 
 # %% ../../nbs/robust/07_evaluation.ipynb #effa34dd
 class _Guest:
-    """`torch`, or a part of it, as the modules of a guest see it: what is named in `own` is ours."""
+    "`torch`, or a part of it, as the modules of a guest see it: what is in `own` is ours."
 
     def __init__(self, whole, **own):
         self._whole = whole

@@ -17,8 +17,8 @@ from .learner import Callback, on_device
 
 # %% ../../nbs/train/06_overfitting.ipynb #28e475ca
 def overfits(ra: float, best: float, single: float) -> bool:
-    """Whether single-step training has overfitted catastrophically: robust accuracy `ra` under
-    PGD-10 is below half of its `best`, and the accuracy under a single step isn't; all in [0, 1]."""
+    """Whether single-step training has overfitted catastrophically: robust accuracy `ra`, under
+    PGD-10, is below half of its `best`, and that under a single step isn't; all in [0, 1]."""
     return best >= 0.1 and ra < best / 2 and single - ra > best / 2
 
 
