@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
+import _small_nets
 import numpy as np
 import pytest
-import small_nets
 import torch
-from faulty_models import Around, digits, faulty, honest
+from _faulty import Around, digits, faulty, honest
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -156,14 +157,24 @@ def test_a_backbone_with_nan_is_refused_before_training(tmp_path, lr):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_range_test_names_a_gradient_that_is_no_number(tmp_path):
+@pytest.mark.parametrize("lr", ["auto", 0.01])
+def test_a_gradient_that_is_no_number_is_named(tmp_path, lr):
     class Root(nn.Module):
         def forward(self, x):
-            return (x * 0).relu().sqrt() + x  # of zero: no derivative, and 0 * inf on the way back
+            return (x * 0).abs().sqrt() + x  # of zero: no derivative, and 0 * inf on the way back
 
     net = nn.Sequential(nn.Conv2d(1, 4, 3, 2), Root(), nn.Flatten(), nn.Linear(4 * 49, 10))
     with pytest.raises(AutoLoRaError, match=r"gradient of model\.0\.weight is NaN"):
-        finetune(net, "digits", "trades", limit=256, epochs=1, out=tmp_path / "run", progress=False)
+        finetune(
+            net,
+            "digits",
+            "trades",
+            limit=256,
+            epochs=1,
+            lr=lr,
+            out=tmp_path / "run",
+            progress=False,
+        )
 
 
 # --- what is no image, no label, no logit
@@ -358,15 +369,15 @@ def test_honest_nets_raise_no_alarm(name):
     assert evaluated(model, x, y, threat, n=120).alarms == ()
 
 
-@pytest.mark.skipif(not small_nets.FOUND, reason="the small robust nets are not at hand")
+@pytest.mark.skipif(not _small_nets.FOUND, reason="the small robust nets are not at hand")
 @pytest.mark.parametrize("name", ["cifar_cnn_a_adv", "mnist_small_0_3_kw", "mnist_fast_pgd"])
 def test_published_nets_raise_no_alarm(name):
     "Three of those that benchmarks/alarms.py asks all of."
-    found = small_nets.images(name, n=80)
+    found = _small_nets.images(name, n=80)
     if found is None:
         pytest.skip("the MNIST digits come with the extra autolora[mnist5k]")
-    eps = small_nets.described()[name]["eps_linf"]
-    assert evaluated(small_nets.net(name), *found, linf(eps)).alarms == ()
+    eps = _small_nets.described()[name]["eps_linf"]
+    assert evaluated(_small_nets.net(name), *found, linf(eps)).alarms == ()
 
 
 def test_alarms_are_said_and_stand_in_report_page_and_card(tmp_path):
@@ -514,7 +525,7 @@ import copy, sys
 import torch
 from torch import nn
 from torch.nn import functional as F
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_trust import KINDS, with_norm
 from autolora.core.distributed import average_buffers, convert_sync_batchnorm, own_part
 from autolora.core.machine import process_index
@@ -545,7 +556,8 @@ for kind in [*KINDS, nn.SyncBatchNorm, partial(nn.BatchNorm2d, track_running_sta
 @pytest.mark.skipif(not importlib.util.find_spec("accelerate"), reason="needs autolora[parallel]")
 def test_what_a_batchnorm_adds_survives_several_processes(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(SYNCED.format(tests=str(__import__("pathlib").Path(__file__).parent)))
+    here = Path(__file__).parent
+    program.write_text(SYNCED.format(folders=[str(here), str(here.parent / "benchmarks")]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run([*launch, program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -607,7 +619,8 @@ def test_a_training_and_the_cell_beside_it_do_not_meet(tmp_path):
     assert all(torch.equal(alone[key], beside[key]) for key in alone)
     before = torch.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()
-    Run(tmp_path / "alone", net).model  # noqa: B018
+    opened = Run(tmp_path / "alone", net).model
+    assert not opened.training
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpy_before).all()
 

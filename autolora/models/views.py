@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import AutoLoRaError
 from .parametrisations import PARAMETRISATIONS, check_start
-from .parts import eval_mode, split_parameters
+from .parts import split_parameters
 
 # %% ../../nbs/models/04_views.ipynb #e25732cf
 def _owner(model, name):

@@ -20,7 +20,13 @@ from ..core.distributed import all_reduce
 from ..core.errors import AutoLoRaError
 from ..core.machine import out_of_memory
 from ..core.seeds import OwnRandom
-from .learner import set_lr, steps_per_epoch, train_step, training_batches
+from autolora.train.learner import (
+    check_first_step,
+    set_lr,
+    steps_per_epoch,
+    train_step,
+    training_batches,
+)
 
 # %% ../../nbs/train/05_lr_finder.ipynb #27fe648a
 @contextlib.contextmanager
@@ -123,24 +129,6 @@ def _adversarial_loss(method, optimizer, x, y):
     return loss / n
 
 
-def _check_finite(method, losses):
-    "Refuse what no learning rate mends: a first loss, or its gradient, that is no finite number."
-    if len(losses) > 1:
-        return
-    if not math.isfinite(losses[0]):
-        raise AutoLoRaError(
-            "The adversarial loss of the first step is NaN or infinite, before any learning: check "
-            "the backbone's weights and what it computes."
-        )
-    for name, module in method.modules().items():
-        for own, parameter in module.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                raise AutoLoRaError(
-                    f"The gradient of {name}.{own} is NaN or infinite in the first step: some "
-                    "operation of the backbone has no derivative there (a root of zero?), mend it."
-                )
-
-
 def find_lr(method, task, epochs: int, batch_size: int, seed=0, low=1e-3, high=1.0) -> LRFinder:
     """The initial learning rate of `method` on `task`, found between `low` and `high` in 12 to 200
     steps, 3 to 5 % of a run of `epochs`; leaves no trace. Raises `AutoLoRaError` where the first
@@ -159,7 +147,8 @@ def find_lr(method, task, epochs: int, batch_size: int, seed=0, low=1e-3, high=1
             set_lr(optimizer, rate)
             with drawn.around(first=not losses):
                 losses.append(_adversarial_loss(method, optimizer, *next(batches)))
-            _check_finite(method, losses)
+            if len(losses) == 1:
+                check_first_step(method, losses[0])
             means = _smoothed(losses)
             if not means[-1] <= 1.3 * min(means):
                 break

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 FOUND = (DATA / "robust_small_nets.npz").exists() and (DATA / "cifar10_jpeg.npz").exists()
 
 
