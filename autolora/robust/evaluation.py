@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 
@@ -22,7 +23,6 @@ from torch import nn
 from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
-from ..core.seeds import isolated_rng
 from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split, as_images, as_labels, check_scale
 from ..models.parts import eval_mode
@@ -124,31 +124,46 @@ def _logger(warn):
     return logger
 
 # %% ../../nbs/robust/07_evaluation.ipynb #effa34dd
-class _Guest:
-    "`torch`, or a part of it, as the modules of a guest see it: what is in `own` is ours."
+_STREAM = ContextVar(
+    "stream", default=None
+)  # what a guest finds in `torch` in this thread, by name
 
-    def __init__(self, whole, **own):
+
+class _Replaced:
+    "The module `whole` with some things in it replaced by `own()`, by name."
+
+    def __init__(self, whole, own):
         self._whole = whole
-        vars(self).update(own)
+        self._own = own
 
     def __getattr__(self, name):
-        return getattr(self._whole, name)
+        own = self._own() or {}
+        return own[name] if name in own else getattr(self._whole, name)
+
+
+_GUEST_TORCH = _Replaced(torch, _STREAM.get)
 
 
 @contextlib.contextmanager
-def _seeding(guest, own):
-    "Inside, the modules of `guest` that seed torch's global generators seed the stream `own`."
-    random = _Guest(torch.random, manual_seed=own.seed)
-    cuda = _Guest(torch.cuda, random=_Guest(torch.cuda.random, manual_seed=lambda seed: None))
-    ours = _Guest(torch, random=random, cuda=cuda, manual_seed=own.seed)
-    modules = [guest.autopgd_base, guest.fab_base, guest.square]
-    for module in modules:
-        module.torch = ours
+def _drawing(guest, generator):
+    "Inside, in this thread, what the modules of `guest` seed and draw is the CPU `generator`'s."
+    seeded = _Replaced(torch.random, lambda: {"manual_seed": generator.manual_seed})
+    unseeded = _Replaced(torch.cuda.random, lambda: {"manual_seed": lambda seed: None})
+    token = _STREAM.set(
+        {
+            "random": seeded,
+            "cuda": _Replaced(torch.cuda, lambda: {"random": unseeded}),
+            "rand": partial(torch.rand, generator=generator),
+            "randn": partial(torch.randn, generator=generator),
+            "randn_like": lambda x: torch.randn(x.shape, generator=generator).to(x),
+        }
+    )
+    for module in (guest.autopgd_base, guest.fab_base, guest.square):
+        module.torch = _GUEST_TORCH
     try:
         yield
     finally:
-        for module in modules:
-            module.torch = torch
+        _STREAM.reset(token)
 
 
 def _autoattack(model, x, y, threat, batch_size=1000, warn=warnings.warn):
@@ -159,8 +174,7 @@ def _autoattack(model, x, y, threat, batch_size=1000, warn=warnings.warn):
     x = x.contiguous()
     with contextlib.ExitStack() as afterwards, torch.inference_mode(False), torch.enable_grad():
         afterwards.callback(sys.settrace, sys.gettrace())
-        own = afterwards.enter_context(isolated_rng(0))
-        afterwards.enter_context(_seeding(guest, own))
+        afterwards.enter_context(_drawing(guest, torch.Generator()))
         net = afterwards.enter_context(fused_copy(model, x))
         rows = lambda images: net(images.flatten(1).view_as(images))
         norm = threat.norm.capitalize()

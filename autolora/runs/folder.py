@@ -121,7 +121,7 @@ def _summary(run):
         attack = row["attack"].replace("none", "natural")
         ends = f"{pct(row['low'])} to {pct(row['high'])}"
         lines.append(f"| {attack} | {pct(row['accuracy'])} | {ends} | {row['n']} |")
-    alarms = [f"**Alarm:** {alarm}\n" for alarm in run.report["alarms"]]
+    alarms = [f"**Alarm:** {alarm}\n" for alarm in run.report.get("alarms", ())]
     return "\n".join([*lines, "", *alarms, f"Report: `{run.path / 'report.html'}`"])
 
 # %% ../../nbs/runs/00_folder.ipynb #5f267337
