@@ -9,7 +9,6 @@ __all__ = ['Callback', 'steps_per_epoch', 'on_device', 'training_batches', 'coun
 # %% ../../nbs/train/02_learner.ipynb #7435e1dc
 import contextlib
 import copy
-import math
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +151,7 @@ def _check_terms(method, terms):
 def check_first_step(method, loss: float):
     """Refuse what no learning rate mends: a `loss` of the first step of all, or its gradients (as
     the step left them), that aren't finite numbers. Raises `AutoLoRaError`."""
-    if not math.isfinite(loss):
+    if not torch.tensor(loss).isfinite():
         raise AutoLoRaError(
             "The loss of the very first step is NaN or infinite, before anything is learned: check "
             "the backbone's weights and what it computes."
