@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import torch
 
 from .core.errors import AutoLoRaError
+from .core.seeds import isolated_rng
 from .core.settings import Table
 from .data.loading import load_task
 from .methods.base import Method
@@ -199,9 +200,9 @@ def _same(a, b) -> bool:
 
 def _steps(method, optimizer, x, y, n) -> dict:
     "The weights of `method` after `n` steps."
-    torch.manual_seed(0)
-    for _ in range(n):
-        train_step(method, optimizer, x, y)
+    with isolated_rng(0):
+        for _ in range(n):
+            train_step(method, optimizer, x, y)
     return take_weights(method)
 
 
@@ -241,19 +242,21 @@ def check_method(cls: type[Method], model=None, task=None, threat=None, **settin
     `AutoLoRaError` with a sentence for the first breach."""
     task = task or load_task("digits", limit=220)
     small = "robust_mini_gray" if task.shape[0] == 1 else "robust_mini_rgb"
-    model = model or load_backbone(small, task.num_classes)
+    with isolated_rng(0):
+        model = model or load_backbone(small, task.num_classes)
     device = next(model.parameters()).device
     x, y = (tensor.to(device) for tensor in next(task.train.batches(12)))
 
     def make(**changed):
-        torch.manual_seed(0)
         own = copy.deepcopy(model)
-        method = cls(own, threat or task.threat, task=task, **settings | changed)
+        with isolated_rng(0):
+            method = cls(own, threat or task.threat, task=task, **settings | changed)
         method.train()
         return method
 
     checks = (_check_terms, _check_logits, _check_routes, _check_trained, _check_state)
     promises = (promise for check in checks for promise in check(make, x, y))
-    for holds, sentence in chain(_check_class(cls), promises):
-        if not holds:
-            raise AutoLoRaError(f"{getattr(cls, '__name__', cls)}: {sentence}.")
+    with isolated_rng(0):
+        for holds, sentence in chain(_check_class(cls), promises):
+            if not holds:
+                raise AutoLoRaError(f"{getattr(cls, '__name__', cls)}: {sentence}.")

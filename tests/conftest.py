@@ -1,10 +1,12 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # models and measurements that tests need too
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from .paired import holm as holm
 from .paired import pairs as pairs
 from .paired import t_interval as t_interval
 from .seeds import isolated_rng as isolated_rng
-from .seeds import set_seed as set_seed
 from .settings import Setting as Setting
 from .settings import Table as Table
 from .threat import L2 as L2

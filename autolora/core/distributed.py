@@ -16,6 +16,8 @@ from datetime import timedelta
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .errors import AutoLoRaError
 from .machine import process_index, world_size
@@ -152,8 +154,13 @@ class _AllReduce(torch.autograd.Function):
         return all_reduce(grad)
 
 
-def _normalise(bn, x):
-    "`x` through BatchNorm `bn` in training mode, with the statistics of all processes' batches."
+def _batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    "`F.batch_norm`, in training with the statistics of all processes' batches."
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    x = input
     channels = x.shape[1]
     dims = [0, *range(2, x.dim())]
     column = lambda values: values.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
@@ -162,30 +169,48 @@ def _normalise(bn, x):
     sums, squares, n = _AllReduce.apply(own).split([channels, channels, 1])
     mean = sums / n
     var = squares / n - mean.square()
-    with torch.no_grad():
-        bn.num_batches_tracked.add_(1)
-        keep = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
-        bn.running_mean.lerp_(mean.to(x.dtype), float(keep))
-        bn.running_var.lerp_((var * n / (n - 1)).to(x.dtype), float(keep))
-    scale = (var + bn.eps).rsqrt().to(x.dtype) * (1 if bn.weight is None else bn.weight)
+    if running_mean is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), float(momentum))
+            running_var.lerp_((var * n / (n - 1)).to(running_var.dtype), float(momentum))
+    scale = (var + eps).rsqrt().to(x.dtype) * (1 if weight is None else weight)
     scaled = (x - column(mean)) * column(scale)
-    return scaled if bn.bias is None else scaled + column(bn.bias)
+    return scaled if bias is None else scaled + column(bias)
+
+
+def _batch_norm_operator(
+    input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled
+):
+    "`torch.batch_norm`, likewise."
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+# %% ../../nbs/core/06_distributed.ipynb #f7681275
+_EXCHANGED = {F.batch_norm: _batch_norm, torch.batch_norm: _batch_norm_operator}
+
+
+class _WholeBatch(TorchFunctionMode):
+    "Inside, batch normalisation by a batch's statistics takes those of all processes' batches."
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return _EXCHANGED.get(func, func)(*args, **kwargs or {})
 
 
 @functools.cache
 def _sync_batchnorm_class(plain):
-    "The BatchNorm class `plain` with `_normalise` for its training mode."
+    "The BatchNorm class `plain`, of all processes' batches in its training mode."
+    own = nn.modules.batchnorm._BatchNorm if issubclass(plain, nn.SyncBatchNorm) else plain
 
     def forward(self, x):
-        return _normalise(self, x) if self.training else plain.forward(self, x)
+        with _WholeBatch() if self.training else contextlib.nullcontext():
+            return own.forward(self, x)
 
-    return type(f"Synced{plain.__name__}", (plain,), {"forward": forward})
+    return type(f"Synced{plain.__name__}", (plain,), {"forward": forward, "plain": plain})
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Make every BatchNorm of `model` (in place) use the whole batch's statistics, over all
-    processes; returns `model`."""
+    processes; returns `model`. What a subclass adds to BatchNorm, it keeps."""
     for module in model.modules() if world_size() > 1 else ():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.__class__ = _sync_batchnorm_class(type(module))
     return model

@@ -17,12 +17,21 @@ import torch
 from PIL import Image
 
 from ..core.errors import AutoLoRaError
-from .images import LazyImages, PackedImages, Split, as_images, as_labels, fit
+from autolora.data.images import (
+    LazyImages,
+    PackedImages,
+    Split,
+    as_images,
+    as_labels,
+    check_scale,
+    fit,
+)
 
 # %% ../../nbs/data/01_files.ipynb #abc5b7e6
 def from_arrays(x, y, size: int | None = None, what: str = "training") -> Split:
     "A `Split` of arrays or tensors: images, as `as_images` takes them, and labels."
     source = fit(as_images(x), size)
+    check_scale(source)
     return Split(source, as_labels(y, len(source), what))
 
 # %% ../../nbs/data/01_files.ipynb #b2745340

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import AutoLoRaError
 from .parametrisations import PARAMETRISATIONS, check_start
-from .parts import eval_mode, split_parameters
+from .parts import split_parameters
 
 # %% ../../nbs/models/04_views.ipynb #e25732cf
 def _owner(model, name):
@@ -254,7 +254,9 @@ class SplitBN(View):
         self.norms = nn.ModuleDict()
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
-                self.norms[name.replace(".", "/")] = copy.deepcopy(module)
+                own = copy.deepcopy(module)
+                own._modules.clear()  # an activation in it is the model's, live
+                self.norms[name.replace(".", "/")] = own
         if not self.norms:
             raise AutoLoRaError(
                 "This method keeps two sets of BatchNorm statistics, and the model has no "
@@ -273,6 +275,12 @@ class FrozenBN(SplitBN):
     Source: Liu et al. 2023 (TWINS)."""
 
     def forward(self, x):
-        own = (self.model.get_submodule(key.replace("/", ".")) for key in self.norms)
-        with eval_mode(nn.ModuleList(own)):
+        norms = [self.model.get_submodule(key.replace("/", ".")) for key in self.norms]
+        modes = [norm.training for norm in norms]
+        for norm in norms:
+            norm.training = False  # its own mode only: a dropout in it stays as it is
+        try:
             return super().forward(x)
+        finally:
+            for norm, mode in zip(norms, modes, strict=True):
+                norm.training = mode

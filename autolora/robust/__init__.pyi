@@ -1,3 +1,4 @@
+from .alarms import masking_alarms as masking_alarms
 from .angles import GradientSimilarity as GradientSimilarity
 from .angles import gradient_similarity as gradient_similarity
 from .attacks import fgsm as fgsm

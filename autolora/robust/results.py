@@ -18,13 +18,15 @@ class Row:
     measured in `seconds`.
 
     `hits`: which ones, a hexadecimal number whose bit i is image i of the order that `evaluate`
-    always takes; "" where not recorded."""
+    always takes; "" where not recorded. `classes`: the same counts for each class, `(correct, n)`
+    by its label; () where not recorded."""
 
     attack: str
     correct: int
     n: int
     seconds: float = 0.0
     hits: str = ""
+    classes: tuple[tuple[int, int], ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -33,6 +35,12 @@ class Row:
     @property
     def interval(self) -> tuple[float, float]:
         return wilson(self.correct, self.n)
+
+    @property
+    def balanced(self) -> float | None:
+        "The mean of the accuracies of the classes that have images; None where not recorded."
+        shares = [correct / n for correct, n in self.classes if n]
+        return sum(shares) / len(shares) if shares else None
 
     def __str__(self):
         return f"{pct(self.accuracy)} [{', '.join(map(pct, self.interval))}]"
@@ -74,10 +82,11 @@ class Report:
 
     def to_dict(self) -> dict:
         "The report as JSON takes it, with the accuracies and their intervals."
-        rows = [
-            vars(row) | {"accuracy": row.accuracy, "low": row.interval[0], "high": row.interval[1]}
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            low, high = row.interval
+            found = {"accuracy": row.accuracy, "balanced": row.balanced, "low": low, "high": high}
+            rows.append(vars(row) | found)
         named = {"evaluations": rows, "threat": self.threat, "split": self.split}
         return named | {"n": self.n, "alarms": list(self.alarms)}
 
@@ -85,22 +94,46 @@ class Report:
     def from_dict(cls, report):
         "The report that `to_dict` wrote."
         names = [field.name for field in fields(Row)]
-        rows = [Row(**{k: row[k] for k in names if k in row}) for row in report["evaluations"]]
+        rows = []
+        for written in report["evaluations"]:
+            known = {name: written[name] for name in names if name in written}
+            known["classes"] = tuple(map(tuple, known.get("classes", ())))
+            rows.append(Row(**known))
         return cls(tuple(rows), report["threat"], report["split"], tuple(report["alarms"]))
 
     def table(self) -> list[list[str]]:
         "A list of rows of strings with the header first."
-        header = ["attack", "accuracy % [95 %]", "correct / n", "time"]
-        cells = lambda r: [label(r.attack), str(r), f"{r.correct} / {r.n}", duration(r.seconds)]
+        header = ["attack", "accuracy % [95 %]", "balanced %", "correct / n", "time"]
+
+        def cells(row):
+            count = f"{row.correct} / {row.n}"
+            return [label(row.attack), str(row), pct(row.balanced), count, duration(row.seconds)]
+
         return [header, *map(cells, self.rows)]
+
+    def class_table(self, names=()) -> list[list[str]]:
+        """A list of rows of strings, the header first: for each class how many images, and its
+        accuracy in percent under each attack. `names`: of the classes, else their labels. Empty
+        where not recorded."""
+        counted = [row for row in self.rows if row.classes]
+        if not counted:
+            return []
+        table = [["class", "n", *(f"{label(row.attack)} %" for row in counted)]]
+        for k, counts in enumerate(zip(*(row.classes for row in counted), strict=True)):
+            shares = [pct(correct / n) if n else pct(None) for correct, n in counts]
+            name = str(names[k]) if k < len(names) else str(k)
+            table.append([name, str(max(n for _, n in counts)), *shares])
+        return table
 
     def __str__(self):
         title = f"Accuracy{f' on {self.split}' if self.split else ''}, threat {self.threat}"
         return "\n".join([title, _aligned(self.table()), *(f"! {alarm}" for alarm in self.alarms)])
 
     def _repr_markdown_(self):
-        header, *body = ["| " + " | ".join(row) + " |" for row in self.table()]
-        lines = [f"Threat {self.threat} {self.split}".strip(), "", header, "|---" * 4 + "|", *body]
+        table = self.table()
+        header, *body = ["| " + " | ".join(row) + " |" for row in table]
+        rule = "|---" * len(table[0]) + "|"
+        lines = [f"Threat {self.threat} {self.split}".strip(), "", header, rule, *body]
         return "\n".join(lines + [f"\n**Alarm:** {alarm}" for alarm in self.alarms])
 
 # %% ../../nbs/robust/04_results.ipynb #ba20d220

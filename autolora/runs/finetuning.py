@@ -21,7 +21,6 @@ from torch import nn
 from ..core.distributed import broadcast
 from ..core.errors import AutoLoRaError
 from ..core.machine import peak_memory, process_index, world_size
-from ..core.seeds import isolated_rng
 from ..core.settings import accepts
 from ..data.task import Task
 from ..methods.base import Method
@@ -32,11 +31,12 @@ from .folder import Run, create_run
 from .preparation import cost, prepare
 from .settings import SETTINGS
 from ..show.card import write_card
-from ..show.report import write_report
+from ..show.report import training_alarms, write_report
 from ..train import callbacks
 from ..train.delivery import DELIVERIES
 from ..train.learner import Learner
 from ..train.lr_finder import find_lr
+from ..train.overfitting import OverfittingAlarm
 from ..train.savings import saving_callbacks
 
 # %% ../../nbs/runs/03_finetuning.ipynb #d8b9df5a
@@ -50,7 +50,8 @@ def report_on(run: Run, method: Method, task: Task, autoattack: int = 0):
         run.log("scales", **callbacks.slide_scale(method.branch, task.val, method.threat, device))
     n = autoattack or None
     found = evaluate(method.model, task.test, method.threat, attacks, n_autoattack=n)
-    run.write_json("report.json", replace(found, split="test").to_dict())
+    alarms = (*training_alarms(run), *found.alarms)
+    run.write_json("report.json", replace(found, split="test", alarms=alarms).to_dict())
     write_report(run)
     write_card(run)
 
@@ -143,8 +144,7 @@ def _probe_head(run, method, task, control):
     lr = _tested_lr(sub, probe, task)
     if not sub.last("start"):
         sub.log("start", lr=lr)
-    with isolated_rng():
-        fit(sub, probe, task, probe.schedule(lr, epochs), [control], resume=True)
+    fit(sub, probe, task, probe.schedule(lr, epochs), [control], resume=True)
     best = sub.last("end")["best_epoch"]
     run.log("head", epochs=epochs, lr=lr, best_epoch=best, **spent(sub))
 
@@ -177,7 +177,7 @@ def _callbacks_of(found):
     "The callbacks that the settings stand for, and the user's own."
     settings = found.settings
     chosen = [callbacks.RecordAngles(found.task, settings.seed)] if settings.angles else []
-    chosen += [callbacks.RecordExamples(), settings.control]
+    chosen += [OverfittingAlarm(), callbacks.RecordExamples(), settings.control]
     if settings.progress and process_index() == 0:
         chosen.append(callbacks.Progress())
     return chosen + saving_callbacks(settings.attack, settings.coreset) + list(settings.callbacks)

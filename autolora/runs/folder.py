@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -193,6 +194,7 @@ def _model(run):
 
     from safetensors.torch import load_file
 
+    from autolora.core.seeds import isolated_rng
     from autolora.models.backbones import BACKBONES, load_backbone
     from autolora.models.parts import fresh_head
     from autolora.models.views import Carrier, LowRankBranch
@@ -208,13 +210,14 @@ def _model(run):
             f"The run in {run.path} has no model yet: it is unfinished, continue it with "
             "resume=True (--resume)."
         )
-    if run._own_model is None:
-        model = load_backbone(name, classes, weights=None)
-    else:
-        model = fresh_head(copy.deepcopy(run._own_model), classes)
     tensors = load_file(run.path / "model.safetensors")
-    if any(name.startswith("adapter.") for name in tensors):  # a model that carries its branch
-        model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
+    with isolated_rng():  # first weights are drawn, then these are read
+        if run._own_model is None:
+            model = load_backbone(name, classes, weights=None)
+        else:
+            model = fresh_head(copy.deepcopy(run._own_model), classes)
+        if any(name.startswith("adapter.") for name in tensors):  # it carries its branch
+            model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -227,10 +230,12 @@ def _branch(run):
         return None
     from safetensors.torch import load_file
 
+    from autolora.core.seeds import isolated_rng
     from autolora.models.views import LowRankBranch
 
     form = run.config.get("parametrisation", "lora")
-    branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
+    with isolated_rng():
+        branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
     branch.load_state_dict(load_file(path))
     return branch
 
@@ -260,7 +265,7 @@ class Run(Folder):
     file = "config.json"
     call = "finetune"
     other = "a different run"
-    ignored = ("versions", "asked")
+    ignored = ("versions", "asked", "threads")
     model = cached_property(_model)
     branch = cached_property(_branch)
     _repr_markdown_ = _summary
@@ -302,9 +307,19 @@ def create_run(path: str | Path, config: dict, resume: bool = False) -> Run:
     other settings."""
     there = (Path(path) / Run.file).is_file()
     run = Run.create(path, config)
-    if there and not resume:
+    if not there:
+        return run
+    if not resume:
         raise AutoLoRaError(
             f"{path} already holds this run: open it with Run.open, continue it with resume=True "
             "(--resume), or choose another out folder."
+        )
+    began, now = run.config.get("threads"), config.get("threads")
+    if None not in (began, now) and began != now:
+        warnings.warn(
+            f"This run began with {began} CPU threads and goes on with {now}: sums are rounded in "
+            "another order, so it ends elsewhere than an uninterrupted one (set OMP_NUM_THREADS to "
+            "have as many).",
+            stacklevel=2,
         )
     return run

@@ -46,8 +46,7 @@ class Trainer:
     `jobs`: those of the last start, in order; `control`: the `Control` of the one at work.
 
     `at_work`: a lock held meanwhile. Who wants to build or try a model in this process, in yet
-    another thread, takes it first: a run's random start comes from torch's global generator, and
-    two threads that draw from it can't be repeated."""
+    another thread, takes it first: two at once would only be in each other's way."""
 
     def __init__(self):
         self.jobs = []

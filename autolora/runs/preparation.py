@@ -17,7 +17,7 @@ from torch import nn
 from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, peak_memory, versions, world_size
-from ..core.seeds import set_seed
+from ..core.seeds import isolated_rng
 from ..core.threat import parse_threat
 from ..data.loading import load_task
 from ..data.task import Task
@@ -25,6 +25,7 @@ from ..methods.base import Method
 from ..methods.registry import make_method
 from ..models.backbones import BACKBONES, load_backbone
 from ..models.parts import eval_mode, fresh_head
+from ..robust.alarms import looks_like_probabilities
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
 from ..train.lr_finder import seconds_per_step
@@ -54,6 +55,7 @@ def _prepare_model(backbone: str | nn.Module, task: Task, weights=None) -> tuple
             f"The backbone {name} gives an output of shape {shape} for two images, not (2, "
             f"{task.num_classes}): its last linear layer must give the logits."
         )
+    _check_outputs(name, model, task)
     return name, model
 
 
@@ -69,6 +71,28 @@ def _tried(name, model, task):
             f"({str(error).splitlines()[0]}): choose another backbone or load the task with "
             "another size=."
         ) from error
+
+# %% ../../nbs/runs/02_preparation.ipynb #11ff29d2
+@torch.no_grad()
+def _check_outputs(name, model, task):
+    "Refuse a model that gives no logits for the first images, but NaN or probabilities."
+    x = task.train.images(torch.arange(min(16, len(task.train)))).to(default_device())
+    with eval_mode(model):
+        logits = model(x)
+    if not logits.isfinite().all():
+        tensors = model.state_dict().items()
+        broken = [key for key, tensor in tensors if not tensor.isfinite().all()]
+        cause = "look for the operation that overflows"
+        if broken:
+            cause = f"there are such numbers in its {broken[0]}, check its weights"
+        raise AutoLoRaError(
+            f"The backbone {name} gives NaN or infinite logits for the first images: {cause}."
+        )
+    if looks_like_probabilities(logits):
+        raise AutoLoRaError(
+            f"The backbone {name} gives probabilities, all in [0, 1]: hand it over without the "
+            "softmax or sigmoid at its end, the losses take logits."
+        )
 
 # %% ../../nbs/runs/02_preparation.ipynb #a8a42d68
 @dataclass(frozen=True)
@@ -92,8 +116,9 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     threat = parse_threat(common.threat) if common.threat else None
     task = load_task(data, common.root, common.limit, common.size, augment=common.augment)
     threat = threat or task.threat
-    set_seed(common.seed)
-    name, model = _prepare_model(backbone, task, common.weights)
+    with isolated_rng(common.seed):
+        name, model = _prepare_model(backbone, task, common.weights)
+        made = make_method(cls, model, threat, common.seed, task, **own)
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     if batch_size / world_size() < 16 if common.sync_bn is None else common.sync_bn:
         convert_sync_batchnorm(model)
@@ -104,7 +129,8 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
     config |= _facts(task) | {"versions": versions(), "asked": _asked(cls, common, own)}
-    return Prepared(config, task, make_method(cls, model, threat, common.seed, task, **own), common)
+    config["threads"] = torch.get_num_threads()
+    return Prepared(config, task, made, common)
 
 
 def _plain(settings):

@@ -15,7 +15,7 @@ import torch
 
 from ..core.disk import write_atomic
 from ..core.machine import default_device, process_index
-from ..core.seeds import set_seed
+from ..core.seeds import isolated_rng
 from ..core.settings import Setting, Table, accepts
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -26,6 +26,7 @@ from .finetuning import default_out, fit, joined_run, report_on
 from .folder import Folder, Run
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
+from ..train.overfitting import OverfittingAlarm
 from ..train.schedule import OneCycle
 
 # %% ../../nbs/runs/04_pretraining.ipynb #41791480
@@ -59,19 +60,21 @@ def pretrain(
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)
     common = SimpleNamespace(**common)
-    set_seed(common.seed)
     task = load_task(data, common.root, common.limit, common.size, augment=common.augment)
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     threat = parse_threat(common.threat) if common.threat else task.threat
-    model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
-    model = model.to(default_device(), memory_format=torch.channels_last)
-    method = cls(model, threat, common.seed, task, **own)
+    with isolated_rng(common.seed):
+        model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
+        model = model.to(default_device(), memory_format=torch.channels_last)
+        method = cls(model, threat, common.seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
     config |= {"num_classes": task.num_classes} | own
     folder = out or default_out("pretrain", backbone, task.name, common.seed)
     run = joined_run(folder, config, resume)
-    callbacks = [Progress()] if common.progress and process_index() == 0 else []
+    callbacks = [OverfittingAlarm()]
+    if common.progress and process_index() == 0:
+        callbacks.append(Progress())
     fit(run, method, task, OneCycle(_PEAK, epochs), callbacks, resume)
     report_on(run, method, task)
     return run

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core.seeds import active_random
+
 # %% ../../nbs/train/00_checkpointing.ipynb #d6011f2b
 def _blocks(model):
     """The modules of `model` whose inputs are kept: those in an `nn.Sequential` or `nn.ModuleList`
@@ -34,15 +36,21 @@ def _standing(block):
 
 
 @contextlib.contextmanager
-def _again(standing):
-    "Inside, modules compute as noted, with copies of their buffers: the statistics have moved."
+def _again(standing, drawn, states):
+    """Inside, modules compute as noted, with copies of their buffers: the statistics have moved.
+    The `OwnRandom` `drawn`, if any, draws from `states` on."""
     now = {module: {key: vars(module)[key] for key in then} for module, then in standing.items()}
     for module, then in standing.items():
         buffers = {name: b if b is None else b.clone() for name, b in then["_buffers"].items()}
         vars(module).update(then, _buffers=buffers)
+    if drawn:
+        states_now = drawn.states()
+        drawn.put(states)
     try:
         yield
     finally:
+        if drawn:
+            drawn.put(states_now)
         for module, own in now.items():
             vars(module).update(own)
 
@@ -50,9 +58,11 @@ def _again(standing):
 def _forward(block, forward, *args, **kwargs):
     if not (block.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
-    standing = _standing(block)
-    contexts = lambda: (contextlib.nullcontext(), _again(standing))
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    drawn = active_random()
+    again = _again(_standing(block), drawn, drawn and drawn.states())
+    options = dict(use_reentrant=False, preserve_rng_state=drawn is None)
+    contexts = lambda: (contextlib.nullcontext(), again)
+    return checkpoint(forward, *args, context_fn=contexts, **options, **kwargs)
 
 # %% ../../nbs/train/00_checkpointing.ipynb #c9757c61
 @contextlib.contextmanager

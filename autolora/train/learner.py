@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Callback', 'steps_per_epoch', 'on_device', 'training_batches', 'which_correct', 'count_correct', 'train_step',
-           'save_checkpoint', 'load_checkpoint', 'Learner', 'set_lr']
+           'check_first_step', 'save_checkpoint', 'load_checkpoint', 'Learner', 'set_lr']
 
 # %% ../../nbs/train/03_learner.ipynb #7435e1dc
 import contextlib
@@ -21,9 +21,10 @@ from ..core.disk import write_atomic
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
 from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
+from ..core.seeds import OwnRandom
 from ..data.images import LazyImages
 from ..models.parts import eval_mode
-from ..robust.attacks import pgd
+from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
 from .delivery import BestEpoch, put_weights
 
@@ -77,10 +78,15 @@ def training_batches(task, batch_size: int, rng, device, pool=None):
     """One epoch of whole training batches `(x, y)`, or of this process's part of each, shuffled and
     augmented by the CPU generator `rng`, on `device`; from the training images `pool` (indices)."""
     own = torch.Generator().manual_seed(_fork(rng))
+    drawn = OwnRandom(own.initial_seed())  # by an augmentation that doesn't ask the generator
     split = task.train if pool is None else task.train.take(pool)
-    for x, y in split.batches(batch_size, generator=rng, drop_last=True, part=own_part()):
+    batches = split.batches(batch_size, generator=rng, drop_last=True, part=own_part())
+    for i, (x, y) in enumerate(batches):
         x, y = on_device(x, y, device)
-        yield (task.augment(x, own) if task.augment else x), y
+        if task.augment:
+            with drawn.around(first=i == 0):
+                x = task.augment(x, own)
+        yield x, y
 
 # %% ../../nbs/train/03_learner.ipynb #c000883a
 def _prefetched(items):
@@ -107,14 +113,15 @@ def which_correct(
     with eval_mode(model):
         for x, y in split.take(part).batches(batch_size):
             x, y = on_device(x, y, device)
-            right = model(x).argmax(1) == y
-            where = start + right.nonzero()[:, 0].cpu()
-            start += len(y)
-            natural[0, where] = 1
-            x, y = x[right], y[right]  # the others are lost, whatever the attack would do
-            if len(y):
-                x_adv = pgd(model, x, y, threat, random_start=False)
-                robust[0, where] = (model(x_adv).argmax(1) == y).float().cpu()
+            with own_random(model, x):
+                right = is_right(model(x), y)
+                where = start + right.nonzero()[:, 0].cpu()
+                start += len(y)
+                natural[0, where] = 1
+                x, y = x[right], y[right]  # the others are lost, whatever the attack would do
+                if len(y):
+                    x_adv = pgd(model, x, y, threat, random_start=False)
+                    robust[0, where] = is_right(model(x_adv), y).float().cpu()
     return tuple(all_reduce(found.to(device)).cpu() > 0)
 
 
@@ -156,6 +163,23 @@ def _check_terms(method, terms):
             f"The loss term '{unknown[0]}' of {type(method).__name__} is not declared: add it to "
             "the class's natural, adversarial or other (tuples of names)."
         )
+
+
+def check_first_step(method, loss: float):
+    """Refuse what no learning rate mends: a `loss` of the first step of all, or its gradients (as
+    the step left them), that aren't finite numbers. Raises `AutoLoRaError`."""
+    if not torch.tensor(loss).isfinite():
+        raise AutoLoRaError(
+            "The loss of the very first step is NaN or infinite, before anything is learned: check "
+            "the backbone's weights and what it computes."
+        )
+    for name, module in method.modules().items():
+        for own, parameter in module.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                raise AutoLoRaError(
+                    f"The gradient of {name}.{own} is NaN or infinite in the very first step: some "
+                    "operation of the backbone has no derivative there (a root of zero?), mend it."
+                )
 
 # %% ../../nbs/train/03_learner.ipynb #1aba4df4
 _KEPT = ("epoch", "done", "pool")  # of the learner itself
@@ -294,7 +318,7 @@ def train_epoch(self: Learner):
     "One pass over the training images; records the mean terms, the rate and `train_sa`."
     self.method.train()
     self.method.rng.manual_seed(_fork(self.data_rng))
-    torch.manual_seed(_fork(self.data_rng))
+    drawn = OwnRandom(_fork(self.data_rng))  # by dropout and the like
     self.record.setdefault("attack_steps", 0)
     totals = Counter()
     right = seen = 0  # natural images classified correctly, of so many
@@ -304,7 +328,8 @@ def train_epoch(self: Learner):
         self.call("before_step")
         self.record.setdefault("lr", self.optimizer.param_groups[0]["lr"])
         self.record["attack_steps"] += self.method.steps
-        totals.update(self.take_step(x, y))  # a Counter adds
+        with drawn.around(first=step == 0):
+            totals.update(self.take_step(x, y))  # a Counter adds
         self.delivery.after_step(self.method)
         self.call("after_step")
         if self.method.nat is not None:
@@ -331,6 +356,8 @@ def take_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
     terms = train_step(self.method, self.optimizer, x, y)
     if self.step == 0:
         _check_terms(self.method, terms)
+        if self.epoch == 0:
+            check_first_step(self.method, float(sum(terms.values())))
     if not torch.isfinite(sum(terms.values())):
         raise AutoLoRaError(
             f"The loss is no longer a finite number in epoch {self.epoch + 1} at a learning rate "

@@ -19,8 +19,14 @@ from torch.nn import functional as F
 from ..core.distributed import all_reduce
 from ..core.errors import AutoLoRaError
 from ..core.machine import out_of_memory
-from ..core.seeds import isolated_rng
-from .learner import set_lr, steps_per_epoch, train_step, training_batches
+from ..core.seeds import OwnRandom
+from autolora.train.learner import (
+    check_first_step,
+    set_lr,
+    steps_per_epoch,
+    train_step,
+    training_batches,
+)
 
 # %% ../../nbs/train/06_lr_finder.ipynb #27fe648a
 @contextlib.contextmanager
@@ -30,8 +36,7 @@ def _rehearsal(method):
     steps = method.steps
     state, weights = copy.deepcopy((method.state_dict(), [m.state_dict() for m in modules]))
     try:
-        with isolated_rng():
-            yield
+        yield OwnRandom()
     finally:
         method.steps = steps
         method.load_state_dict(state)
@@ -72,11 +77,12 @@ def seconds_per_step(method, task, batch_size: int) -> float:
 def _timed_step(method, task, batch_size):
     optimizer = method.optimizer(1e-6)
     batches = _rehearsal_batches(method, task, batch_size, seed=0)
-    with _rehearsal(method):
+    with _rehearsal(method) as drawn:
         method.train()
-        for _ in range(2):
+        for i in range(2):
             start = time.perf_counter()
-            terms = train_step(method, optimizer, *next(batches))
+            with drawn.around(first=i == 0):
+                terms = train_step(method, optimizer, *next(batches))
             float(sum(terms.values()))  # waits for a GPU, as the learner does
             seconds = time.perf_counter() - start
     return seconds
@@ -125,20 +131,24 @@ def _adversarial_loss(method, optimizer, x, y):
 
 def find_lr(method, task, epochs: int, batch_size: int, seed=0, low=1e-3, high=1.0) -> LRFinder:
     """The initial learning rate of `method` on `task`, found between `low` and `high` in 12 to 200
-    steps, 3 to 5 % of a run of `epochs`; leaves no trace. Source: Smith 2017, with our choices."""
+    steps, 3 to 5 % of a run of `epochs`; leaves no trace. Raises `AutoLoRaError` where the first
+    step's loss or gradient is no finite number. Source: Smith 2017, with our choices."""
     steps = min(200, max(12, int(0.03 * 2.6 * epochs * steps_per_epoch(task, batch_size))))
     rates = [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
     losses = []
     batches = _rehearsal_batches(method, task, batch_size, seed)
     optimizer = method.optimizer(low)  # torch imports for seconds here: no cost of the test
     start = time.perf_counter()
-    with _rehearsal(method):
+    with _rehearsal(method) as drawn:
         method.train()
         method.weigh(0.5)
         method.steps = 2
         for rate in rates:
             set_lr(optimizer, rate)
-            losses.append(_adversarial_loss(method, optimizer, *next(batches)))
+            with drawn.around(first=not losses):
+                losses.append(_adversarial_loss(method, optimizer, *next(batches)))
+            if len(losses) == 1:
+                check_first_step(method, losses[0])
             means = _smoothed(losses)
             if not means[-1] <= 1.3 * min(means):
                 break
