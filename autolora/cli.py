@@ -62,7 +62,7 @@ def verb(name: str, table: Callable[[], Table] = Table, **words: str) -> Callabl
 
 # %% ../nbs/01_cli.ipynb #b46d6ac9
 BACKBONE = "name of a backbone (see `autolora list`)"
-DATA = "name of a data set, or the path of an .npz pack or an image folder"
+DATA = "name of a data set, or the path of images: a folder, an archive, a table, a pack"
 _OUT = Setting("out", None, "folder of the run", none="a new one under runs/")
 RESUME = Setting("resume", False, "go on with the unfinished run in --out", (bool,))
 
@@ -136,7 +136,8 @@ def evaluate(run, **given):
             "This run doesn't say by name which data it was made on: give --data a name or a path."
         )
     root = asked["root"] or run.config.get("root")
-    task = load_task(data, root, size=run.config.get("size"))
+    skip_broken = run.config.get("skip_broken", False)
+    task = load_task(data, root, size=run.config.get("size"), skip_broken=skip_broken)
     threat = asked["threat"] or run.config["threat"]
     n = asked["autoattack"] or None
     attacks = ["none", f"pgd-{asked['steps']}"] + ["autoattack"] * bool(n)

@@ -55,7 +55,8 @@ def _wanted(archive, path):
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts or parts[0].startswith("/") or ":" in parts[0]:
             raise AutoLoRaError(
-                f"'{name}' in {path} leads out of its folder: it is a trap, look where it comes from."
+                f"'{name}' in {path} leads out of its folder: it is a trap, look where it comes "
+                "from."
             )
         hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
         if not hidden and PurePosixPath(name).suffix.lower() in _KEPT:
@@ -178,14 +179,12 @@ def shard_split(paths: list[Path], size=None, skip_broken=False, classes=None, w
         try:
             samples += [(path, *sample) for sample in _samples(path)]
         except (OSError, tarfile.TarError, ValueError) as error:
-            raise AutoLoRaError(
-                f"The shard {path} is damaged ({error}): fetch it again."
-            ) from error
+            raise AutoLoRaError(f"{path} is damaged ({error}): fetch it again.") from error
     if not samples:
         raise AutoLoRaError(f"The shards, such as {paths[0]}, hold no images: check them.")
     lacking = [f"{path}: {name}" for path, name, label, *_ in samples if label is None]
     if lacking:
-        raise AutoLoRaError(f"{lacking[0]} has no label ({len(lacking)} lack one): add or drop it.")
+        raise AutoLoRaError(f"{lacking[0]} has no label ({len(lacking)} have none): add it.")
     raw = [sample[2] for sample in samples]
     mixed = len({isinstance(label, str) for label in raw}) > 1
     y, names = named_labels([str(v) for v in raw] if mixed else raw, len(raw), what, classes)

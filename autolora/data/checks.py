@@ -128,8 +128,8 @@ def _copy_notes(task):
         told += [f"{len(near)} are nearly the same as {words[one]} images"] * bool(near)
         if told:
             notes.append(
-                f"Of {len(task.splits[other])} {words[other]} images {' and '.join(told)}: figures on "
-                "them measure memory as well."
+                f"Of {len(task.splits[other])} {words[other]} images {' and '.join(told)}: figures "
+                "on them measure memory as well."
             )
     classes = {}
     for digest, y in zip(prints["train"][0], task.train.y.tolist(), strict=True):

@@ -107,14 +107,11 @@ _CLASSES = ("classes", "names", "class_names", "label_names")
 def _place(key):
     "Where the array `key` of a pack belongs, (split, role), or None."
     words = words_of(re.sub("^([xXyY])(?=train|test|val)", r"\1_", key))
-    for split, known in _WORDS.items():
-        rest = [word for word in words if not re.fullmatch(known, word)]
-        if len(rest) == len(words) - 1:
-            break
-    else:
-        split, rest = "train", words
+    is_kind = {split: [re.fullmatch(known, w) for w in words] for split, known in _WORDS.items()}
+    split = next((split for split, found in is_kind.items() if sum(map(bool, found)) == 1), None)
+    rest = [w for w in words if not split or not re.fullmatch(_WORDS[split], w)]
     roles = [role for role, known in _ROLES.items() if re.fullmatch(known, "".join(rest))]
-    return (split, roles[0]) if roles else None
+    return (split or "train", roles[0]) if roles else None
 
 
 def places(keys: list[str]) -> dict[str, dict[str, str]]:
@@ -134,13 +131,14 @@ def places(keys: list[str]) -> dict[str, dict[str, str]]:
 
 # %% ../../nbs/data/04_files.ipynb #7a23cd12
 def _encoded_split(blob, offsets, y, size, kind):
-    "The `Split` of `kind` whose images lie encoded in `blob`, from one of the `offsets` to the next."
+    "The `Split` of `kind` whose images lie encoded in `blob`, cut at the `offsets`."
     offsets = offsets.astype(np.int64)
     y, names = y(max(0, len(offsets) - 1))
     inside = len(y) and offsets[0] >= 0 and offsets[-1] <= len(blob)
     if not inside or (np.diff(offsets) <= 0).any():
         raise AutoLoRaError(
-            f"{kind}_off must rise from 0 to the size of the {kind} images: n + 1 offsets of n images."
+            f"{kind}_off must rise from 0 to the size of the {kind} images: n + 1 offsets of n "
+            "images."
         )
     return Split(PackedImages(blob, offsets, size), y), names
 
@@ -158,7 +156,8 @@ def packed_split(
         return None
     if code is None or (code != "x" and "off" not in keys):
         raise AutoLoRaError(
-            f"The pack has {keys['y']} but no images for it: {kind}_x, or {kind}_jpeg and {kind}_off."
+            f"The pack has {keys['y']} but no images for it: {kind}_x, or {kind}_jpeg and "
+            f"{kind}_off."
         )
     labels = lambda n: named_labels(pack[keys["y"]], n, kind, classes)
     if code == "x":

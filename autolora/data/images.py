@@ -177,7 +177,10 @@ class LazyImages:
                 f"Image {self._name(i)} is {type(image).__name__}: it must be a PIL image, an "
                 "array or a tensor."
             )
-        return fit(_channels_first(_as_tensor(image[None])), self.size)[0]
+        try:
+            return fit(_channels_first(_as_tensor(image[None])), self.size)[0]
+        except AutoLoRaError as error:
+            raise AutoLoRaError(f"Image {self._name(i)}: {error}") from error
 
     def _pixels(self, image):
         "A PIL image as uint8 (C, H, W)."
@@ -279,7 +282,7 @@ def _told(broken, names, n, skip_broken):
     if not skip_broken:
         raise AutoLoRaError(
             f"{found}: mend or remove them, or go on without them by skip_broken=True "
-            "(--skip-broken true)."
+            "(--skip-broken)."
         )
     return f"{found}; they are left out."
 
@@ -316,8 +319,8 @@ def from_encoded(
     whole = 2 if all(look.deep for look in looks) else 8
     if 0 < brightest < 256 / whole:
         raise AutoLoRaError(
-            f"The images use only values up to {brightest} of 255, nearly black ({names[kept[0]]}): "
-            "scale them to their true white and save them again."
+            f"The images use only values up to {brightest} of 255, nearly black "
+            f"({names[kept[0]]}): scale them to their true white and save them again."
         )
     images = LazyImages(lambda i: read(kept[i]), len(kept), size, looks, [names[i] for i in kept])
     return Split(images, y[torch.tensor(kept)], notes=notes + _seen(looks))

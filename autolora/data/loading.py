@@ -114,8 +114,8 @@ def _from_pair(pair, size, skip_broken, limit):
         apart = sorted(set(classes) ^ set(class_folders(test)))
         if apart:
             raise AutoLoRaError(
-                f"{train} and {test} have different class folders ({', '.join(apart[:5])} in one of "
-                "them only): give both the same ones."
+                f"{train} and {test} have different class folders ({', '.join(apart[:5])} in one "
+                "of them only): give both the same ones."
             )
         splits = {"train": image_files(train, classes, size, skip_broken)}
         splits["test"] = image_files(test, classes, size, skip_broken)
@@ -220,7 +220,7 @@ def _suited(task):
     if task.augment is not None:
         return task
     chosen = suited(task.train, task.classes)
-    why = "Nothing is done to the training images: shifted by a sixteenth they look like other classes."
+    why = "Training images are left as they are: shifted a little they look like other classes."
     return replace(task, augment=chosen, notes=task.notes + [why] * (chosen is None))
 
 # %% ../../nbs/data/11_loading.ipynb #bcb07f17

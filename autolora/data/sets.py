@@ -208,7 +208,7 @@ def from_stream(stream, size=None, limit=None, what="training", classes=None) ->
 
 
 def whole_dataset(loader: DataLoader):
-    "The data set of a `DataLoader` that gives all of it; None for one that chooses or changes items."
+    "The data set of a `DataLoader` that gives all of it as it is; None for another loader."
     plain = isinstance(loader.sampler, (SequentialSampler, RandomSampler))
     if isinstance(loader.dataset, IterableDataset) or not plain or loader.drop_last:
         return None

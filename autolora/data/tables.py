@@ -101,8 +101,8 @@ def table_splits(frame: "pd.DataFrame", folder: Path, size=None, skip_broken=Fal
     twice = frame[paths][frame[paths].duplicated()]
     if len(twice):
         raise AutoLoRaError(
-            f"{len(twice)} images stand in the table twice, such as '{twice.iloc[0]}': keep one row "
-            "an image."
+            f"{len(twice)} images stand in the table twice, such as '{twice.iloc[0]}': keep one "
+            "row an image."
         )
     kinds = np.array(["train"] * len(frame)) if split is None else _kinds(frame[split])
     y, names = named_labels(frame[label].to_numpy(), len(frame))

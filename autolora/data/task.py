@@ -173,7 +173,9 @@ def _completed(task, limit, seed):
     return replace(task, **unpacked, threat=threat)
 
 # %% ../../nbs/data/05_task.ipynb #f83906e7
-TASKS = Registry("task", rooms=("autolora.data.builtin",), group="autolora.tasks")
+TASKS = Registry(
+    "task", rooms=("autolora.data.builtin", "autolora.data.vision"), group="autolora.tasks"
+)
 
 
 def register_task(builder: Callable | None = None, name: str = "") -> Callable:

@@ -273,7 +273,7 @@ def create_run(path, config: dict, resume: bool = False) -> Run:
     Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of
     other settings."""
     config = _plain(config)
-    compare = lambda found: differing(flat(found), config, ("versions", "asked"))
+    compare = lambda found: differing(flat(found), config, ("versions", "asked", "notes"))
     found = claim(path, "config.json", "run", compare, "a different run")
     run = Run(path)
     if found is None:

@@ -36,7 +36,8 @@ _PEAK = 0.2  # of the one-cycle learning rate
 PRETRAINING = Table(
     Setting("objective", "fast_at", "with labels, or contrastive without them", OBJECTIVES)
 ) | SETTINGS.only(
-    "epochs", "seed", "threat", "batch_size", "limit", "size", "root", "augment", "progress"
+    *("epochs", "seed", "threat", "batch_size", "limit", "size", "root", "augment", "skip_broken"),
+    "progress",
 ).but(epochs=30, batch_size=128)
 
 
@@ -83,8 +84,8 @@ def pretrain(
 
 def _source(data, common):
     "The task to pre-train on."
-    names = ("root", "limit", "size")
-    return load_task(data, *(common[name] for name in names), augment=common["augment"])
+    names = ("root", "limit", "size", "augment", "skip_broken")
+    return load_task(data, **{name: common[name] for name in names})
 
 # %% ../../nbs/runs/04_pretraining.ipynb #05e173b6
 def save_backbone(run: Run, folder: str | Path) -> dict:

@@ -220,7 +220,8 @@ def splits(run) -> list[Block]:
         ),
     ]
     rows = [row for happened, *row in rows if happened]
-    return [pd.DataFrame(rows, columns=["decision", "rests on these images"])]
+    table = pd.DataFrame(rows, columns=["decision", "rests on these images"])
+    return [table, *(["Found in the data:", notes] if (notes := c.get("notes")) else [])]
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
 def _words(value):
@@ -240,7 +241,7 @@ def as_code(backbone: str, data: str, **given) -> tuple[str, str]:
 
 # %% ../../nbs/show/06_report.ipynb #d47f0bc0
 _FACTS = {"backbone", "task", "data", "origin", "licence", "classes", "num_classes", "shape"}
-_FACTS |= {"n_train", "n_val", "n_test", "versions", "options"}
+_FACTS |= {"n_train", "n_val", "n_test", "notes", "versions", "options"}
 _DEFAULTS = {"lr": "auto", "rank": 8, "parametrisation": "lora", "head": "random"}
 _DEFAULTS |= {"attack": "full", "speed": "auto"}
 
