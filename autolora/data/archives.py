@@ -68,10 +68,10 @@ def unpacked_folder(path: Path) -> Path:
     `path`.
 
     Raises `AutoLoRaError` for a damaged archive, one with a member that leads out of the folder, or
-    one that is larger than half of the free disk."""
+    one that is far larger than it seems or than the disk."""
     folder = Path(tempfile.mkdtemp(prefix="autolora-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    room = shutil.disk_usage(folder).free // 2
+    room = min(shutil.disk_usage(folder).free // 2, max(1e9, 200 * path.stat().st_size))
     try:
         with (
             zipfile.ZipFile(path)
@@ -80,10 +80,10 @@ def unpacked_folder(path: Path) -> Path:
         ):
             for name, size, opened in _wanted(archive, path):
                 room -= size
-                if room < 0 or size > max(1e8, 1000 * path.stat().st_size):
+                if room < 0:
                     raise AutoLoRaError(
-                        f"{path} unpacks to more than half of the free disk: it is a trap, or too "
-                        "large; unpack it yourself and pass the folder."
+                        f"{path} unpacks to over 200 times its size or half of the free disk: it "
+                        "is a trap, or too large; look at it and unpack it yourself."
                     )
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with opened() as source, open(folder / name, "wb") as target:
@@ -169,7 +169,7 @@ def _samples(path):
 
 
 def shard_split(paths: list[Path], size=None, skip_broken=False, classes=None, what="training"):
-    """`(split, names)` of the shards `paths`: a lazy `Split`, and the names of the classes where the
+    """`(split, names)` of the shards `paths`: a lazy `Split`, the names of the classes where the
     labels are names. `classes`: the names, where they are known.
 
     Raises `AutoLoRaError` for a damaged shard, a sample without a label, and broken images unless

@@ -75,7 +75,7 @@ def _inner(folder, kind=None):
     if len(inside) != 1 or files:
         return folder
     deeper = [path for path in subfolders(inside[0]) if _has_images(path)]
-    if (kind and kind_of(inside[0].name) == kind) or (kind is None and len(deeper) > 1):
+    if kind_of(inside[0].name) == kind and (kind or len(deeper) > 1):
         return _inner(inside[0], kind)
     return folder
 

@@ -219,7 +219,8 @@ def whole_dataset(loader: DataLoader):
 def is_arrays(source) -> bool:
     "Whether `source` is a pair (images, labels)."
     pair = isinstance(source, (tuple, list)) and len(source) == 2
-    return pair and hasattr(source[0], "shape") and not hasattr(source[0], "columns")
+    rows = pair and (is_hugging_face(source[0]) or hasattr(source[0], "columns"))
+    return pair and hasattr(source[0], "shape") and not rows
 
 
 def read_set(source, size=None, skip_broken=False, limit=None, what="training", classes=None):
@@ -233,14 +234,15 @@ def read_set(source, size=None, skip_broken=False, limit=None, what="training", 
     if isinstance(source, DataLoader):
         inner = whole_dataset(source)
         source = source if inner is None else inner
-    streamed = hasattr(source, "__iter__") and not hasattr(source, "__getitem__")
+    streamed = isinstance(source, (DataLoader, IterableDataset))
+    streamed |= hasattr(source, "__iter__") and not hasattr(source, "__getitem__")
     sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, (tuple, list)) and not is_hugging_face(source) or not (streamed or sized):
         raise AutoLoRaError(
             f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays "
             "(images, labels), a table, or a Dataset with a length."
         )
-    if streamed or isinstance(source, (DataLoader, IterableDataset)):
+    if streamed:
         split, names = from_stream(source, size, limit, what, classes)
     elif is_hugging_face(source):
         split, names = from_hugging_face(source, size, skip_broken, what, classes)

@@ -41,11 +41,10 @@ def read_table(path: Path) -> "pd.DataFrame":
         frame = pd.read_csv(path, **as_text)
         if any(Path(str(name)).suffix.lower() in ENDINGS for name in frame.columns):
             frame = pd.read_csv(path, header=None, **as_text)
+        return frame
     except (OSError, ValueError, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise AutoLoRaError(f"{path} is no readable table ({reason}): save it as CSV.") from error
-    numeric = lambda column: column.str.fullmatch(r"-?\d+").all()
-    return frame.apply(lambda column: column.astype(int) if numeric(column) else column)
 
 
 def _column(frame, known, what):
@@ -105,7 +104,7 @@ def table_splits(frame: "pd.DataFrame", folder: Path, size=None, skip_broken=Fal
             "row an image."
         )
     kinds = np.array(["train"] * len(frame)) if split is None else _kinds(frame[split])
-    y, names = named_labels(frame[label].to_numpy(), len(frame))
+    y, names = named_labels(_as_names(frame[label]), len(frame))
     files = _located(frame[paths].astype(str).tolist(), folder)
     splits = {}
     for kind in dict.fromkeys(kinds):
@@ -117,6 +116,17 @@ def table_splits(frame: "pd.DataFrame", folder: Path, size=None, skip_broken=Fal
     said += f", splits in '{split}'." if split is not None else "."
     splits[str(kinds[0])].notes.insert(0, said)
     return splits, names
+
+
+def _as_names(column):
+    "The labels of a column: whole numbers from 0 become names, other numbers are left to refuse."
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce")
+    whole = pd.api.types.is_integer_dtype(numbers) and numbers.min() >= 0
+    if whole or (numbers.isna() & column.notna()).any():
+        return column.astype(str).to_numpy() if whole else column.to_numpy()
+    return numbers.to_numpy()
 
 
 def _kinds(column):
