@@ -136,8 +136,7 @@ def evaluate(run, **given):
             "This run doesn't say by name which data it was made on: give --data a name or a path."
         )
     root = asked["root"] or run.config.get("root")
-    skip_broken = run.config.get("skip_broken", False)
-    task = load_task(data, root, size=run.config.get("size"), skip_broken=skip_broken)
+    task = load_task(data, root, **{k: run.config.get(k) for k in ("size", "skip_broken")})
     threat = asked["threat"] or run.config["threat"]
     n = asked["autoattack"] or None
     attacks = ["none", f"pgd-{asked['steps']}"] + ["autoattack"] * bool(n)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import tarfile
 import time
 import zipfile
@@ -301,7 +302,7 @@ def test_a_broken_file_is_named_before_training_or_left_out(tmp_path, change):
 
 def test_a_huge_image_is_named(tmp_path):
     root = mixed(tmp_path / "in", lambda path: Image.new("1", (14_000, 13_000)).save(path))
-    refused(root, "a/7.png .*182000000")
+    refused(root, "a/7.png .more than 179 million pixels")
 
 
 def test_links_without_an_end(tmp_path):
@@ -627,6 +628,29 @@ def test_hugging_face(hugging_face):
     other = hugging_face.ClassLabel(names=["dog", "cat"])
     refused((data, data.cast_column("label", other)), "other classes than training")
     refused(data.add_column("coarse", Y.tolist()).cast_column("coarse", other), "remove_columns")
+
+
+def test_hugging_face_on_disk(hugging_face, tmp_path):
+    features = hugging_face.Features(
+        {"image": hugging_face.Image(), "label": hugging_face.ClassLabel(names=["cat", "dog"])}
+    )
+    rows = {"image": [Image.fromarray(x) for x in X], "label": Y.tolist()}
+    hugging_face.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
+    for source in (tmp_path / "saved", f"hf:{tmp_path / 'saved'}"):
+        task = load_task(source)
+        assert task.classes == ["cat", "dog"] and task.name == "saved"
+
+
+def test_hugging_face_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused("hf:beans", r"pip install 'autolora\[hf\]'")
+
+
+def test_the_list_of_broken_images_needs_no_place_to_write(tmp_path, monkeypatch):
+    root = mixed(tmp_path / "in", text)
+    (tmp_path / BROKEN_LIST).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "in"))
+    refused(root, "1 of 120 images can't be read")
 
 
 class Rows(list):

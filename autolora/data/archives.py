@@ -8,7 +8,6 @@ __all__ = ['is_archive', 'unpacked_folder', 'shards_of', 'shard_split']
 # %% ../../nbs/data/09_archives.ipynb #90e2df14
 import atexit
 import glob
-import io
 import json
 import re
 import shutil

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core.numbers import pct, wilson
 from .decoding import THUMB
-from .images import LazyImages, PackedImages, Split
+from .images import LazyImages, PackedImages
 from .task import Task
 
 # %% ../../nbs/data/06_checks.ipynb #469c1edc

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../../nbs/data/00_decoding.ipynb #87cae212
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -33,16 +33,22 @@ def _formats():
 def open_image(source: str | Path | bytes) -> Image.Image:
     """The PIL image of a path or of the bytes of a file, not decoded yet.
 
-    Raises `OSError` for what is no regular file and no image."""
+    Raises `OSError` for what is no regular file, no image, or too large an image."""
     if isinstance(source, (bytes, bytearray, memoryview, np.ndarray)):
-        return Image.open(io.BytesIO(source), formats=_formats())
-    path = Path(source)
-    if not path.is_file():
+        source = io.BytesIO(source)
+    elif not Path(source).is_file():
+        path = Path(source)
         wrong = "a link that leads nowhere" if path.is_symlink() else "no regular file"
         raise OSError(wrong if path.is_symlink() or path.exists() else "there is no such file")
-    if not path.stat().st_size:
+    elif not Path(source).stat().st_size:
         raise OSError("the file is empty")
-    return Image.open(path, formats=_formats())
+    try:
+        return Image.open(source, formats=_formats())
+    except Image.DecompressionBombError as error:
+        most = round(2 * Image.MAX_IMAGE_PIXELS / 1e6)
+        raise OSError(f"more than {most} million pixels: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise OSError("no image of a kind that is read here") from error
 
 # %% ../../nbs/data/00_decoding.ipynb #962ee2b3
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")

@@ -6,6 +6,7 @@
 __all__ = ['BROKEN_LIST', 'as_images', 'fit', 'LazyImages', 'PackedImages', 'Split', 'from_encoded']
 
 # %% ../../nbs/data/02_images.ipynb #c0de0022
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -270,14 +271,25 @@ class Split:
 BROKEN_LIST = "broken_images.txt"
 
 
+def _written(text):
+    "Where the list of broken images is: in the working directory, or where one may write."
+    for folder in (Path(), Path(tempfile.gettempdir())):
+        try:
+            (folder / BROKEN_LIST).write_text(text, encoding="utf-8")
+            return folder / BROKEN_LIST
+        except OSError:
+            continue
+    return "nothing that can be written here"
+
+
 def _told(broken, names, n, skip_broken):
     "A sentence on the images of `broken` (number -> reason), raised unless they are to be skipped."
     lines = [f"{names[i]}\t{reason}" for i, reason in broken.items()]
-    Path(BROKEN_LIST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    place = _written("\n".join(lines) + "\n")
     first = next(iter(broken))
     found = (
         f"{len(broken)} of {n} images can't be read, the first is {names[first]} "
-        f"({broken[first]}); {BROKEN_LIST} lists them"
+        f"({broken[first]}); {place} lists them"
     )
     if not skip_broken:
         raise AutoLoRaError(

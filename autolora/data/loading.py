@@ -18,7 +18,7 @@ from .augmenting import augmentation, suited
 from .checks import found_in
 from .files import Pack, kind_of, load_tensors, pack_splits
 from .folders import class_folders, find_splits, image_files
-from .sets import is_arrays, is_hugging_face, read_set
+from .sets import SAVED, from_hub, is_arrays, is_hugging_face, read_set
 from .tables import read_table, table_splits
 from .task import TASKS, Task, _completed
 
@@ -63,6 +63,8 @@ def _pack(path, size):
 def _folder(root, size, skip_broken, name=""):
     "The `Task` of a folder of images, or of shards, called `name` where its own name is none."
     name = name or root.resolve().name
+    if any((root / file).is_file() for file in SAVED):
+        return _found(f"hf:{root}", size=size, skip_broken=skip_broken)
     if groups := shards_of(root):
         return _shards(name, groups, size, skip_broken)
     parts, notes = find_splits(root)
@@ -183,6 +185,9 @@ def _found(source, root=None, size=None, skip_broken=False, limit=None):
         return _in_memory(source, size, skip_broken, limit, root)
     name = str(source)
     path = Path(source).expanduser()
+    if name.startswith("hf:"):
+        task = _in_memory(from_hub(name.removeprefix("hf:")), size, skip_broken, limit, root)
+        return replace(task, name=Path(name[3:]).name, origin=f"the Hugging Face set {name[3:]}")
     if name not in TASKS:
         if path.is_dir():
             return _folder(path, size, skip_broken)
@@ -237,19 +242,20 @@ def load_task(
 
     `source`: a name in `TASKS`; a path to a folder of images (in any spelling train/, val/ or
     test/, or class folders only), a .zip or .tar of one, webdataset shards, a .csv of paths and
-    labels, a .npz pack (MedMNIST's and Keras's too), a .pt of tensors; a DataFrame; a pair of
-    arrays (images, labels) or a mapping of them; a torch or Hugging Face `Dataset`, a `DataLoader`
-    or a stream; a pair (train, test) of these, a mapping of them by split; or a `Task`, completed
-    where it lacks `val`, `test` or `threat`. Images: uint8 from 0 to 255 or floats from 0 to 1, not
-    normalised; (N, H, W), (N, H, W, C) or (N, C, H, W). Labels: whole numbers from 0, one-hot rows,
-    names or booleans. `root`: where the files of a built-in task or of a table lie. `limit`: at
-    most so many training images, drawn by class (of a stream, the first). `size`: cut images to
-    their central square and resize to size x size. `seed`: draws the limit and the validation split
-    (5 % of the training images, at least 100 but at most a fifth, by class; whole groups). Without
-    test images, 20 % are held out, the same for every seed. `augment`: "shift", "shift+flip",
-    "none", a function `augment(x, generator)` of float images, or "auto", what suits them; the
-    task's `augment_choice` tells. `skip_broken`: leave out images that can't be read. What was
-    found stands in the task's `notes`. Raises `AutoLoRaError` for bad input."""
+    labels, a .npz pack (MedMNIST's and Keras's too), a .pt of tensors; `hf:NAME` of the Hub; a
+    DataFrame; a pair of arrays (images, labels) or a mapping of them; a torch or Hugging Face
+    `Dataset`, a `DataLoader` or a stream; a pair (train, test) of these, a mapping of them by
+    split; or a `Task`, completed where it lacks `val`, `test` or `threat`. Images: uint8 from 0 to
+    255 or floats from 0 to 1, not normalised; (N, H, W), (N, H, W, C) or (N, C, H, W). Labels:
+    whole numbers from 0, one-hot rows, names or booleans. `root`: where the files of a built-in
+    task or of a table lie. `limit`: at most so many training images, drawn by class (of a stream,
+    the first). `size`: cut images to their central square and resize to size x size. `seed`: draws
+    the limit and the validation split (5 % of the training images, at least 100 but at most a
+    fifth, by class; whole groups). Without test images, 20 % are held out, the same for every seed.
+    `augment`: "shift", "shift+flip", "none", a function `augment(x, generator)` of float images, or
+    "auto", what suits them; the task's `augment_choice` tells. `skip_broken`: leave out images that
+    can't be read. What was found stands in the task's `notes`. Raises `AutoLoRaError` for bad
+    input."""
     for name, number in (("limit", limit), ("size", size)):
         if number is not None and not (isinstance(number, (int, np.integer)) and number > 0):
             raise AutoLoRaError(f"{name} must be a positive whole number, not {number!r}.")
