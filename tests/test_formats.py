@@ -921,6 +921,18 @@ def test_data_sets_by_name(tmp_path, make):
     assert TASKS[name].__doc__
 
 
+def test_broken_images_of_a_named_set_can_be_left_out(tmp_path):
+    for make, place in ((eurosat, "eurosat/2750/River/River_4.jpg"), (stanford_dogs, "Images")):
+        root = tmp_path / make.__name__
+        root.mkdir()
+        make(root)
+        broken = root / place if place.endswith("jpg") else next((root / place).rglob("*.jpg"))
+        text(broken)
+        refused(make.__name__, broken.name, root=root, size=8)
+        task = load_task(make.__name__, root=root, size=8, skip_broken=True)
+        assert any("left out" in note for note in task.notes)
+
+
 def test_archives_of_cub_and_dogs(tmp_path):
     cub200(tmp_path / "made")
     with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as file:

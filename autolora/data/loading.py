@@ -6,6 +6,7 @@
 __all__ = ['load_task']
 
 # %% ../../nbs/data/11_loading.ipynb #8976a90c
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +200,9 @@ def _found(source, root=None, size=None, skip_broken=False, limit=None):
             what = "regular file" if path.exists() else "file or folder"
             known = ", ".join(TASKS)
             raise AutoLoRaError(f"There is no {what} '{source}': check it, or take {known}.")
-    task = TASKS[name](root=root, size=size)
+    builder = TASKS[name]
+    may_skip = "skip_broken" in inspect.signature(builder).parameters
+    task = builder(root=root, size=size, **({"skip_broken": skip_broken} if may_skip else {}))
     if not isinstance(task, Task):
         raise AutoLoRaError(f"The task '{name}' is {type(task).__name__}: it must return a Task.")
     return task

@@ -182,7 +182,8 @@ def register_task(builder: Callable | None = None, name: str = "") -> Callable:
     """Make the task that `builder(root, size)` gives known by `name`, its `__name__` by default.
     Returns `builder`: a decorator, bare or with a name.
 
-    `root`: where its files lie, or None. `size`: the side its images are to have, or None. The
+    `root`: where its files lie, or None. `size`: the side its images are to have, or None. (One
+    that takes `skip_broken` too is told whether broken images are to be left out.) The
     first line of the builder's docstring describes the task in lists; `load_task` fills in what the
     `Task` lacks. Raises `AutoLoRaError` for a name that another task has."""
     if builder is None:

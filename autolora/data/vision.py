@@ -174,7 +174,7 @@ def _home(root, known, name):
     )
 
 
-def _as_split(dataset, size, what):
+def _as_split(dataset, size, skip_broken, what):
     "The `Split` of a data set of torchvision's: at once where it holds arrays, else file by file."
     y = next(
         getattr(dataset, key)
@@ -192,10 +192,12 @@ def _as_split(dataset, size, what):
     else:
         read = lambda i: dataset[i][0]
         files = [f"{what} {i}" for i in range(len(y))]
-    return from_encoded(read, torch.as_tensor(np.asarray(y, dtype=np.int64)), files, size)
+    return from_encoded(
+        read, torch.as_tensor(np.asarray(y, dtype=np.int64)), files, size, skip_broken
+    )
 
 
-def _from_torchvision(name, root, size):
+def _from_torchvision(name, root, size, skip_broken):
     "The `Task` of the data set `name` of torchvision's."
     known = _KNOWN[name]
     home = _home(root, known, name)
@@ -211,7 +213,7 @@ def _from_torchvision(name, root, size):
                 f"{name} in {home} is incomplete or damaged ({type(error).__name__}: {reason}): "
                 "download it again."
             ) from error
-        splits[kind] = _as_split(dataset, size, kind)
+        splits[kind] = _as_split(dataset, size, skip_broken, kind)
         classes = classes or class_names(dataset)
     classes = classes or [str(i) for i in range(int(splits["train"].y.max()) + 1)]
     notes = [note for split in splits.values() for note in split.notes]
@@ -219,8 +221,8 @@ def _from_torchvision(name, root, size):
 
 
 def _entered(name):
-    def builder(root=None, size=None) -> Task:
-        return _from_torchvision(name, root, size)
+    def builder(root=None, size=None, skip_broken=False) -> Task:
+        return _from_torchvision(name, root, size, skip_broken)
 
     builder.__doc__ = f"{_KNOWN[name].about}; `root` holds what torchvision downloads."
     builder.__name__ = builder.__qualname__ = name
@@ -257,12 +259,12 @@ def _listed(folder, name):
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
-def _files_split(paths, y, size):
-    return from_encoded(lambda i: open_image(paths[i]), torch.tensor(y), paths, size)
+def _files_split(paths, y, size, skip_broken):
+    return from_encoded(lambda i: open_image(paths[i]), torch.tensor(y), paths, size, skip_broken)
 
 
 @register_task
-def cub200(root=None, size=None) -> Task:
+def cub200(root=None, size=None, skip_broken=False) -> Task:
     "CUB-200-2011, 200 birds, 5,994 + 5,794 photographs; `root` holds CUB_200_2011.tgz."
     folder = _unpacked(root, "cub200", "train_test_split.txt", ["CUB_200_2011.tgz"])
     images, labels = _listed(folder, "images.txt"), _listed(folder, "image_class_labels.txt")
@@ -272,7 +274,7 @@ def cub200(root=None, size=None) -> Task:
     for kind in ("1", "0"):
         numbers = [n for n in images if training[n] == kind]
         paths = [folder / "images" / images[n] for n in numbers]
-        splits.append(_files_split(paths, [int(labels[n]) - 1 for n in numbers], size))
+        splits.append(_files_split(paths, [int(labels[n]) - 1 for n in numbers], size, skip_broken))
     return Task(
         "cub200",
         classes,
@@ -285,7 +287,7 @@ def cub200(root=None, size=None) -> Task:
 
 
 @register_task
-def stanford_dogs(root=None, size=None) -> Task:
+def stanford_dogs(root=None, size=None, skip_broken=False) -> Task:
     "Stanford Dogs, 120 breeds, 12,000 + 8,580 photographs; `root` holds images.tar and lists.tar."
     from scipy.io import loadmat
 
@@ -304,7 +306,9 @@ def stanford_dogs(root=None, size=None) -> Task:
             for label, name in zip(y, files, strict=True)
         }
         splits.append(
-            _files_split([pictures / "Images" / name for name in files], y.tolist(), size)
+            _files_split(
+                [pictures / "Images" / name for name in files], y.tolist(), size, skip_broken
+            )
         )
     return Task(
         "stanford_dogs",
