@@ -557,7 +557,8 @@ def test_bad_files(tmp_path):
         load_task(tmp_path / "bare.npy")
 
 
-def test_bad_folders(tmp_path):
+def test_bad_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the list of broken images is written
     images_in(tmp_path / "train")
     images_in(tmp_path / "test", names="abd")
     with pytest.raises(AutoLoRaError, match="class folder 'd'"):
