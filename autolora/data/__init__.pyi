@@ -1,5 +1,5 @@
+from .augmenting import augmentation as augmentation
 from .images import Split as Split
-from .images import augmentation as augmentation
 from .loading import load_task as load_task
 from .task import TASKS as TASKS
 from .task import Task as Task

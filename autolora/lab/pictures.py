@@ -73,7 +73,7 @@ def as_panels(figures: dict, opened=()) -> list:
     ]
 
 # %% ../../nbs/lab/01_pictures.ipynb #858988d2
-_APART = set("versions classes origin licence n_train n_val n_test shape num_classes".split())
+_APART = set("versions classes origin licence notes n_train n_val n_test shape num_classes".split())
 
 
 def _differences(runs):
@@ -201,6 +201,6 @@ def thumbnails(task) -> str:
     words = (
         f"{task.num_classes} classes, {sizes} images (train, validation, test) of "
         f"{'x'.join(map(str, task.shape))}. Recommended: {task.threat}. {task.origin}. "
-        f"Licence: {task.licence}."
+        f"Licence: {task.licence}. {' '.join(task.notes)}"
     )
     return f"<div>{figures}</div><small>{html.escape(words)}</small>"

@@ -24,7 +24,8 @@ from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
 from ..core.threat import ThreatModel, parse_threat
-from ..data.images import Split, as_images, as_labels, check_scale
+from ..data.images import Split, as_images
+from ..data.labels import as_labels
 from ..models.parts import eval_mode
 from .alarms import answer_alarms, masking_alarms
 from .attacks import check_images, check_logits, own_random, pgd
@@ -44,12 +45,11 @@ def _as_split(data):
     if len(x) != len(y):
         raise AutoLoRaError(f"{len(x)} images but {len(y)} labels: give one label an image.")
     x = x if isinstance(x, torch.Tensor) else torch.as_tensor(x)
-    if x.dtype == torch.uint8:
-        x = as_images(x)
-    elif len(x):
+    if len(x) and x.dtype != torch.uint8:
         check_images(x.float())
         x = x.float()
-    check_scale(x)
+    if len(x):
+        x = as_images(x)
     return Split(x, as_labels(y, len(x), "given"))
 
 # %% ../../nbs/robust/07_evaluation.ipynb #231581d1

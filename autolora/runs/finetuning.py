@@ -9,6 +9,7 @@ __all__ = ['report_on', 'default_out', 'spent', 'fit', 'joined_run', 'finetune']
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -133,6 +134,12 @@ def joined_run(
         (path / name).write_bytes(content)
     return Run(path, own_model)
 
+# %% ../../nbs/runs/03_finetuning.ipynb #85bebfa9
+def _say(notes):
+    "Write what was found in the data to stderr, a line each."
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+
 # %% ../../nbs/runs/03_finetuning.ipynb #3aee724b
 def _probe_head(run, method, task, control):
     """Train the head of `method`'s model alone on adversarial images, for a quarter of `run`'s
@@ -222,6 +229,8 @@ def finetune(
     run = joined_run(folder, config, resume, own_model)
     if run.finished:
         return run
+    if found.settings.progress and process_index() == 0:
+        _say(found.task.notes)
     plain = found.settings.speed == "plain"
     with control.watching(found.method.model), plain_attacks() if plain else nullcontext():
         try:

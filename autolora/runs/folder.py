@@ -265,7 +265,7 @@ class Run(Folder):
     file = "config.json"
     call = "finetune"
     other = "a different run"
-    ignored = ("versions", "asked", "threads")
+    ignored = ("versions", "asked", "threads", "notes")
     model = cached_property(_model)
     branch = cached_property(_branch)
     _repr_markdown_ = _summary

@@ -114,7 +114,14 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     if isinstance(backbone, str):
         BACKBONES[backbone]  # an unknown name is told before data are loaded
     threat = parse_threat(common.threat) if common.threat else None
-    task = load_task(data, common.root, common.limit, common.size, augment=common.augment)
+    task = load_task(
+        data,
+        common.root,
+        common.limit,
+        common.size,
+        augment=common.augment,
+        skip_broken=common.skip_broken,
+    )
     threat = threat or task.threat
     with isolated_rng(common.seed):
         name, model = _prepare_model(backbone, task, common.weights)
@@ -155,7 +162,7 @@ def _facts(task):
     facts = {"num_classes": task.num_classes, "classes": task.classes, "shape": list(task.shape)}
     facts |= {f"n_{kind}": len(getattr(task, kind)) for kind in ("train", "val", "test")}
     facts["augmentation"] = task.augment_choice
-    return facts | {"origin": task.origin, "licence": task.licence}
+    return facts | {"origin": task.origin, "licence": task.licence, "notes": task.notes}
 
 # %% ../../nbs/runs/02_preparation.ipynb #857c4cad
 @dataclass(frozen=True)

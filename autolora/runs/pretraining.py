@@ -36,7 +36,8 @@ _PEAK = 0.2  # of the one-cycle learning rate
 PRETRAINING = Table(
     Setting("objective", "fast_at", "with labels, or contrastive without them", OBJECTIVES)
 ) | SETTINGS.only(
-    "epochs", "seed", "threat", "batch_size", "limit", "size", "root", "augment", "progress"
+    *("epochs", "seed", "threat", "batch_size", "limit", "size", "root", "augment", "skip_broken"),
+    "progress",
 ).but(epochs=30, batch_size=128)
 
 
@@ -60,7 +61,8 @@ def pretrain(
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)
     common = SimpleNamespace(**common)
-    task = load_task(data, common.root, common.limit, common.size, augment=common.augment)
+    wanted = ("root", "limit", "size", "augment", "skip_broken")
+    task = load_task(data, **{name: getattr(common, name) for name in wanted})
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     threat = parse_threat(common.threat) if common.threat else task.threat
     with isolated_rng(common.seed):

@@ -103,7 +103,10 @@ def _about(source, backbones, settings):
             "The runs of a study are processes of their own, so its tasks are given by name or "
             "path: save your data as an .npz pack."
         )
-    task = load_task(source, *(settings.get(name) for name in ("root", "limit", "size")))
+    task = load_task(
+        source,
+        **{k: v for k, v in settings.items() if k in ("root", "limit", "size", "skip_broken")},
+    )
     sizes = [len(split) for split in (task.train, task.val, task.test)]
     nets = list(backbones or [embedded(task)])
     return task.name, {"source": str(source), "backbones": nets, "images": sizes}

@@ -47,6 +47,7 @@ SETTINGS = Table(
         none="where it is looked for",
         label="Data in",
     ),
+    Setting("skip_broken", False, "leave out images that can't be read", (bool,)),
     Setting(
         "seed", 0, "of everything random: the same seed gives the same run", (int,), 0, label="Seed"
     ),

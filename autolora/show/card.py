@@ -47,7 +47,7 @@ def _data_and_threat(run):
         f"Input: images of {size} (channels x height x width) with values in [0, 1]; "
         "normalisation is inside the model, so don't normalise. Output: one logit a class",
     ]
-    return [lines]
+    return [lines + [f"Found in the data: {note}" for note in c.get("notes", [])]]
 
 # %% ../../nbs/show/07_card.ipynb #0bfdafc1
 _SOFTWARE = """@software{{autolora,

@@ -208,7 +208,9 @@ def splits(run) -> list[Block]:
         ("nothing: only the final figures come from them", f"{counted('test', 'test')}, {touched}"),
     ]
     rests = [row for row in rows if row[1]]
-    return [pd.DataFrame(rests, columns=["decision", "rests on these images"])]
+    table = pd.DataFrame(rests, columns=["decision", "rests on these images"])
+    notes = run.config.get("notes")
+    return [table, "Found in the data:", notes] if notes else [table]
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
 def _words(value):
@@ -227,7 +229,7 @@ def as_code(backbone: str, data: str, **given) -> tuple[str, str]:
 
 # %% ../../nbs/show/06_report.ipynb #d47f0bc0
 _FACTS = {"backbone", "task", "data", "origin", "licence", "classes", "num_classes", "shape"}
-_FACTS |= {"n_train", "n_val", "n_test", "versions", "options"}
+_FACTS |= {"n_train", "n_val", "n_test", "notes", "versions", "options"}
 _DEFAULTS = {"lr": "auto", "rank": 8, "parametrisation": "lora", "head": "random"}
 _DEFAULTS |= {"attack": "full", "speed": "auto"}
 
