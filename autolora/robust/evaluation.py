@@ -27,6 +27,7 @@ from ..core.registry import Registry
 from ..core.seeds import isolated_rng
 from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split
+from ..models.adoption import as_logits, probabilities
 from ..models.parts import eval_mode
 from .attacks import fgsm, pgd
 from .fusion import fused_copy
@@ -150,11 +151,17 @@ def _masking_alarms(model, x, y, threat):
     n = len(y)
     with torch.enable_grad():
         images = x.detach().clone().requires_grad_()
-        (grad,) = torch.autograd.grad(F.cross_entropy(model(images), y, reduction="sum"), images)
+        logits = model(images)
+        (grad,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), images)
     blind = (grad.flatten(1) == 0).all(1).float().mean().item()
     attacked = [attack(model, x, y, threat) for attack in (fgsm, _paper_pgd)]
     single, iterated = [n - _correct(model, x_adv, y, n).sum().item() for x_adv in attacked]
     alarms = []
+    if logits.shape[1] > 1 and probabilities(logits):
+        alarms.append(
+            "The model gives probabilities, no logits: its softmax weakens gradient attacks, so "
+            "its robust accuracy is too high; leave the softmax out."
+        )
     if blind:
         alarms.append(
             f"{pct(blind)} % of the images have an input gradient of exactly zero: gradient "
@@ -242,6 +249,7 @@ def evaluate(
     AutoAttack not installed. Sources: Madry et al. 2018; Croce & Hein 2020."""
     threat = parse_threat(threat)
     split = _as_split(data)
+    model = as_logits(model, split.images(torch.arange(min(2, len(split)))).float())
     counts = _counts(attacks, n, n_autoattack, len(split))
     told = []
     found = {k: _attack(k, model, threat, batch_size, told.append) for k in ("none", *counts)}

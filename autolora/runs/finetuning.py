@@ -8,6 +8,7 @@ __all__ = ['report_on', 'default_out', 'spent', 'train', 'joined_run', 'finetune
 # %% ../../nbs/runs/03_finetuning.ipynb #c0de00be
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -63,7 +64,8 @@ def report_on(run: Run, method: Method, task: Task, autoattack: int = 0):
 # %% ../../nbs/runs/03_finetuning.ipynb #2efeeeca
 def default_out(method: str, backbone: str, task: str, seed: int, root="runs") -> Path:
     "A new folder under `root`, named by what and when."
-    return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
+    plain = re.sub(r"[^\w.-]+", "-", f"{method}-{backbone}-{task}-{seed}")
+    return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{plain}"
 
 # %% ../../nbs/runs/03_finetuning.ipynb #a36deddd
 def spent(run: Run) -> dict:

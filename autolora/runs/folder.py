@@ -56,12 +56,13 @@ def _history_frame(events):
 # %% ../../nbs/runs/00_folder.ipynb #97cd85ac
 def _rebuild(run):
     "The run's net with its trained weights, in eval mode."
-    import copy
 
-    from safetensors.torch import load_file
+    import torch
+    from safetensors import safe_open
 
-    from autolora.models.backbones import BACKBONES, load_backbone
-    from autolora.models.parts import fresh_head
+    from autolora.models.adoption import adopt
+    from autolora.models.backbones import BACKBONES, open_backbone
+    from autolora.models.saving import load_module
     from autolora.models.views import Carrier, LowRankBranch
 
     name, classes = run.config["backbone"], run.config["num_classes"]
@@ -75,15 +76,19 @@ def _rebuild(run):
             f"The run in {run.path} has no model yet: it is unfinished, continue it with "
             "resume=True (--resume)."
         )
+    layer = run.config.get("head_layer")
     if run._own_model is None:
-        model = load_backbone(name, classes, weights=None)
+        model = open_backbone(name, classes, weights=None, head_layer=layer).model
     else:
-        model = fresh_head(copy.deepcopy(run._own_model), classes)
-    tensors = load_file(run.path / "model.safetensors")
-    if any(name.startswith("adapter.") for name in tensors):  # a model that carries its branch
+        x = torch.rand(2, *run.config["shape"], generator=torch.Generator().manual_seed(0))
+        keep = run.config.get("head") == "keep"
+        model = adopt(run._own_model, x, classes, layer, keep).model
+    path = run.path / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        carries = any(name.startswith("adapter.") for name in file.keys())
+    if carries:  # a model that carries its branch
         model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
-    model.load_state_dict(tensors)
-    return model.eval()
+    return load_module(model, path).eval()
 
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _rebuild_branch(run):
@@ -91,14 +96,12 @@ def _rebuild_branch(run):
     path = run.path / "branch.safetensors"
     if not path.is_file():
         return None
-    from safetensors.torch import load_file
-
+    from autolora.models.saving import load_module
     from autolora.models.views import LowRankBranch
 
     form = run.config.get("parametrisation", "lora")
     branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
-    branch.load_state_dict(load_file(path))
-    return branch
+    return load_module(branch, path)
 
 # %% ../../nbs/runs/00_folder.ipynb #94280ad0
 def _summary(run):
@@ -273,7 +276,7 @@ def create_run(path, config: dict, resume: bool = False) -> Run:
     Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of
     other settings."""
     config = _plain(config)
-    compare = lambda found: differing(flat(found), config, ("versions", "asked"))
+    compare = lambda found: differing(flat(found), config, ("versions", "asked", "model"))
     found = claim(path, "config.json", "run", compare, "a different run")
     run = Run(path)
     if found is None:
