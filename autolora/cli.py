@@ -277,6 +277,15 @@ def tune(backbone, data, **given):
     )
     _show(tuning.best)
 
+# %% ../nbs/01_cli.ipynb #226f0506
+@verb("inspect", file="a checkpoint: .safetensors, .pt, .npz, or a folder that holds one")
+def _inspect(file):
+    "What a checkpoint holds, whose normalisation it brings and which backbone it fits."
+    from autolora.models.inspection import inspect_file
+
+    for topic, words in inspect_file(file).items():
+        print(f"{topic}: {words}")
+
 # %% ../nbs/01_cli.ipynb #2efcb0ff
 @verb("list")
 def _list():
@@ -350,7 +359,8 @@ def _lab(**given):
     serve(**_PAGE.check(given))
 
 # %% ../nbs/01_cli.ipynb #43882468
-_ORDER = ("finetune", "compare", "tune", "lab", "evaluate", "pretrain", "list", "doctor", "demo")
+_ORDER = ("finetune", "compare", "tune", "lab", "evaluate", "pretrain", "inspect")
+_ORDER += ("list", "doctor", "demo")
 
 
 def _overview():

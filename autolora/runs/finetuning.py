@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..core.distributed import broadcast
@@ -229,7 +230,9 @@ def finetune(
     if run.finished:
         return run
     plain = found.settings.speed == "plain"
-    with control.watching(found.method.model), plain_attacks() if plain else nullcontext():
+    watched = control.watching(found.method.model)
+    single = torch.autocast(next(found.method.model.parameters()).device.type, enabled=False)
+    with watched, single, plain_attacks() if plain else nullcontext():
         try:
             train(run, found, resume)
         except Stopped:
