@@ -110,7 +110,8 @@ def _prefixes(tensors, wanted):
 
 
 def _read(label, prefix, conversion, tensors, wanted, ours) -> Reading:
-    inside = {
+    inside = {name: t for name, t in tensors.items() if name in wanted}  # a head beside the body
+    inside |= {
         name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
     }
     matched = {}

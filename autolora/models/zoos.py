@@ -65,6 +65,16 @@ _HF_VIT = [  # Hugging Face; timm
             ("output.dense.", "mlp.fc2."),
         )
     ),
+    *(  # as transformers 5 calls them once they are loaded
+        (f"layers.{{}}.{theirs}", f"blocks.{{}}.{ours}")
+        for theirs, ours in (
+            ("layernorm_before.", "norm1."),
+            ("attention.qkv.", "attn.qkv."),
+            ("attention.o_proj.", "attn.proj."),
+            ("layernorm_after.", "norm2."),
+            ("mlp.", "mlp."),
+        )
+    ),
     ("layernorm.", "norm."),
     ("classifier.", "head."),
 ]
@@ -126,7 +136,8 @@ CONVERSIONS = {  # what a file's names are called when they are turned into othe
     "torchvision ConvNeXt as timm": _rules(_CONVNEXT, back=True),
     "another name of the stem": _rules(_CIFAR_STEM),
 }
-_APART = re.compile(r"(.*\battention\.attention\.)query(\.\w+)$")
+_APART = re.compile(r"(.*\battention\.)(query|q_proj)(\.\w+)$")
+_TRIPLES = {"query": ("query", "key", "value"), "q_proj": ("q_proj", "k_proj", "v_proj")}
 
 
 def _joined(tensors):
@@ -134,11 +145,9 @@ def _joined(tensors):
     found = dict(tensors)
     for name in tensors:
         apart = _APART.match(name)
-        parts = (
-            [f"{apart[1]}{part}{apart[2]}" for part in ("query", "key", "value")] if apart else []
-        )
+        parts = [f"{apart[1]}{part}{apart[3]}" for part in _TRIPLES[apart[2]]] if apart else []
         if parts and all(part in tensors for part in parts):
-            found[f"{apart[1]}qkv{apart[2]}"] = torch.cat([found.pop(part) for part in parts])
+            found[f"{apart[1]}qkv{apart[3]}"] = torch.cat([found.pop(part) for part in parts])
     return found
 
 
