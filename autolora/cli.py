@@ -112,9 +112,7 @@ def finetune(backbone, data, **given):
 # %% ../nbs/01_cli.ipynb #9310a74d
 _EVALUATION = Table(
     Setting("data", None, "data whose test split is used", none="the run's own"),
-    Setting(
-        "root", None, "folder in which a built-in data set lies", none="where it is looked for"
-    ),
+    Setting("root", None, "folder of a built-in data set", none="where it is looked for"),
     Setting("threat", None, "norm:eps, such as linf:8/255", none="the run's own"),
     Setting("steps", 10, "of PGD", (int,), 0),
     Setting("n", None, "test images", (int,), 1, none="all"),
@@ -143,9 +141,7 @@ def evaluate(run, **given):
     print(measure(run.model, task.test, threat, attacks, n=asked["n"], n_autoattack=n))
 
 # %% ../nbs/01_cli.ipynb #9c80275f
-_SAVE = Setting(
-    "save", None, "folder for BACKBONE.safetensors and its card BACKBONE.json", none="none"
-)
+_SAVE = Setting("save", None, "folder for BACKBONE.safetensors and its card", none="none")
 
 
 def _pretraining():
@@ -283,8 +279,7 @@ def _inspect(file):
     "What a checkpoint holds, whose normalisation it brings and which backbone it fits."
     from autolora.models.inspection import inspect_file
 
-    for topic, words in inspect_file(file).items():
-        print(f"{topic}: {words}")
+    print(*(f"{topic}: {words}" for topic, words in inspect_file(file).items()), sep="\n")
 
 # %% ../nbs/01_cli.ipynb #2efcb0ff
 @verb("list")
@@ -359,14 +354,10 @@ def _lab(**given):
     serve(**_PAGE.check(given))
 
 # %% ../nbs/01_cli.ipynb #43882468
-_ORDER = ("finetune", "compare", "tune", "lab", "evaluate", "pretrain", "inspect")
-_ORDER += ("list", "doctor", "demo")
-
-
 def _overview():
     print("usage: autolora VERB [options], where VERB is one of")
-    for name in _ORDER:
-        print(f"  {name:10} {VERBS[name].run.__doc__}")
+    for name, known in VERBS.items():
+        print(f"  {name:10} {known.run.__doc__}")
     print("`autolora VERB --help` lists a verb's options.")
 
 
@@ -375,7 +366,7 @@ def _perform(argv):
     if not argv or argv[0] in ("-h", "--help"):
         return _overview()
     if argv[0] not in VERBS:
-        raise unknown("verb", argv[0], _ORDER)
+        raise unknown("verb", argv[0], VERBS)
     chosen = VERBS[argv[0]]
     chosen.run(**vars(chosen.parser(argv[0]).parse_args(argv[1:])))
     sys.stdout.flush()

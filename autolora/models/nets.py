@@ -6,7 +6,6 @@
 __all__ = ['cifar_resnet18', 'PreActResNet18', 'WideResNet']
 
 # %% ../../nbs/models/09_nets.ipynb #1513971a
-import torch
 from torch import nn
 from torch.nn import functional as F
 
