@@ -263,6 +263,16 @@ def pretrain(
         save_backbone(run, save)
     _show(run)
 
+# %% ../nbs/01_cli.ipynb #226f0506
+@verb()
+def _inspect(
+    file: str,  # a checkpoint: .safetensors, .pt, .npz, or a folder that holds one
+):
+    "What a checkpoint holds, whose normalisation it brings and which backbone it fits."
+    from autolora.models.inspection import inspect_file
+
+    print(*(f"{topic}: {words}" for topic, words in inspect_file(file).items()), sep="\n")
+
 # %% ../nbs/01_cli.ipynb #eb32c795
 @verb()
 def _list():

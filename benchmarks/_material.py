@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from autolora.core.machine import import_torchvision
 from autolora.data.loading import load_task
-from autolora.models.backbones import IMAGENET, Normalise, load_backbone
+from autolora.models.backbones import load_backbone
+from autolora.models.collections import IMAGENET, Normalise
 from autolora.models.parts import head_name
 from autolora.runs.folder import create_run
 from autolora.train.learner import Learner

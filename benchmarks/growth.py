@@ -28,7 +28,8 @@ from _material import learner, photos
 from autolora.data.images import Split
 from autolora.data.loading import load_task
 from autolora.methods.registry import make_method
-from autolora.models.backbones import BACKBONES, MiniResNet, Normalise
+from autolora.models.backbones import BACKBONES, MiniResNet
+from autolora.models.collections import Normalise
 from autolora.runs.folder import Run
 
 BASE = {"images": 640, "classes": 10, "resolution": 32, "parameters": 1.0, "steps": 10}

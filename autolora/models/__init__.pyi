@@ -1,14 +1,16 @@
 from .backbones import BACKBONES as BACKBONES
-from .backbones import Backbone as Backbone
 from .backbones import load_backbone as load_backbone
 from .backbones import register_backbone as register_backbone
 from .checkpoints import load_weights as load_weights
+from .collections import Backbone as Backbone
+from .inspection import inspect_file as inspect_file
 from .parametrisations import PARAMETRISATIONS as PARAMETRISATIONS
 from .parametrisations import Parametrisation as Parametrisation
 from .parametrisations import register_parametrisation as register_parametrisation
 from .parts import eval_mode as eval_mode
 from .parts import fresh_head as fresh_head
 from .parts import head_name as head_name
+from .parts import set_head as set_head
 from .views import FrozenBN as FrozenBN
 from .views import LowRankBranch as LowRankBranch
 from .views import SplitBN as SplitBN

@@ -13,13 +13,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from ..core.errors import unknown
 from ..core.threat import ThreatModel
-from ..models.parts import eval_mode, split_parameters
+from ..models.parts import call_with, eval_mode, split_parameters
 from .attacks import own_random, pgd
 from .losses import trades_loss
 
@@ -104,8 +103,8 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
         columns = zip(inputs, *gradients, strict=True)
         return [sum(parts, torch.zeros_like(w)) for w, *parts in columns]
 
-    nat = functional_call(model, weights, (x,))
-    adv = functional_call(model, weights, (x_adv,))
+    nat = call_with(model, weights, x)
+    adv = call_with(model, weights, x_adv)
     on_natural = gradient(F.cross_entropy(nat, y))
     if branch is not None:
         with torch.no_grad():

@@ -26,6 +26,7 @@ from ..core.registry import Registry
 from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split, as_images
 from ..data.labels import as_labels
+from ..models.adoption import as_logits
 from ..models.parts import eval_mode
 from .alarms import answer_alarms, masking_alarms
 from .attacks import check_images, check_logits, own_random, pgd
@@ -290,6 +291,7 @@ def evaluate(
     warning. Sources: Madry et al. 2018; Croce & Hein 2020."""
     threat = parse_threat(threat)
     split = _as_split(data)
+    model = as_logits(model, split.images(torch.arange(min(2, len(split)))).float())
     counts = _counts(attacks, n, n_autoattack, len(split))
     told = []
     found = {k: _attack(k, model, threat, batch_size, told.append) for k in ("none", *counts)}

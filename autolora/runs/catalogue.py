@@ -15,6 +15,13 @@ from .pretraining import OBJECTIVES
 from .settings import HEADS, SETTINGS
 
 # %% ../../nbs/runs/12_catalogue.ipynb #09e155fe
+_HEADS = (
+    "a fresh one",
+    "trained alone on adversarial images first",
+    "its own, for the same classes",
+)
+
+
 def _first(thing):
     "The first sentence of a docstring."
     return " ".join((thing.__doc__ or "").split()).split(". ")[0].rstrip(".")
@@ -27,7 +34,7 @@ def known() -> dict[str, dict[str, str]]:
         "backbones": {name: b.description for name, b in BACKBONES.items()},
         "data": {name: _first(builder) for name, builder in TASKS.items()},
         "methods": {name: f"{m.label}: {_first(m)}" for name, m in METHODS.items()},
-        "heads": dict(zip(HEADS, ("a fresh one", SETTINGS["head"].about), strict=True)),
+        "heads": dict(zip(HEADS, _HEADS, strict=True)),
         "parametrisations": {name: p.description for name, p in PARAMETRISATIONS.items()},
         "attacks": {name: _first(attack) for name, attack in ATTACKS.items()},
         "objectives of pretrain": {

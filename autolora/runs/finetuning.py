@@ -8,6 +8,7 @@ __all__ = ['report_on', 'default_out', 'spent', 'fit', 'joined_run', 'finetune']
 # %% ../../nbs/runs/03_finetuning.ipynb #c0de00be
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.distributed import broadcast
@@ -61,7 +63,8 @@ def default_out(
     method: str, backbone: str, task: str, seed: int, root: str | Path = "runs"
 ) -> Path:
     "A new folder under `root`, named by what and when."
-    return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{method}-{backbone}-{task}-{seed}"
+    plain = re.sub(r"[^\w.-]+", "-", f"{method}-{backbone}-{task}-{seed}")
+    return Path(root) / f"{datetime.now():%Y%m%d-%H%M%S}-{plain}"
 
 # %% ../../nbs/runs/03_finetuning.ipynb #a36deddd
 def spent(run: Run) -> dict:
@@ -232,7 +235,9 @@ def finetune(
     if found.settings.progress and process_index() == 0:
         _say(found.task.notes)
     plain = found.settings.speed == "plain"
-    with control.watching(found.method.model), plain_attacks() if plain else nullcontext():
+    watched = control.watching(found.method.model)
+    single = torch.autocast(next(found.method.model.parameters()).device.type, enabled=False)
+    with watched, single, plain_attacks() if plain else nullcontext():
         try:
             _train(run, found, resume)
         except callbacks.Stopped:

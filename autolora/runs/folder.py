@@ -190,13 +190,14 @@ class Folder:
 def _model(run):
     """The fine-tuned model: an `nn.Module` in eval mode, images (N, C, H, W) in [0, 1] to
     logits."""
-    import copy
 
-    from safetensors.torch import load_file
+    import torch
+    from safetensors import safe_open
 
     from autolora.core.seeds import isolated_rng
-    from autolora.models.backbones import BACKBONES, load_backbone
-    from autolora.models.parts import fresh_head
+    from autolora.models.adoption import adopt
+    from autolora.models.backbones import BACKBONES, open_backbone
+    from autolora.models.saving import load_module
     from autolora.models.views import Carrier, LowRankBranch
 
     name, classes = run.config["backbone"], run.config["num_classes"]
@@ -210,16 +211,20 @@ def _model(run):
             f"The run in {run.path} has no model yet: it is unfinished, continue it with "
             "resume=True (--resume)."
         )
-    tensors = load_file(run.path / "model.safetensors")
-    with isolated_rng():  # first weights are drawn, then these are read
+    layer = run.config.get("head_layer")
+    path = run.path / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        carries = any(name.startswith("adapter.") for name in file.keys())
+    with isolated_rng(0):  # first weights are drawn, then these are read
         if run._own_model is None:
-            model = load_backbone(name, classes, weights=None)
+            model = open_backbone(name, classes, weights=None, head_layer=layer).model
         else:
-            model = fresh_head(copy.deepcopy(run._own_model), classes)
-        if any(name.startswith("adapter.") for name in tensors):  # it carries its branch
+            x = torch.rand(2, *run.config["shape"])
+            keep = run.config.get("head") == "keep"
+            model = adopt(run._own_model, x, classes, layer, keep).model
+        if carries:  # a model that carries its branch
             model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
-    model.load_state_dict(tensors)
-    return model.eval()
+    return load_module(model, path).eval()
 
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _branch(run):
@@ -228,16 +233,14 @@ def _branch(run):
     path = run.path / "branch.safetensors"
     if not path.is_file():
         return None
-    from safetensors.torch import load_file
-
     from autolora.core.seeds import isolated_rng
+    from autolora.models.saving import load_module
     from autolora.models.views import LowRankBranch
 
     form = run.config.get("parametrisation", "lora")
     with isolated_rng():
         branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
-    branch.load_state_dict(load_file(path))
-    return branch
+    return load_module(branch, path)
 
 # %% ../../nbs/runs/00_folder.ipynb #94280ad0
 def _summary(run):
@@ -265,7 +268,7 @@ class Run(Folder):
     file = "config.json"
     call = "finetune"
     other = "a different run"
-    ignored = ("versions", "asked", "threads", "notes")
+    ignored = ("versions", "asked", "threads", "notes", "model")
     model = cached_property(_model)
     branch = cached_property(_branch)
     _repr_markdown_ = _summary

@@ -18,7 +18,7 @@ from ..train.savings import ATTACK_SCHEDULES
 from ..train.schedule import whole_epochs
 
 # %% ../../nbs/runs/01_settings.ipynb #98ac7c7c
-HEADS = ("random", "robust_linear")
+HEADS = ("random", "robust_linear", "keep")
 _SPEEDS = ("auto", "plain")
 
 SETTINGS = Table(
@@ -27,9 +27,17 @@ SETTINGS = Table(
     ),
     Setting("threat", None, "norm:eps, such as linf:8/255", none="the data set's"),
     Setting("weights", None, "checkpoint of a backbone known by name", none="its own"),
+    Setting(
+        "weights_entry", None, "key of the weights in a checkpoint of several", (str,), none="found"
+    ),
+    Setting(
+        "weights_partial", False, "take a checkpoint that lacks parts of the backbone", (bool,)
+    ),
     Setting("lr", "auto", "initial learning rate", ("auto", float), 0, strict=True),
     Setting("batch_size", None, "images a step", (int,), 2, none="128, fewer for small data"),
-    Setting("head", "random", "or trained alone on adversarial images first", HEADS),
+    Setting("head", "random", "or trained alone on adversarial images first, or kept", HEADS),
+    Setting("head_layer", None, "the layer that gives the logits", (str,), none="found"),
+    Setting("thaw", False, "train frozen parameters too", (bool,)),
     Setting("limit", None, "training images to use", (int,), 1, none="all", label="Images"),
     Setting(
         "size",

@@ -81,10 +81,12 @@ def _setting(run):
         f"{c.get('batch_size', '?')}, with seed {c.get('seed', '?')}. {about}"
     )
     text = lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    apart = ("versions", "asked")  # which have sections of their own
+    apart = ("versions", "asked", "model")  # which are told apart
     shown = [(k, text(v)) for k, v in c.items() if k not in apart and v is not None]
     table = pd.DataFrame(shown, columns=["setting", "value"])
-    return [words.strip(), Details("All settings", table)]
+    model = [f"{topic.capitalize()}: {told}" for topic, told in c.get("model", {}).items()]
+    inspected = ["The model, as it was found before training:", model] if model else []
+    return [words.strip(), *inspected, Details("All settings", table)]
 
 # %% ../../nbs/show/06_report.ipynb #32a70d2c
 _UNITS = {"lr": "learning rate", "sa": "SA (%)", "ra": "RA (%)", "angle": "angle (degrees)"}

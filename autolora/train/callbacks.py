@@ -24,11 +24,14 @@ from .learner import Callback, count_correct, on_device, steps_per_epoch
 
 # %% ../../nbs/train/04_callbacks.ipynb #ca4cade4
 class Progress(Callback):
-    "On stderr: the cost estimate, then a bar of training steps, validation SA and RA beside it."
+    """On stderr: what the model was found to be, the cost estimate, then a bar of training steps,
+    validation SA and RA beside it."""
 
     def before_fit(self, learner):
         from tqdm import tqdm
 
+        for topic, words in learner.run.config.get("model", {}).items():
+            tqdm.write(f"{topic}: {words}", file=sys.stderr)
         steps = steps_per_epoch(learner.task, learner.batch_size)
         if start := learner.run.last("start"):
             plan = f"{learner.epochs} epochs of {steps} steps from a learning rate of"

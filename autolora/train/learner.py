@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save_file
 
 from ..core.disk import write_atomic
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
@@ -24,6 +23,7 @@ from ..core.machine import process_index
 from ..core.seeds import OwnRandom
 from ..data.images import LazyImages
 from ..models.parts import eval_mode
+from ..models.saving import save_module
 from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
 from .delivery import BestEpoch, put_weights
@@ -267,8 +267,7 @@ class Learner:
     def save_weights(self):
         "Write the method's weights as they are now, a safetensors file a module."
         for name, module in self.method.modules().items():
-            tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-            write_atomic(self.run.path / f"{name}.safetensors", partial(save_file, tensors))
+            save_module(module, self.run.path / f"{name}.safetensors")
 
 # %% ../../nbs/train/03_learner.ipynb #1f74a222
 @patch

@@ -64,8 +64,8 @@ def _head_inputs(model, x):
 def _head_weights(model):
     "The weights of `model`'s head with its bias as their last column: (K, d + 1)."
     head = model.get_submodule(head_name(model))
-    bias = torch.zeros_like(head.weight[:, 0]) if head.bias is None else head.bias
-    return torch.cat([head.weight, bias[:, None]], 1).detach()
+    bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+    return torch.cat([head.weight.flatten(1), bias[:, None]], 1).detach()
 
 
 def _ce_gradient(h, y, W):

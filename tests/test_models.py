@@ -1,0 +1,557 @@
+"""Any model at the door: what comes out is a plain classifier with the right head, or a refusal
+that names the true cause."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from collections import namedtuple
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+from autolora import AutoLoRaError, Run, evaluate, finetune
+from autolora.core.machine import import_torchvision
+from autolora.models.adoption import adopt, as_logits
+from autolora.models.backbones import BACKBONES, load_backbone
+from autolora.models.collections import IMAGENET, Normalise
+from autolora.models.inspection import check_frozen, inspect_model
+from autolora.models.parts import call_with, head_name, split_parameters
+from autolora.models.saving import check_saving, load_module, save_module
+from autolora.models.views import LowRankBranch, SplitBN, adaptable, frozen_call
+from autolora.runs.preparation import prepare
+
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(4) % 3
+PIXELS = np.random.default_rng(0).integers(0, 256, (320, 3, 16, 16)).astype("u1")
+DATA = (PIXELS, np.arange(320) % 3)
+POOL = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def body():
+    stem = (nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+    return nn.Sequential(*stem, nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(), *POOL)
+
+
+class Net(nn.Module):
+    "A small classifier of 7 classes; `how(net, images, features, logits)` is what it returns."
+
+    def __init__(self, how=lambda net, x, h, z: z):
+        super().__init__()
+        self.body = body()
+        self.fc = nn.Linear(12, 7)
+        self.how = how
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.how(self, x, h, self.fc(h))
+
+
+def short(model, **settings):
+    "A run of one epoch in a folder of its own."
+    fixed = {"epochs": 1, "lr": 0.01, "batch_size": 16, "steps": 1, "progress": False}
+    return finetune(model, DATA, **{**fixed, "test": False, **settings})
+
+
+def refused(words, model, **settings):
+    with pytest.raises(AutoLoRaError, match=words):
+        prepare(model, DATA, lr=0.01, batch_size=16, **settings)
+
+
+# the head
+
+
+class Projected(Net):
+    "Layers that its forward never calls, or calls for something else, come last."
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 32))
+
+
+class First(nn.Module):
+    "Its head is registered first."
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 7)
+        self.body = body()
+        self.embed = nn.Linear(12, 16)
+
+    def forward(self, x):
+        return self.head(self.embed(self.body(x)).relu())
+
+
+class Gated(nn.Module):
+    "A convolution for a head, beside a squeeze-and-excitation gate of linear layers."
+
+    def __init__(self):
+        super().__init__()
+        self.body = body()[:6]
+        self.classifier = nn.Conv2d(12, 7, 1)
+        self.gate = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 12), nn.Sigmoid())
+
+    def forward(self, x):
+        h = self.body(x)
+        h = h * self.gate(h.mean((2, 3)))[:, :, None, None]
+        return self.classifier(h).mean((2, 3))
+
+
+class Cosine(Net):
+    "A head of normalised weights with a learned temperature."
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x):
+        return self.scale * F.linear(F.normalize(self.body(x)), F.normalize(self.fc.weight))
+
+
+HEADS = {
+    "fc": Net,
+    "fc ": Projected,
+    "head": First,
+    "classifier": Gated,
+    "1.1": lambda: nn.Sequential(body(), nn.Sequential(nn.Dropout(), nn.Linear(12, 7))),
+    "6": lambda: nn.Sequential(*body()[:6], nn.Conv2d(12, 7, 1), nn.ReLU(), *POOL),
+    "fc  ": Cosine,
+    "net.fc": lambda: Net(lambda net, x, h, z: (h, z)),
+    "3": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.ReLU(), nn.Linear(16, 7)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_head_is_the_layer_whose_output_is_the_logits(name):
+    model = adopt(HEADS[name](), X, 3).model
+    assert head_name(model) == name.strip()
+    assert model(X).shape == (4, 3)
+    assert not [n for n in adaptable(model) if n.startswith(name.strip() + ".")]
+    branch = LowRankBranch(model)
+    F.cross_entropy(branch(X), Y).backward()
+    fe, head = split_parameters(model)
+    assert all(model.get_parameter(n).grad is not None for n in head if "weight" in n)
+    assert all(model.get_parameter(n).grad is None for n in fe)
+
+
+def test_a_model_that_nobody_inspected_is_tried():
+    assert head_name(Projected()) == "fc" and head_name(First()) == "head"
+
+
+@pytest.mark.parametrize("cut", [slice(None), slice(0, 6)], ids=["vector", "map"])
+def test_a_headless_body_gets_a_head(cut):
+    found = adopt(body()[cut], X, 3)
+    assert found.model(X).shape == (4, 3) and head_name(found.model) == "head"
+    assert "got one" in found.told[-1]
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.LayerNorm(16))
+    assert adopt(tokens, X, 3).model(X).shape == (4, 3)
+
+
+def test_several_heads_are_a_question():
+    class Two(Net):
+        def __init__(self):
+            super().__init__(lambda net, x, h, z: (z, net.rotation(h)))
+            self.rotation = nn.Linear(12, 4)
+
+    refused(r"several heads \(fc, rotation\)", Two())
+    assert head_name(prepare(Two(), DATA, head_layer="rotation").method.model) == "net.rotation"
+    refused(
+        "gives none of the model's outputs: those come from fc, rotation", Two(), head_layer="x"
+    )
+    added = Net()
+    added.other = nn.Linear(12, 7)
+    added.how = lambda net, x, h, z: z + net.other(h)
+    refused(r"several heads", added)
+
+
+# outputs and wrappers
+
+Output = namedtuple("Output", "logits aux")
+
+
+class Attacker(nn.Module):
+    "As MadryLab's AttackerModel: the net twice, and the image beside the logits."
+
+    def __init__(self):
+        super().__init__()
+        self.normalizer = Normalise((0.5,) * 3, (0.25,) * 3)
+        self.model = Net()
+        self.attacker = nn.Module()
+        self.attacker.normalize = self.normalizer
+        self.attacker.model = self.model
+
+    def forward(self, x, target=None, make_adv=False):
+        return self.model(self.normalizer(x)), x
+
+
+OUTPUTS = {
+    "tuple": lambda: Net(lambda net, x, h, z: (z, x)),
+    "dict": lambda: Net(lambda net, x, h, z: {"features": h, "out": z}),
+    "logits": lambda: Net(lambda net, x, h, z: SimpleNamespace(logits=z, hidden_states=None)),
+    "auxiliary": lambda: Net(lambda net, x, h, z: Output(z, net.fc(h)) if net.training else z),
+    "longer in training": lambda: Net(lambda net, x, h, z: [h, x, z] if net.training else (h, z)),
+    "DataParallel": lambda: nn.DataParallel(Net()),
+    "inside": lambda: nn.Sequential(Normalise(*IMAGENET), nn.DataParallel(Net())),
+    "compiled": lambda: torch.compile(Net()),
+    "averaged": lambda: torch.optim.swa_utils.AveragedModel(Net()),
+    "AttackerModel": Attacker,
+    "half": lambda: Net().half(),
+    "bfloat16": lambda: Net().bfloat16(),
+    "double": lambda: Net().double(),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_any_output_in_any_wrapper(name):
+    own = OUTPUTS[name]()
+    before = copy.deepcopy(own.state_dict())
+    model = adopt(own, X, 3).model
+    for training in (False, True):
+        logits = model.train(training)(X)
+        assert logits.shape == (4, 3) and logits.dtype == torch.float32
+    branch = LowRankBranch(model.eval())
+    assert torch.allclose(branch(X), model(X), atol=1e-5)
+    assert all(torch.equal(value, own.state_dict()[key]) for key, value in before.items())
+    check_saving(model)
+
+
+@pytest.mark.parametrize("name", ["tuple", "AttackerModel", "auxiliary", "bfloat16"])
+def test_such_a_model_is_trained_saved_and_opened(name, tmp_path):
+    own = OUTPUTS[name]()
+    run = short(own, out=tmp_path / "run")
+    again = Run.open(run.path, model=own)
+    assert torch.allclose(again.model(X), run.model(X), atol=1e-6)
+    assert torch.allclose(again.branch.eval()(X), run.branch.eval()(X), atol=1e-5)
+    assert run.config["model"]["head"].endswith("12 features to 3 classes)")
+    assert "head" in (again.path / "config.json").read_text()
+
+
+def test_evaluate_takes_them_too():
+    own = Net(lambda net, x, h, z: {"logits": z})
+    report = evaluate(own, (X, Y), "linf:0.1", ["none"])
+    assert report.rows[0].n == 4
+    assert as_logits(own.eval(), X)(X).shape == (4, 7)
+    with pytest.raises(AutoLoRaError, match="model.float()"):
+        evaluate(Net().bfloat16(), (X, Y), "linf:0.1")
+
+
+def test_peft_is_merged():
+    peft = pytest.importorskip("peft")
+    plain = Net()
+    layers = peft.LoraConfig(target_modules=["body.3"], init_lora_weights=False)
+    own = peft.get_peft_model(copy.deepcopy(plain), layers).eval()
+    found = adopt(own, X, 7, keep=True)
+    assert torch.allclose(found.model.eval()(X), own(X), atol=1e-5)
+    assert not [name for name, _ in found.model.named_parameters() if "lora" in name]
+    assert "merged" in found.told[0]
+
+
+# tensors in two places
+
+
+def test_a_call_swaps_every_place_and_puts_all_back():
+    own = Attacker()
+    model = adopt(own, X, 3).model.eval()
+    places = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+    name = next(name for name in places if name.endswith("body.3.weight"))
+    swapped = call_with(model, {name: torch.zeros_like(model.get_parameter(name))}, X)
+    assert not torch.allclose(swapped, model(X))
+    alias = next(n for n in places if n != name and places[n] == places[name])
+    again = call_with(model, {alias: torch.zeros_like(model.get_parameter(name))}, X)
+    assert torch.equal(swapped, again)
+    for view in (LowRankBranch(model), SplitBN(model)):
+        view(X)
+    frozen_call(model, X)
+    assert places == {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.a = nn.Linear(12, 12)
+        self.b = nn.Linear(12, 12)
+        self.b.weight = self.a.weight
+        self.fc = nn.Linear(12, 7)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(self.body(x)).relu()).relu())
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path):
+    own = Tied()
+    run = short(own, out=tmp_path / "run")
+    again = Run.open(run.path, model=own).model
+    assert again.a.weight is again.b.weight
+    assert torch.allclose(again(X), run.model(X), atol=1e-6)
+    assert "a.weight is also b.weight" in run.config["model"]["twice in it"]
+
+
+class Stateful(Net):
+    state = {"version": 1}
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def test_a_state_that_is_no_tensor(tmp_path):
+    own = Stateful()
+    own.state = {"version": 2}
+    save_module(own, tmp_path / "own.safetensors")
+    assert load_module(Stateful(), tmp_path / "own.safetensors").state == {"version": 2}
+    own.state = print
+    refused("can't be saved and read again", own)
+
+
+# weights that are computed
+
+
+def hooked(hook):
+    net = Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hook(net.body[0])
+        hook(net.body[3])
+    net.train()(X)
+    return net.eval()
+
+
+COMPUTED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "old weight norm": nn.utils.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_the_branch_adapts_what_a_weight_is_made_of(name):
+    own = hooked(COMPUTED[name])
+    model = adopt(own, X, 7, keep=True).model.eval()
+    assert torch.allclose(model(X), own(X), atol=1e-5)
+    branch = LowRankBranch(model)
+    assert len(branch.names) == 1 and "body.3.parametrizations" in branch.names[0]
+    assert torch.allclose(branch(X), model(X), atol=1e-5)
+    F.cross_entropy(branch(X), Y).backward()
+    assert branch.B["body/3/" + branch.names[0].split(".", 2)[2].replace(".", "/")].grad.any()
+    merged = branch.merged()
+    assert torch.allclose(merged.eval()(X), branch(X), atol=1e-4)
+    if name == "pruned":
+        assert torch.equal(model.body[3].weight == 0, own.body[3].weight == 0)
+
+
+# refused, with the true cause
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(Net().eval(), X)
+
+
+def on_meta():
+    with torch.device("meta"):
+        return Net()
+
+
+def quantised():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}, torch.qint8)
+
+
+class Needs(Net):
+    def forward(self, x, domain):
+        return super().forward(x) * domain
+
+
+class LazyLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.fc = nn.LazyLinear(7)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+REFUSED = {
+    "lazy layers": LazyLast,
+    "meta device": on_meta,
+    "TorchScript": scripted,
+    "quantised": quantised,
+    "needs more than the images": Needs,
+    "no parameters": nn.Flatten,
+    "gives probabilities: the softmax": lambda: Net(lambda net, x, h, z: z.softmax(1)),
+    "gives probabilities: the sigmoid": lambda: Net(lambda net, x, h, z: z.sigmoid()),
+    "No gradient gets through": lambda: Net(lambda net, x, h, z: net.fc(h.detach())),
+    "without a tensor": lambda: Net(lambda net, x, h, z: None),
+    "it takes 224 x 224 pixels": lambda: import_torchvision("models").VisionTransformer(
+        224, 56, 1, 2, 16, 16
+    ),
+    "1 channel, the task's have 3": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), *POOL),
+    "normalises its images twice": lambda: nn.Sequential(
+        Normalise(*IMAGENET), load_backbone("robust_mini_rgb", 7)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_with_the_true_cause(words):
+    refused(words, REFUSED[words]())
+
+
+def test_log_probabilities_are_logits():
+    found = adopt(Net(lambda net, x, h, z: z.log_softmax(1)), X, 3)
+    assert "log-probabilities" in found.told[0]
+
+
+# frozen
+
+
+def test_a_frozen_extractor_is_refused_or_thawed(tmp_path):
+    own = Net().requires_grad_(False)
+    refused("all 2 weights of the feature extractor are frozen", own)
+    run = short(own, thaw=True, lr=0.1, out=tmp_path / "run")
+    assert not torch.equal(run.model.body[3].weight, own.body[3].weight)
+    assert prepare(own, DATA, "alf").config["model"]["frozen"].startswith("8 of 10")
+    own.requires_grad_(True).body[0].requires_grad_(False)
+    assert "2 of 10 tensors stay frozen" in prepare(own, DATA).config["model"]["frozen"]
+    kept = check_frozen(adopt(own, X, 3).model, True, False)
+    assert "body.0.weight" in kept
+
+
+def test_what_was_found_is_told(tmp_path, capfd):
+    run = short(nn.Sequential(Normalise(*IMAGENET), Projected()), progress=True, out=tmp_path / "r")
+    found = run.config["model"]
+    assert found["head"] == "1.fc (Linear, 12 features to 3 classes)"
+    assert found["normalisation"].startswith("inside the model, mean [0.485")
+    assert found["branch"].startswith("3 of 4 weights")
+    assert "head: 1.fc" in capfd.readouterr().err
+    images = inspect_model(adopt(Net(), X, 3), X)
+    assert images["normalisation"].startswith("none: images enter as they are")
+
+
+# a head that is kept
+
+
+def test_a_trained_head_is_kept_for_the_same_classes(tmp_path):
+    own = Net()
+    refused("knows 7 classes and the data have 3", own, head="keep")
+    own.fc = nn.Linear(12, 3)
+    found = prepare(own, DATA, head="keep").method.model
+    assert torch.equal(found.fc.weight, own.fc.weight)
+    run = short(own, head="keep", out=tmp_path / "run")
+    assert torch.allclose(Run.open(run.path, model=own).model(X), run.model(X), atol=1e-6)
+    refused("no head to keep", body(), head="keep")
+    trained = load_backbone("robust_mini_rgb", 3)
+    torch.save(trained.state_dict(), tmp_path / "trained.pt")
+    given = {"weights": str(tmp_path / "trained.pt"), "head": "keep"}
+    kept = prepare("robust_mini_rgb", DATA, **given).method.model
+    assert torch.equal(kept.net.head.weight, trained.net.head.weight)
+    torch.save(load_backbone("robust_mini_rgb", 5).state_dict(), tmp_path / "trained.pt")
+    refused("knows 5 classes and the data have 3", "robust_mini_rgb", **given)
+
+
+# names
+
+SMALL = """
+from torch import nn
+
+class Small(nn.Module):
+    "Two convolutions of mine."
+    def __init__(self, num_classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),
+                                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    def forward(self, x):
+        return {"logits": self.net(x)}
+
+def fixed():
+    return Small(5)
+"""
+
+
+def test_a_net_in_a_module_path_works_in_the_command_and_reopens(tmp_path):
+    (tmp_path / "my_own_nets.py").write_text(SMALL)
+    np.savez(tmp_path / "pack.npz", train_x=PIXELS.transpose(0, 2, 3, 1), train_y=DATA[1])
+    call = "import autolora.cli as c, sys; sys.path.pop(0); sys.exit(c.main({!r}))"
+    fixed = ["--epochs", "1", "--lr", "0.01", "--steps", "1", "--batch-size", "16", "--out", "run"]
+    words = ["finetune", "my_own_nets:Small", "pack.npz", *fixed]
+    done = subprocess.run(
+        [sys.executable, "-c", call.format(words)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    opened = "import autolora, torch; model = autolora.Run.open('run').model; "
+    opened += "print(model(torch.rand(2, 3, 16, 16)).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", opened], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "[2, 3]" in done.stdout, done.stderr
+
+
+def test_known_names():
+    for name in ("robust_mini_gray", "robust_mini_rgb", "resnet18", "resnet152"):
+        assert name in list(BACKBONES)
+    assert "efficientnet_b0" in BACKBONES and "no_such_net" not in BACKBONES
+    for name in ("cifar_resnet18", "preact_resnet18", "robustssl_resnet18"):
+        assert load_backbone(name, 7, weights=None)(X).shape == (4, 7)
+    with pytest.raises(AutoLoRaError, match="did you mean 'resnet18'"):
+        load_backbone("resnet_18", 7)
+    with pytest.raises(AutoLoRaError, match="leads nowhere"):
+        load_backbone("autolora.models.nets:Nothing", 7)
+
+
+ZOO = {"squeezenet1_1": "net.classifier.1", "mobilenet_v3_small": "net.classifier.3"}
+ZOO |= {"shufflenet_v2_x0_5": "net.fc", "mnasnet0_5": "net.classifier.1"}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torchvision_classifiers_by_name(name):
+    model = load_backbone(name, 5, weights=None).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert head_name(model) == ZOO[name] and model(x).shape == (2, 5)
+    branch = LowRankBranch(model)
+    assert torch.allclose(branch(x), model(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("collection, package", [("timm", "timm"), ("hf", "transformers")])
+def test_an_extra_that_is_missing_is_one_sentence(collection, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AutoLoRaError, match=f"pip install 'autolora\\[{collection}\\]'"):
+        load_backbone(f"{collection}:resnet18_for_this_test", 5)
+
+
+def test_timm_by_name():
+    import_torchvision()
+    pytest.importorskip("timm")
+    model = load_backbone("timm:resnetv2_18", 5, weights=None).eval()
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+    assert BACKBONES["timm:vit_tiny_patch16_224"].size == 224
+    with pytest.raises(AutoLoRaError, match="did you mean"):
+        load_backbone("timm:resnet_18", 5)
+
+
+def test_hugging_face_folder(tmp_path):
+    import_torchvision()
+    hub = pytest.importorskip("transformers")
+    sizes = {"hidden_sizes": [8, 8], "depths": [1, 1], "embedding_size": 8, "num_labels": 4}
+    own = hub.ResNetForImageClassification(hub.ResNetConfig(**sizes, layer_type="basic"))
+    own.save_pretrained(tmp_path / "net")
+    (tmp_path / "net" / "preprocessor_config.json").write_text(
+        '{"do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}'
+    )
+    model = load_backbone(f"hf:{tmp_path / 'net'}", 3)
+    assert model.normalise.std.flatten().tolist() == [0.25] * 3
+    assert model(X).shape == (4, 3)
+    stem = "resnet.embedder.embedder.convolution.weight"
+    assert torch.equal(model.net.net.get_parameter(stem), own.get_parameter(stem))
