@@ -10,7 +10,7 @@ from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
 from .autolora import AutoLoRa, PublishedAutoLoRa
 from .base import AT, TRADES, FastAT, Method
-from .flat import ADR, AWP
+from .flatness import ADR, AWP
 from .frozen import ALF, SLF, FullLoRA, LoRAAT
 from .rivals import AFF, ARAT, RAMP, EpsSchedule, RiFT, Twins, TwinsAT
 

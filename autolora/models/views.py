@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import AutoLoRaError
 from .parametrisations import PARAMETRISATIONS, check_start
-from .parts import call_with, eval_mode, head_name, set_head, split_parameters
+from .parts import call_with, head_name, set_head, split_parameters
 from .tracing import layer_of
 
 # %% ../../nbs/models/13_views.ipynb #e25732cf
