@@ -1705,6 +1705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'autolora.show.report._epochs_table': ('show/report.html#_epochs_table', 'autolora/show/report.py'),
                                       'autolora.show.report._examples': ('show/report.html#_examples', 'autolora/show/report.py'),
                                       'autolora.show.report._gradients': ('show/report.html#_gradients', 'autolora/show/report.py'),
+                                      'autolora.show.report._handed_over': ('show/report.html#_handed_over', 'autolora/show/report.py'),
                                       'autolora.show.report._learning_rate': ('show/report.html#_learning_rate', 'autolora/show/report.py'),
                                       'autolora.show.report._measured': ('show/report.html#_measured', 'autolora/show/report.py'),
                                       'autolora.show.report._panel': ('show/report.html#_panel', 'autolora/show/report.py'),

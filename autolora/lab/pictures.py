@@ -153,10 +153,11 @@ def outcome(run: Run) -> str:
     best = best_epoch(run.history)
     kept = "no epoch was finished"
     if best is not None:
-        kept = (
-            f"{len(run.history)} of {run.config.get('epochs')} epochs done, the weights of epoch "
-        )
-        kept += f"{best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
+        done = f"{len(run.history)} of {run.config.get('epochs')} epochs done"
+        rule = run.config.get("deliver", "best")
+        what = f"the weights of epoch {best.epoch:.0f} are kept (RA {pct(best.ra)} %, validation)"
+        words = {"average": "the average of the weights so far is kept", "last": "the last is kept"}
+        kept = f"{done}, {words.get(rule, what)}"
     return f"not finished: {kept}; nothing has seen the test images"
 
 

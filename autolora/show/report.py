@@ -194,8 +194,7 @@ def _scales(run):
 # %% ../../nbs/show/06_report.ipynb #638128c4
 def splits(run) -> list[Block]:
     "A table of decisions and the images each rests on."
-    best = best_epoch(run.history)
-    kept = "which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})")
+    kept, rests = _handed_over(run)
     touched = "touched once, after training" if run.report else "not touched yet"
     counted = lambda k, word: f"{word} ({n} images)" if (n := run.config.get(f"n_{k}")) else word
     train = counted("train", "training")
@@ -206,13 +205,24 @@ def splits(run) -> list[Block]:
         ("the initial learning rate", last_event(run, "range_test") and f"{train}, by the loss"),
         ("the loss weights", _measured(run, "lam1") and f"{train}, by standard accuracy"),
         (halving, _measured(run, "reason") and robust),
-        (kept, robust),
+        (kept, f"{robust}{rests}"),
         ("nothing: only the final figures come from them", f"{counted('test', 'test')}, {touched}"),
     ]
-    rests = [row for row in rows if row[1]]
-    table = pd.DataFrame(rests, columns=["decision", "rests on these images"])
+    known = [row for row in rows if row[1]]
+    table = pd.DataFrame(known, columns=["decision", "rests on these images"])
     notes = run.config.get("notes")
     return [table, "Found in the data:", notes] if notes else [table]
+
+
+def _handed_over(run):
+    "Which weights the run hands over, and by what rule."
+    end = last_event(run, "end")
+    if "delivered" in end:
+        p = end.get("evidence")
+        test = "" if p is None else f", by a sign test (p = {p:.2g})"
+        return f"which weights are handed over ({end['delivered']})", test
+    best = best_epoch(run.history)
+    return "which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})"), ""
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
 def _words(value):
