@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError
-from ..core.machine import default_device, peak_memory, versions, world_size
+from ..core.machine import default_device, peak_memory, world_size
 from ..core.seeds import set_seed
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -25,6 +25,7 @@ from ..methods.base import Method
 from ..methods.registry import make_method
 from ..models.backbones import BACKBONES, load_backbone
 from ..models.parts import eval_mode, fresh_head
+from .hashes import hashes, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
 from ..train.lr_finder import seconds_per_step
@@ -103,7 +104,8 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
-    config |= _facts(task) | {"versions": versions(), "asked": _asked(cls, common, own)}
+    config |= _facts(task) | {"versions": made_with(), "hashes": hashes(task, model)}
+    config["asked"] = _asked(cls, common, own)
     return Prepared(config, task, make_method(cls, model, threat, common.seed, task, **own), common)
 
 
