@@ -54,22 +54,22 @@ def case(name, folder):
     method = METHODS[name](model, l2(0.5))
     method.attack = lambda x, y: pgd(model, x, y, method.threat, steps=3, random_start=False)
     fault = "".join(sys.argv[3:])
-    run = joined_run(folder, {"seed": 0}, fault == "resume")
-    learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
-    if fault == "hang" and process_index() == 1:
-        time.sleep(600)
-    if fault in ("nan", "memory") and process_index() == 1:
-        spoil(method, fault)
-    learner.fit(fault == "resume")
-    report = evaluate(model, task.test, "l2:0.5", n=101)
-    run.write_json(
-        "counts.json",
-        {
-            "rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows],
-            "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"),
-            "world": world_size(),
-        },
-    )
+    with joined_run(folder, {"seed": 0}, fault == "resume") as run:
+        learner = Learner(method, task, run, StepDecay(0.02, 2), epochs=2, batch_size=25)
+        if fault == "hang" and process_index() == 1:
+            time.sleep(600)
+        if fault in ("nan", "memory") and process_index() == 1:
+            spoil(method, fault)
+        learner.fit(fault == "resume")
+        report = evaluate(model, task.test, "l2:0.5", n=101)
+        run.write_json(
+            "counts.json",
+            {
+                "rows": [[row.attack, row.correct, row.n, row.hits] for row in report.rows],
+                "history": run.history[["sa", "ra", "loss", "train_sa"]].to_dict("list"),
+                "world": world_size(),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ __all__ = ['STAR', 'Row', 'label', 'Report', 'winner', 'compare_rows', 'compare_
 
 # %% ../../nbs/robust/04_results.ipynb #c0de005e
 from dataclasses import dataclass, fields
+from string import hexdigits
 
-from ..core.errors import unknown
+from ..core.errors import AutoLoRaError, unknown
 from ..core.numbers import duration, pct, wilson
+from ..core.reading import listed, misfit, number, text, whole
 
 # %% ../../nbs/robust/04_results.ipynb #96f06e71
 @dataclass(frozen=True)
@@ -56,6 +58,27 @@ def _aligned(table):
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
+# %% ../../nbs/robust/04_results.ipynb #6757c0c7
+_hexadecimal = lambda v: text(v) and not set(v.removeprefix("0x").lower()) - set(hexdigits)
+_ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": number(0, 1e12)}
+_ROW |= {"hits": _hexadecimal}
+_PARTS = {"evaluations": listed(lambda row: isinstance(row, dict)), "threat": text, "split": text}
+_PARTS |= {"alarms": listed(text)}
+
+
+def _fault(report):
+    "What is wrong with the dict of a report, in words; empty if nothing is."
+    if fault := misfit(report, _PARTS, _PARTS):
+        return fault
+    if not report["evaluations"] or None in report["evaluations"]:
+        return "it holds no evaluations"
+    for row in report["evaluations"]:
+        if fault := misfit(row, _ROW, ("attack", "correct", "n")):
+            return fault
+        if row["correct"] > row["n"]:
+            return f"{row['correct']} of {row['n']} images can't be correct"
+    return ""
+
 # %% ../../nbs/robust/04_results.ipynb #b726a9e3
 @dataclass(frozen=True)
 class Report:
@@ -92,7 +115,9 @@ class Report:
 
     @classmethod
     def from_dict(cls, report):
-        "The report that `to_dict` wrote."
+        "The report that `to_dict` wrote; raises `AutoLoRaError` where that is something else."
+        if fault := _fault(report):
+            raise AutoLoRaError(f"A report can't be used: {fault}.")
         names = [field.name for field in fields(Row)]
         rows = []
         for written in report["evaluations"]:

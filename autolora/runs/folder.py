@@ -6,7 +6,6 @@
 __all__ = ['flat', 'differing', 'Folder', 'Run', 'create_run']
 
 # %% ../../nbs/runs/00_folder.ipynb #c0de00b2
-import contextlib
 import json
 import math
 import os
@@ -18,9 +17,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..core.disk import cannot_write, write_atomic
+from ..core.disk import cannot_write, leftovers, write_atomic
 from ..core.errors import AutoLoRaError
+from ..core.reading import Record, damaged, digest, is_there, read_json, read_lines
+from ..core.signals import held_back
 from ..robust.results import Report
+from .contents import config_fault, event_fault
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,15 +37,6 @@ def _plain(value):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-# %% ../../nbs/runs/00_folder.ipynb #44491a3d
-def _read_events(path):
-    "The events of a log file as a list of dicts, oldest first; half-written lines are skipped."
-    events = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
-    return events
 
 # %% ../../nbs/runs/00_folder.ipynb #fbf4cc27
 _COLUMNS = ["epoch", "lr", "lam1", "lam2", "sa", "ra", "angle", "seconds"]
@@ -72,6 +65,22 @@ def differing(found: dict, wanted: dict, ignored=()) -> list[str]:
         if found.get(k) != wanted.get(k)
     ]
 
+# %% ../../nbs/runs/00_folder.ipynb #75be2bc1
+def _mend_end(file):
+    "Take away the half line at the end of an open log; a whole one that isn't closed is closed."
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    *_, last = (content := file.read()).split(b"\n")
+    try:
+        json.loads(last)
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(len(content) - len(last))
+
 # %% ../../nbs/runs/00_folder.ipynb #e7115eb1
 class Folder:
     """A folder with one `kind` of thing in it: the JSON `file` says what was asked for, the log
@@ -83,14 +92,14 @@ class Folder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._read = (0, [])
+        self._read = (None, ([], []))
 
     @classmethod
     def open(cls, path: str | Path, *args, **kwargs) -> "Folder":
         """The one in the folder `path`; what else is given goes to the class.
 
         Raises `AutoLoRaError` if there is none."""
-        if not (Path(path) / cls.file).is_file():
+        if not is_there(Path(path) / cls.file):
             raise AutoLoRaError(
                 f"There is no {cls.kind} in {path} (no {cls.file}): give the folder that "
                 f"{cls.call} or `autolora {cls.call}` wrote."
@@ -105,7 +114,7 @@ class Folder:
         difference, one of other settings."""
         made = cls(path)
         wanted = _plain(wanted)
-        if (made.path / cls.file).is_file():
+        if is_there(made.path / cls.file):
             differ = made.disagreements(wanted)
             if differ:
                 raise AutoLoRaError(
@@ -113,7 +122,7 @@ class Folder:
                     "out folder, or ask for what is there."
                 )
             return made
-        if made.path.is_dir() and any(made.path.iterdir()):
+        if made._holds_something:
             raise AutoLoRaError(
                 f"{path} is not empty and holds no {cls.kind}: choose another out folder."
             )
@@ -125,22 +134,50 @@ class Folder:
         return made
 
     @property
+    def _holds_something(self):
+        "Whether there is more in the folder than what a start that was broken off leaves behind."
+        if not self.path.is_dir():
+            return False
+        ours = {path.name for path in leftovers(self.path)} | {".lock"}
+        return any(path.name not in ours for path in self.path.iterdir())
+
+    @property
     def contents(self) -> dict:
-        "What was asked for, as it stands in the file now."
-        return json.loads((self.path / self.file).read_text(encoding="utf-8"))
+        "What was asked for, as it stands in the file now; `AutoLoRaError` if that is damaged."
+        found = read_json(self.path / self.file)
+        if fault := self.fault(found):
+            raise damaged(self.path / self.file, fault)
+        return found
+
+    def fault(self, contents: dict) -> str:
+        "What is wrong with the `contents` of the file, in words; empty if nothing is."
+        return ""
 
     def disagreements(self, wanted: dict) -> list[str]:
         "What keeps this from being the one that is `wanted`, as texts."
         return differing(flat(self.contents), wanted, self.ignored)
 
     @property
-    def events(self) -> list[dict]:
-        "The log, oldest first; read again only when it has grown: who follows a run asks often."
+    def _log(self):
+        "The events and the numbers of damaged lines, read again only when the log has changed."
         path = self.path / "events.jsonl"
-        size = path.stat().st_size if path.is_file() else 0
-        if size != self._read[0]:
-            self._read = size, _read_events(path)
+        if not is_there(path):
+            return [], []
+        found = path.stat()
+        stamp = found.st_size, found.st_mtime_ns
+        if stamp != self._read[0]:
+            self._read = stamp, read_lines(path, event_fault)
         return self._read[1]
+
+    @property
+    def events(self) -> list[dict]:
+        "The log, oldest first, without its `damaged_lines`; `AutoLoRaError` where it is no file."
+        return self._log[0]
+
+    @property
+    def damaged_lines(self) -> list[int]:
+        "The numbers, from 1, of the lines of the log that are torn or garbled."
+        return self._log[1]
 
     def last(self, event: str) -> dict:
         "The newest event of that name, {} before there is one."
@@ -152,12 +189,11 @@ class Folder:
         Raises `AutoLoRaError` when it can't be written."""
         path = self.path / "events.jsonl"
         line = json.dumps({"event": event, **_plain(fields)}, allow_nan=False).encode() + b"\n"
+        is_there(path)  # or else nothing may stand in its place
         try:
-            with open(path, "ab+") as file:
-                if file.seek(0, os.SEEK_END):
-                    file.seek(-1, os.SEEK_END)
-                torn = file.read(1) not in (b"", b"\n")  # a killed process left half a line
-                file.write(b"\n" * torn + line)
+            with held_back(), open(path, "ab+") as file:
+                _mend_end(file)
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -166,7 +202,7 @@ class Folder:
     def failures(self, *fields: str) -> dict[tuple, str]:
         "Why the runs that were made for this folder failed, by the `fields` that say which."
         failed = [e for e in self.events if e["event"] == "failed"]
-        return {tuple(e[field] for field in fields): e["message"] for e in failed}
+        return {tuple(e.get(field) for field in fields): e["message"] for e in failed}
 
     def gather(self, runner: Callable, calls: list[dict], which: list[dict], **how) -> list[str]:
         """Have `runner` make runs, as `launch` does; what fails is logged with the fields that say
@@ -190,57 +226,30 @@ class Folder:
 def _model(run):
     """The fine-tuned model: an `nn.Module` in eval mode, images (N, C, H, W) in [0, 1] to
     logits."""
+    from autolora.models.kept import check_known, read_weights, rebuilt
 
-    import torch
-    from safetensors import safe_open
-
-    from autolora.core.seeds import isolated_rng
-    from autolora.models.adoption import adopt
-    from autolora.models.backbones import BACKBONES, open_backbone
-    from autolora.models.saving import load_module
-    from autolora.models.views import Carrier, LowRankBranch
-
-    name, classes = run.config["backbone"], run.config["num_classes"]
-    if run._own_model is None and name not in BACKBONES:
-        raise AutoLoRaError(
-            f"This run's backbone '{name}' is a module of your own: open it with Run.open(path, "
-            "model=the_module)."
-        )
-    if not (run.path / "model.safetensors").is_file():
+    path = run.path / "model.safetensors"
+    if run._own_model is None:
+        check_known(run.config)
+    if not is_there(path):
         raise AutoLoRaError(
             f"The run in {run.path} has no model yet: it is unfinished, continue it with "
             "resume=True (--resume)."
         )
-    layer = run.config.get("head_layer")
-    path = run.path / "model.safetensors"
-    with safe_open(path, "pt") as file:
-        carries = any(name.startswith("adapter.") for name in file.keys())
-    with isolated_rng(0):  # first weights are drawn, then these are read
-        if run._own_model is None:
-            model = open_backbone(name, classes, weights=None, head_layer=layer).model
-        else:
-            x = torch.rand(2, *run.config["shape"])
-            keep = run.config.get("head") == "keep"
-            model = adopt(run._own_model, x, classes, layer, keep).model
-        if carries:  # a model that carries its branch
-            model = Carrier(model, LowRankBranch(model, run.config["rank"], "*", "ln_lora"))
-    return load_module(model, path).eval()
+    tensors = read_weights(path, run.identity, run.tells)
+    return rebuilt(run.config, tensors, path, run._own_model)
 
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _branch(run):
     """The low-rank branch of `model` (None where the method has none); `branch(x, scale)` slides
     from robust (0) to natural (1)."""
-    path = run.path / "branch.safetensors"
-    if not path.is_file():
-        return None
-    from autolora.core.seeds import isolated_rng
-    from autolora.models.saving import load_module
-    from autolora.models.views import LowRankBranch
+    from autolora.models.kept import read_weights, rebuilt_branch
 
-    form = run.config.get("parametrisation", "lora")
-    with isolated_rng():
-        branch = LowRankBranch(run.model, run.config["rank"], run.config.get("where"), form)
-    return load_module(branch, path)
+    path = run.path / "branch.safetensors"
+    if not is_there(path):
+        return None
+    tensors = read_weights(path, run.identity, run.tells)
+    return rebuilt_branch(run.config, tensors, path, run.model)
 
 # %% ../../nbs/runs/00_folder.ipynb #94280ad0
 def _summary(run):
@@ -268,7 +277,8 @@ class Run(Folder):
     file = "config.json"
     call = "finetune"
     other = "a different run"
-    ignored = ("versions", "asked", "threads", "notes", "model")
+    ignored = ("versions", "asked", "threads", "notes", "model", "format", "hashes")
+    pages = ("report.html", "card.md")
     model = cached_property(_model)
     branch = cached_property(_branch)
     _repr_markdown_ = _summary
@@ -278,10 +288,34 @@ class Run(Folder):
         self._own_model = model
         self._epochs = (None, None)
 
+    def fault(self, contents):
+        return config_fault(contents)
+
+    def disagreements(self, wanted):
+        now = wanted.get("hashes") or {}
+        then = self.contents.get("hashes") or {}
+        known = [part for part in _SPLITS if part in now and part in then]
+        changed = [part for part in known if now[part] != then[part]]
+        told = [f"the {_SPLITS[part]} images or labels have changed since" for part in changed]
+        return told + super().disagreements(wanted)
+
     @cached_property
     def config(self) -> dict:
-        "Everything that was asked for and found, by name; a method's settings among it."
-        return flat(self.contents)
+        """Everything that was asked for and found, by name; a method's settings among it.
+
+        Raises `AutoLoRaError` if the file is damaged, or is asked for what it doesn't say."""
+        return Record(flat(self.contents), self.path / self.file)
+
+    @property
+    def identity(self) -> str:
+        "What tells this run's files from another's: the digest of its config."
+        kept = {k: v for k, v in self.contents.items() if k not in ("versions", "asked", "format")}
+        return digest(json.dumps(kept, sort_keys=True))
+
+    @property
+    def tells(self) -> bool:
+        "Whether its files say that they are its: since format 2 they do."
+        return bool(self.config.get("format"))
 
     @property
     def history(self) -> pd.DataFrame:
@@ -293,13 +327,25 @@ class Run(Folder):
 
     @property
     def report(self) -> dict | None:
-        "The final evaluation, or None before it was made."
+        "The final evaluation, or None before it was made; `AutoLoRaError` if it is damaged."
         path = self.path / "report.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not is_there(path):
+            return None
+        found = read_json(path)
+        try:
+            Report.from_dict(found)
+        except AutoLoRaError as error:
+            raise damaged(path, error) from error
+        return found
 
     @property
     def finished(self) -> bool:
-        return self.report is not None
+        "Whether it is measured, and its pages are written; older folders may lack those."
+        pages = all(is_there(self.path / name) for name in self.pages)
+        return self.report is not None and (pages or not self.tells)
+
+
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}  # parts of `hashes`
 
 # %% ../../nbs/runs/00_folder.ipynb #4d20f50d
 def create_run(path: str | Path, config: dict, resume: bool = False) -> Run:

@@ -7,7 +7,6 @@ __all__ = ['Job', 'Trainer', 'do']
 
 # %% ../../nbs/runs/05_jobs.ipynb #c0de00c6
 import atexit
-import contextlib
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ..core.errors import AutoLoRaError
 from ..core.machine import explain
+from ..core.signals import Interrupted
 from .finetuning import finetune
 from .folder import Run
 from ..train.callbacks import Control
@@ -126,10 +126,10 @@ def do(job: Job, control: Control):
     try:
         last = finetune(**job.call, control=control).events[-1]["event"]
         job.state = "stopped" if last == "stopped" else "finished"
+    except Interrupted as error:  # from outside: who started this process shall see it
+        job.message = explain(error)
+        job.state = "stopped"
+        raise
     except BaseException as error:  # nobody above could hear it
         job.message = explain(error)
         job.state = "failed"
-        if (job.out / "config.json").is_file():
-            # for whoever opens the folder later; a full disk was said already
-            with contextlib.suppress(AutoLoRaError):
-                job.run.log("failed", message=job.message)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError
-from ..core.machine import default_device, peak_memory, versions, world_size
+from ..core.machine import default_device, peak_memory, world_size
 from ..core.seeds import isolated_rng
 from ..core.threat import parse_threat
 from ..data.loading import load_task
@@ -27,6 +27,7 @@ from ..models.backbones import BACKBONES, open_backbone
 from ..models.inspection import check_frozen, inspect_model
 from ..models.parts import eval_mode
 from ..models.saving import check_saving
+from .hashes import hashes, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
 from ..train.lr_finder import seconds_per_step
@@ -137,8 +138,8 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
-    config |= _facts(task) | {"versions": versions(), "asked": _asked(cls, common, own)}
-    config["threads"] = torch.get_num_threads()
+    config |= _facts(task) | {"versions": made_with(), "hashes": hashes(task, model)}
+    config |= {"asked": _asked(cls, common, own), "threads": torch.get_num_threads()}
     adapted = getattr(made.branch, "names", ())
     config["model"] = inspect_model(adopted, trial_images(task), adapted) | {"frozen": frozen}
     return Prepared(config, task, made, common)

@@ -17,12 +17,13 @@ from ..core.disk import write_atomic
 from ..core.machine import default_device, process_index
 from ..core.seeds import isolated_rng
 from ..core.settings import Setting, Table, accepts
+from ..core.signals import orderly
 from ..core.threat import parse_threat
 from ..data.loading import load_task
 from ..methods.base import FastAT
 from ..methods.contrastive import ACL, AIR
 from ..models.backbones import load_backbone
-from .finetuning import default_out, fit, joined_run, report_on
+from .finetuning import default_out, fit, joined_run, report_on, write_pages
 from .folder import Folder, Run
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
@@ -73,12 +74,15 @@ def pretrain(
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
     config |= {"num_classes": task.num_classes} | own
     folder = out or default_out("pretrain", backbone, task.name, common.seed)
-    run = joined_run(folder, config, resume)
     callbacks = [OverfittingAlarm()]
     if common.progress and process_index() == 0:
         callbacks.append(Progress())
-    fit(run, method, task, OneCycle(_PEAK, epochs), callbacks, resume)
-    report_on(run, method, task)
+    with orderly(), joined_run(folder, config, resume) as run:
+        if not run.report:
+            fit(run, method, task, OneCycle(_PEAK, epochs), callbacks, resume)
+            report_on(run, method, task)
+        elif not run.finished:
+            write_pages(run)
     return run
 
 # %% ../../nbs/runs/04_pretraining.ipynb #05e173b6

@@ -21,6 +21,7 @@ import autolora
 from ..core.disk import cannot_write
 from ..core.errors import AutoLoRaError
 from ..core.machine import optional
+from ..core.signals import Interrupted, end_by
 from ..methods.registry import METHODS
 from .jobs import Job, do
 from ..train.callbacks import Control
@@ -69,7 +70,10 @@ def work():
     JSON on standard input; returns the exit status."""
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(_GONE)), daemon=True).start()
-    job = perform(order["call"], order["threads"])
+    try:
+        job = perform(order["call"], order["threads"])
+    except Interrupted as error:
+        end_by(error.number)
     if job.message:
         sys.stderr.write(f"\n{_SAID}{job.message}\n")
     return int(job.state != "finished")

@@ -8,6 +8,7 @@ __all__ = ['Callback', 'steps_per_epoch', 'on_device', 'training_batches', 'whic
 
 # %% ../../nbs/train/03_learner.ipynb #7435e1dc
 import contextlib
+import json
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,16 @@ from functools import partial
 import torch
 from fastcore.basics import patch
 
-from ..core.disk import write_atomic
+from ..core.disk import check_room, write_atomic
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
 from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
+from ..core.reading import damaged, digest, is_there, read_state
 from ..core.seeds import OwnRandom
+from ..core.signals import held_back
 from ..data.images import LazyImages
+from ..models.kept import save_weights
 from ..models.parts import eval_mode
-from ..models.saving import save_module
 from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
 from .delivery import BestEpoch, put_weights
@@ -187,35 +190,50 @@ _STATEFUL = ("optimizer", "schedule", "method", "delivery")
 
 
 def save_checkpoint(learner):
-    "Write `resume.pt` in the run's folder, whole or not at all."
+    "Write `resume.pt` in the run's folder, whole or not at all; it says whose it is."
     state = {name: getattr(learner, name) for name in _KEPT}
     state["weights"] = {name: m.state_dict() for name, m in learner.method.modules().items()}
     for name in _STATEFUL:
         state[name] = getattr(learner, name).state_dict()
     state["data_rng"] = learner.data_rng.get_state()
+    state["record"] = json.dumps(learner.record, default=float)
+    state["run"] = learner.run.identity
+    state["sha256"] = digest(state)
     write_atomic(learner.run.path / "resume.pt", partial(torch.save, state))
 
 
-def load_checkpoint(learner):
-    """Take `learner` back to its run's last checkpoint, if there is one.
+def _check_state(state, run, path):
+    "Refuse a checkpoint of another run than `run`, or one that isn't what was saved."
+    found = state.pop("sha256", None)
+    if state.get("run", None if run.tells else run.identity) != run.identity:
+        raise damaged(path, "it is the checkpoint of another run")
+    if found != digest(state) and (found or run.tells):
+        raise damaged(path, "it isn't what was saved")
 
-    Raises `AutoLoRaError` if it can't be read or has another optimiser."""
+
+def load_checkpoint(learner):
+    """Take `learner` back to its run's last checkpoint, if there is one, and log the epoch that it
+    ends, if a crash came between the two.
+
+    Raises `AutoLoRaError` if it can't be used, is another run's or has another optimiser."""
     path = learner.run.path / "resume.pt"
-    if not path.is_file():
+    if not is_there(path):
         return
+    state = read_state(path, learner.device)
+    _check_state(state, learner.run, path)
     try:
-        state = torch.load(path, map_location=learner.device, weights_only=True)
         for name in _STATEFUL:
             getattr(learner, name).load_state_dict(state[name])
+        put_weights(learner.method, state["weights"])
+        learner.data_rng.set_state(state["data_rng"].cpu())
+        for name in _KEPT:
+            setattr(learner, name, state[name])
+        record = json.loads(state.get("record", "{}"))
     except Exception as error:
-        raise AutoLoRaError(
-            f"{path} can't be read, or was written by another version of autolora "
-            f"({type(error).__name__}): delete it to start this run anew."
-        ) from error
-    put_weights(learner.method, state["weights"])
-    learner.data_rng.set_state(state["data_rng"].cpu())
-    for name in _KEPT:
-        setattr(learner, name, state[name])
+        why = f"written by another version, {type(error).__name__}: delete it to start anew"
+        raise damaged(path, why) from error
+    if record and learner.run.last("epoch").get("epoch", 0) < learner.epoch:
+        learner.run.log("epoch", **record)
 
 # %% ../../nbs/train/03_learner.ipynb #225c34f5
 class Learner:
@@ -264,10 +282,23 @@ class Learner:
         for callback in self.callbacks:
             getattr(callback, moment)(self)
 
-    def save_weights(self):
-        "Write the method's weights as they are now, a safetensors file a module."
-        for name, module in self.method.modules().items():
-            save_module(module, self.run.path / f"{name}.safetensors")
+    def save_weights(self, weights: dict[str, dict] | None = None):
+        """Write the method's weights as they are now, or those given as `take_weights` gives them,
+        a safetensors file a module."""
+        found = weights or {k: m.state_dict() for k, m in self.method.modules().items()}
+        for name, state in found.items():
+            save_weights(self.run.path / f"{name}.safetensors", state, self.run.identity)
+
+    def check_room(self):
+        "Raise `AutoLoRaError` if what will be saved can't be, now that nothing is lost by it."
+        modules = self.method.modules()
+        state = [v for m in modules.values() for v in m.state_dict().values()]
+        size = sum(v.numel() * v.element_size() for v in state if isinstance(v, torch.Tensor))
+        # The checkpoint holds weights, momentum, and the best or averaged weights beside them;
+        # the old one stands until the new one is whole.
+        files = {f"{name}.safetensors": size for name in modules} | {"resume.pt": 4 * size}
+        pages = ("events.jsonl", "examples.npz", "report.json", "report.html", "card.md")
+        check_room(self.run.path, files | dict.fromkeys(pages, 2**20))
 
 # %% ../../nbs/train/03_learner.ipynb #1f74a222
 @patch
@@ -276,6 +307,8 @@ def fit(self: Learner, resume: bool = False):
     request, an interrupt or an error ends it early, load the weights to hand over and save them."""
     if resume:
         load_checkpoint(self)
+    if not self.completed:
+        self.check_room()
     self.call("before_fit")
     measure = None  # nobody waits for a measurement where the run is interrupted
     try:
@@ -285,13 +318,14 @@ def fit(self: Learner, resume: bool = False):
     finally:
         if self.delivery.begun:
             self.delivered = self.delivery.deliver(self.method, measure)
-            self.save_weights()
+            with held_back():
+                self.save_weights()
         self.call("after_fit")
 
 # %% ../../nbs/train/03_learner.ipynb #a5ea9248
 @patch
 def fit_epoch(self: Learner):
-    "Train and validate once, log the record, write the checkpoint."
+    "Train and validate once; write a new best model, the checkpoint, the record: none without all."
     start = time.perf_counter()
     self.record = {"epoch": self.epoch + 1, **self.method.state}
     self.call("before_epoch")
@@ -302,8 +336,11 @@ def fit_epoch(self: Learner):
     self.step = 0
     self.call("after_epoch")
     self.record["seconds"] = time.perf_counter() - start - self.record.get("paused_seconds", 0)
-    self.run.log("epoch", **self.record)
-    save_checkpoint(self)
+    with held_back():
+        if self.record["new_best"]:
+            self.save_weights(self.delivery.best["weights"])
+        save_checkpoint(self)
+        self.run.log("epoch", **self.record)
 
 # %% ../../nbs/train/03_learner.ipynb #0db569f3
 def set_lr(optimizer: torch.optim.Optimizer, lr: float):
