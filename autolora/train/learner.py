@@ -109,7 +109,7 @@ def which_correct(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images of `split` the `model` classifies correctly, naturally and under PGD-10 (an
     image counts as robust if both hold): two boolean tensors (n,) on the CPU."""
-    found = torch.zeros(2, len(split))
+    found = torch.zeros(2, len(split), dtype=torch.float32)
     part = own_part()
     natural, robust = found[:, part].split(1)
     start = 0
