@@ -21,7 +21,9 @@ from fastcore.docments import docments
 from .core.errors import AutoLoRaError, unknown
 from .core.machine import process_index
 from .core.numbers import duration
+from .core.reading import printable
 from .core.settings import Setting, Table
+from .core.signals import orderly
 
 # %% ../nbs/01_cli.ipynb #760edc83
 _WORDS = {str, int, float, bool, list}  # what words can tell
@@ -76,11 +78,13 @@ class _Verb:
         return made
 
     def __call__(self, name: str, words: list[str]):
-        "Do what the `words` after the verb's `name` say."
+        "Do what the `words` after the verb's `name` say; returns the exit status, or None for 0."
         table = self.table
         given = vars(self.parser(name).parse_args(words))
         before = [_library(self.call)] if self.call else []
-        self.run(*before, **{name: table[name].check(value) for name, value in given.items()})
+        return self.run(
+            *before, **{name: table[name].check(value) for name, value in given.items()}
+        )
 
 
 VERBS = {}
@@ -119,7 +123,7 @@ def _show(run):
     from autolora.robust.results import Report
 
     if run.report:
-        print(Report.from_dict(run.report))
+        print(printable(Report.from_dict(run.report)))
     print(f"Report: {run.path / 'report.html'}")
 
 
@@ -164,7 +168,9 @@ def compare(
     vary: list | None = None,  # conditions that all methods meet, such as lr=auto,0.01
     **given,
 ):
-    "Run several methods over several seeds under one protocol, with statistics."
+    """Run several methods over several seeds under one protocol, with statistics.
+
+    The exit status is 1 when a run of it failed."""
     from autolora.runs.tables import summary, tests
 
     arms = [_as_arm(word) for word in methods or ("autolora", "trades", "at")]
@@ -175,8 +181,9 @@ def compare(
     print("\nDifferences seed by seed, p values corrected over all pairs of one measure (Holm)")
     print(tests(table).to_string(index=False), end="\n\n")
     for failed in table[table.message != ""].itertuples():
-        print(f"Not finished: {failed.folder}: {failed.message}")
+        print(f"Not finished: {failed.folder}: {printable(failed.message)}")
     print(f"Figures: {study.path / 'study.html'}\nTable:   {study.path / 'table.csv'}")
+    return int((table.state != "finished").any())
 
 # %% ../nbs/01_cli.ipynb #21a4b21a
 @verb("runs.tuning.tune")
@@ -228,15 +235,20 @@ def evaluate(
     from autolora.data.loading import load_task
     from autolora.robust.evaluation import evaluate as measure
     from autolora.runs.folder import Run
+    from autolora.runs.hashes import check_same_data
 
     opened = Run.open(run)
     config = opened.config
+    own = data is None
     data = data or config.get("data")
     if data is None:
         raise AutoLoRaError(
             "This run doesn't say by name which data it was made on: give --data a name or a path."
         )
-    task = load_task(data, root or config.get("root"), size=config.get("size"))
+    limit = config.get("limit") if own else None
+    task = load_task(data, root or config.get("root"), limit, config.get("size"))
+    if own:
+        check_same_data(opened, task)
     attacks = ["none", f"pgd-{steps}"] + ["autoattack"] * bool(autoattack)
     threat = threat or config["threat"]
     print(measure(opened.model, task.test, threat, attacks, n, autoattack or None))
@@ -324,13 +336,16 @@ def _overview():
 
 
 def _perform(argv):
-    "Do what the words say."
+    "Do what the words say; returns the exit status."
     if not argv or argv[0] in ("-h", "--help"):
-        return _overview()
+        _overview()
+        return 0
     if argv[0] not in VERBS:
         raise unknown("verb", argv[0], VERBS)
-    VERBS[argv[0]](argv[0], argv[1:])
+    with orderly():
+        status = VERBS[argv[0]](argv[0], argv[1:])
     sys.stdout.flush()
+    return status or 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -338,20 +353,20 @@ def main(argv: list[str] | None = None) -> int:
     if process_index() > 0:
         sys.stdout = open(os.devnull, "w")
     try:
-        _perform(sys.argv[1:] if argv is None else argv)
+        return _perform(sys.argv[1:] if argv is None else argv)
     except AutoLoRaError as error:
         if process_index() == 0 or "lost the others" in str(error):
-            print(f"autolora: {error}", file=sys.stderr)
+            print(f"autolora: {printable(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader has seen enough; what is left must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
             "autolora: interrupted; the last finished epoch is kept: the same command goes on from "
             "it (finetune: with --resume).",
             file=sys.stderr,
         )
-        return 130
+        return 128 + getattr(error, "number", 2)
     return 0
 
 # %% ../nbs/01_cli.ipynb #8512d416

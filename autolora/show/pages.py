@@ -7,6 +7,7 @@ __all__ = ['Block', 'Code', 'Details', 'to_html', 'escaped', 'to_markdown', 'htm
 
 # %% ../../nbs/show/05_pages.ipynb #c0de00aa
 import html
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..core.disk import write_atomic
+from ..core.reading import printable
 
 # %% ../../nbs/show/05_pages.ipynb #91fb95e1
 class Code(str):
@@ -36,7 +38,7 @@ def to_html(block: Block) -> str:
     if isinstance(block, Code):
         return f"<pre tabindex='0'><code>{html.escape(block)}</code></pre>"
     if isinstance(block, list):
-        return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in block)}</ul>"
+        return f"<ul>{''.join(f'<li>{html.escape(str(item))}</li>' for item in block)}</ul>"
     if isinstance(block, Details):
         summary = f"<summary>{html.escape(block.summary)}</summary>"
         return f"<details>{summary}{to_html(block.table)}</details>"
@@ -57,26 +59,34 @@ def _figure_html(figure):
     return f"<figure role='group' aria-label='{html.escape(words)}'>{plot}</figure>"
 
 # %% ../../nbs/show/05_pages.ipynb #794b84fb
-_MARKUP = {ord(c): f"\\{c}" for c in "\\`*[]|"}
+_MARKUP = {ord(c): f"\\{c}" for c in "\\`*[]|#~"}
 
 
 def escaped(text: object) -> str:
     "`text` on one line, with nothing in it that Markdown or HTML would take for markup."
-    return " ".join(html.escape(str(text), quote=False).split()).translate(_MARKUP)
+    return " ".join(html.escape(printable(text), quote=False).split()).translate(_MARKUP)
+
+
+def _line(text):
+    "`text`, escaped, as a line of its own: it begins no list and underlines no heading."
+    words = escaped(text)
+    return f"\\{words}" if words[:1] in ("-", "+", "=") else words
 
 
 def to_markdown(block: Block) -> str:
     "One block as Markdown; a figure gives nothing, a folded table is a table."
     if isinstance(block, Code):
-        return f"```\n{block}\n```\n"
+        runs = re.findall("`+", block)
+        fence = "`" * max([3, *(len(run) + 1 for run in runs)])  # nothing inside can end it
+        return f"{fence}\n{block}\n{fence}\n"
     if isinstance(block, list):
-        return "".join(f"- {escaped(item)}\n" for item in block)
+        return "".join(f"- {_line(item)}\n" for item in block)
     if isinstance(block, Details):
         return to_markdown(block.table)
     if isinstance(block, pd.DataFrame):
         rows = [block.columns, ["---"] * len(block.columns), *block.itertuples(index=False)]
         return "".join(f"| {' | '.join(map(escaped, row))} |\n" for row in rows)
-    return "" if isinstance(block, go.Figure) else f"{escaped(block)}\n"
+    return "" if isinstance(block, go.Figure) else f"{_line(block)}\n"
 
 # %% ../../nbs/show/05_pages.ipynb #c875ec94
 _STYLE = """
