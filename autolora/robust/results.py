@@ -11,7 +11,7 @@ from string import hexdigits
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.numbers import duration, pct, wilson
-from ..core.reading import listed, misfit, number, text, whole
+from ..core.reading import escaped, listed, misfit, number, text, whole
 
 # %% ../../nbs/robust/04_results.ipynb #96f06e71
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Report:
         if fault := _fault(report):
             raise AutoLoRaError(f"A report can't be used: {fault}.")
         names = [field.name for field in fields(Row)]
-        rows = [Row(**{k: row[k] for k in names if k in row}) for row in report["evaluations"]]
+        known = lambda row: {k: row[k] for k in names if row.get(k) is not None}
+        rows = [Row(**known(row)) for row in report["evaluations"]]
         return cls(tuple(rows), report["threat"], report["split"], tuple(report["alarms"]))
 
     def table(self) -> list[list[str]]:
@@ -124,9 +125,10 @@ class Report:
         return "\n".join([title, _aligned(self.table()), *(f"! {alarm}" for alarm in self.alarms)])
 
     def _repr_markdown_(self):
-        header, *body = ["| " + " | ".join(row) + " |" for row in self.table()]
-        lines = [f"Threat {self.threat} {self.split}".strip(), "", header, "|---" * 4 + "|", *body]
-        return "\n".join(lines + [f"\n**Alarm:** {alarm}" for alarm in self.alarms])
+        header, *body = ["| " + " | ".join(map(escaped, row)) + " |" for row in self.table()]
+        words = escaped(f"Threat {self.threat} {self.split}")
+        lines = [words, "", header, "|---" * 4 + "|", *body]
+        return "\n".join(lines + [f"\n**Alarm:** {escaped(alarm)}" for alarm in self.alarms])
 
 # %% ../../nbs/robust/04_results.ipynb #ba20d220
 def _p_value(a, b):
