@@ -125,7 +125,9 @@ class Report:
         return "\n".join([title, _aligned(self.table()), *(f"! {alarm}" for alarm in self.alarms)])
 
     def _repr_markdown_(self):
-        header, *body = ["| " + " | ".join(map(escaped, row)) + " |" for row in self.table()]
+        header, *body = [
+            f"| {' | '.join([escaped(name), *rest])} |" for name, *rest in self.table()
+        ]
         words = escaped(f"Threat {self.threat} {self.split}")
         lines = [words, "", header, "|---" * 4 + "|", *body]
         return "\n".join(lines + [f"\n**Alarm:** {escaped(alarm)}" for alarm in self.alarms])
