@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import sys
@@ -277,6 +278,11 @@ def no_markup(text):
     assert MARKER not in text, "markup from a file stands in a page"
 
 
+def outside_code(markdown):
+    "A Markdown text without its blocks of code, which are shown as they stand."
+    return re.sub(r"(?ms)^(`{3,})\n.*?^\1\n", "", markdown)
+
+
 def look(folder, _):
     run = Run.open(folder)
     _ = run.history, run.damaged_lines, run.report, run.finished, run.last("end")
@@ -296,7 +302,7 @@ def draw(folder, _):
 def report(folder, _):
     run = Run.open(folder)
     no_markup(write_report(run).read_text())
-    no_markup(write_card(run).read_text())
+    no_markup(outside_code(write_card(run).read_text()))
     assert "\x1b" not in (folder / "card.md").read_text()
 
 
