@@ -57,7 +57,8 @@ function addSlider(line, name, model) {
 }
 
 function addPanel(name, grid, model, drawn) {
-  const box = make("section", grid, { className: "autolora-panel", innerHTML: PANEL });
+  const box = make("section", grid, { className: "autolora-panel" });
+  box.append(...inert(PANEL).body.children);
   box.dataset.panel = name;
   const [title, said, slider, plot, fold] = box.children;
   addSlider(slider, name, model);
@@ -65,7 +66,7 @@ function addPanel(name, grid, model, drawn) {
     const others = model.get("opened").filter(other => other !== name);
     change(model, "opened", fold.open ? [...others, name] : others);
   });
-  return { box, title, said, plot, table: fold.lastElementChild, json: null, drawn };
+  return { box, title, said, plot, table: fold.lastElementChild, told: null, json: null, drawn };
 }
 
 function after(panel, work) {
@@ -73,16 +74,33 @@ function after(panel, work) {
   panel.drawn = panel.drawn.then(done);
 }
 
+// A document that loads and runs nothing; of what comes from files only the texts are taken.
+const inert = html => new DOMParser().parseFromString(html, "text/html");
+
 const purge = panel => after(panel, plotly => plotly.purge(panel.plot));
 
-const words = text => (text || "").replaceAll("<br>", " ");
+const words = text => inert((text || "").replaceAll("<br>", " ")).body.textContent;
+
+function tabulate(panel, html) {
+  const told = inert(html);
+  const rows = [...told.querySelectorAll("tr")];
+  panel.told = html;
+  panel.table.replaceChildren();
+  if (!rows.length) return void (panel.table.textContent = told.body.textContent);
+  const table = make("table", panel.table);
+  const parts = { THEAD: make("thead", table), TBODY: make("tbody", table) };
+  for (const row of rows) {
+    const line = make("tr", parts[row.parentNode.tagName] || parts.TBODY);
+    for (const { tagName, textContent } of row.cells) make(tagName, line, { textContent });
+  }
+}
 
 function draw(panel, json) {
   const { data, layout } = JSON.parse(json);
   const { title, annotations = [] } = layout;
   panel.json = json;
-  panel.title.innerHTML = words(title.text);
-  panel.said.innerHTML = words(title.subtitle && title.subtitle.text);
+  panel.title.textContent = words(title.text);
+  panel.said.textContent = words(title.subtitle && title.subtitle.text);
   const told = `${panel.title.textContent} ${panel.said.textContent}`;
   panel.plot.setAttribute("aria-label", told);
   delete layout.title;
@@ -132,7 +150,7 @@ function render({ model, el }) {
     for (const [name, json, table] of wanted) {
       if (!panels.has(name)) panels.set(name, addPanel(name, grid, model, loaded));
       const panel = panels.get(name);
-      if (panel.table.innerHTML !== table) panel.table.innerHTML = table;
+      if (panel.told !== table) tabulate(panel, table);
       if (panel.json !== json) draw(panel, json);
     }
   };

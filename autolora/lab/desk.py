@@ -12,10 +12,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
+from ..core.errors import AutoLoRaError
 from .board import Board
 from .canvas import Canvas
 from .controls import Controls, look
-from .pictures import named
+from .pictures import named, readable
 from ..runs.folder import Run
 
 # %% ../../nbs/lab/06_desk.ipynb #781bdc8d
@@ -31,7 +32,10 @@ def _row(*parts):
 @functools.cache
 def _label(path):
     run = Run(path)
-    config = run.config
+    try:
+        config = run.config
+    except AutoLoRaError:
+        return f"damaged · {run.path.name}"
     parts = (config.get("method"), config.get("task"), f"seed {config.get('seed')}")
     return " · ".join(map(str, [*parts, run.path.name[:15]]))
 
@@ -111,8 +115,9 @@ class Desk:
         return dict(folders=list(self.runs.value), opened=opened, image=image, scale=scale)
 
     def shown(self) -> dict[str, Run]:
-        "The runs chosen in the list, as a dict name -> `Run`."
-        return named([Run(path) for path in self.runs.value])
+        "The runs chosen in the list that can be read, as a dict name -> `Run`."
+        found, _ = readable([Run(path) for path in self.runs.value])
+        return named(found)
 
     def open(self, *paths: str | Path):
         """Show the folders `paths`: runs together with those shown, of studies the last.

@@ -18,7 +18,15 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 from ..core.errors import AutoLoRaError
-from .pictures import as_panels, moved, named, plot_runs, standing, tables_html
+from autolora.lab.pictures import (
+    as_panels,
+    moved,
+    named,
+    plot_runs,
+    readable,
+    standing,
+    tables_html,
+)
 from ..runs.folder import Run
 
 # %% ../../nbs/lab/02_painter.ipynb #3b307fcf
@@ -50,7 +58,8 @@ class Easel:
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the
         folder of the run at work, or None), `anew` (whether to draw everything)."""
-        runs = named([self._run(folder) for folder in order["folders"]])
+        found, wrong = readable([self._run(folder) for folder in order["folders"]])
+        runs = named(found)
         slid = order["image"], order["scale"]
         asked = order["folders"], order["opened"]
         files = _files(order["folders"])
@@ -59,7 +68,7 @@ class Easel:
         if order["anew"] or asked != self._drawn[0] or grown:
             start = time.process_time()
             answer["panels"] = as_panels(plot_runs(runs, *slid), order["opened"])
-            answer["tables"] = tables_html(runs)
+            answer["tables"] = tables_html(runs, wrong)
             self._due = time.perf_counter() + self.rest * (time.process_time() - start)
             self._drawn = asked, files
         elif slid != self._slid:

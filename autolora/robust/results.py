@@ -11,7 +11,7 @@ from string import hexdigits
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.numbers import duration, pct, wilson
-from ..core.reading import listed, misfit, number, text, whole
+from ..core.reading import escaped, listed, misfit, number, text, whole
 
 # %% ../../nbs/robust/04_results.ipynb #96f06e71
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Report:
         names = [field.name for field in fields(Row)]
         rows = []
         for written in report["evaluations"]:
-            known = {name: written[name] for name in names if name in written}
+            known = {name: written[name] for name in names if written.get(name) is not None}
             known["classes"] = tuple(map(tuple, known.get("classes", ())))
             rows.append(Row(**known))
         return cls(tuple(rows), report["threat"], report["split"], tuple(report["alarms"]))
@@ -156,10 +156,10 @@ class Report:
 
     def _repr_markdown_(self):
         table = self.table()
-        header, *body = ["| " + " | ".join(row) + " |" for row in table]
-        rule = "|---" * len(table[0]) + "|"
-        lines = [f"Threat {self.threat} {self.split}".strip(), "", header, rule, *body]
-        return "\n".join(lines + [f"\n**Alarm:** {alarm}" for alarm in self.alarms])
+        header, *body = [f"| {' | '.join([escaped(name), *rest])} |" for name, *rest in table]
+        words = escaped(f"Threat {self.threat} {self.split}".strip())
+        lines = [words, "", header, "|---" * len(table[0]) + "|", *body]
+        return "\n".join(lines + [f"\n**Alarm:** {escaped(alarm)}" for alarm in self.alarms])
 
 # %% ../../nbs/robust/04_results.ipynb #ba20d220
 def _p_value(a, b):

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.disk import cannot_write, leftovers, write_atomic
 from ..core.errors import AutoLoRaError
-from ..core.reading import Record, damaged, digest, is_there, read_json, read_lines
+from ..core.reading import Record, damaged, digest, escaped, is_there, read_json, read_lines
 from ..core.signals import held_back
 from ..robust.results import Report
 from .contents import config_fault, event_fault
@@ -255,10 +255,9 @@ def _branch(run):
 def _summary(run):
     "Markdown: what the run is, and its final figures where there are some."
     config = run.config
-    head = (
-        f"**{config.get('method')}** · {config.get('backbone')} on {config.get('task')} · "
-        f"{config.get('threat')} · seed {config.get('seed')} · `{run.path}`"
-    )
+    says = {k: escaped(config.get(k)) for k in ("method", "backbone", "task", "threat", "seed")}
+    head = "**{method}** · {backbone} on {task} · {threat} · seed {seed}".format(**says)
+    head += f" · `{run.path}`"
     if not run.report:
         done = f"{len(run.history)} of {config.get('epochs')} epochs"
         return f"{head}\n\n{done}, no final evaluation yet."

@@ -6,14 +6,15 @@
 __all__ = ['arms', 'conditions', 'embedded', 'design', 'cells', 'disagreements', 'merged', 'default_study']
 
 # %% ../../nbs/runs/07_protocol.ipynb #c0de00ce
-import re
 from functools import reduce
 from itertools import product
 from operator import or_
 from pathlib import Path
 
+from ..core.disk import folder_name
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, versions
+from ..core.reading import digest
 from ..core.settings import Table
 from ..data.loading import load_task
 from ..data.task import Task
@@ -85,7 +86,7 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
     sources = [tasks] if isinstance(tasks, (str, Path)) else tasks
     found = {
         "arms": competing,
-        "tasks": dict(_about(source, backbones, settings) for source in sources),
+        "tasks": _named([_about(source, backbones, settings) for source in sources]),
         "conditions": met,
         "seeds": seeds,
         "settings": settings,
@@ -115,13 +116,19 @@ def _about(source, backbones, settings):
 def cells(protocol: dict) -> list[dict]:
     """The cells of a study as a list of dicts: the circumstances, `name` (of the folder) and `call`
     (keyword arguments of `finetune` without `out`)."""
-    return [
+    found = [
         _cell(protocol, arm, task, backbone, condition, seed)
         for seed, (task, about) in product(protocol["seeds"], protocol["tasks"].items())
         for backbone, condition, arm in product(
             about["backbones"], protocol["conditions"], protocol["arms"]
         )
     ]
+    seen = set()
+    for cell in found:  # names that differ in what a folder's name can't hold
+        if cell["name"] in seen:
+            cell["name"] += f"-{digest({k: v for k, v in cell.items() if k != 'call'})[:8]}"
+        seen.add(cell["name"])
+    return found
 
 
 def _cell(protocol, arm, task, backbone, condition, seed):
@@ -129,12 +136,19 @@ def _cell(protocol, arm, task, backbone, condition, seed):
     call |= flat(protocol["conditions"][condition]) | flat(protocol["arms"][arm])
     call |= {"backbone": backbone, "data": protocol["tasks"][task]["source"], "seed": seed}
     cell = {"arm": arm, "task": task, "backbone": backbone, "condition": condition, "seed": seed}
-    return cell | {"name": _as_folder(map(str, cell.values())), "call": call}
+    return cell | {"name": folder_name(*cell.values()), "call": call}
 
 
-def _as_folder(parts):
-    "The `parts` that aren't empty as the name of a folder."
-    return re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, parts)))
+def _named(tasks):
+    """The `(name, about)` pairs of `_about` as a dict; of two files with one stem the second is
+    called by its folder too, or numbered."""
+    found = {}
+    for name, about in tasks:
+        parent = Path(about["source"]).parent.name
+        again = [name, f"{parent}/{name}", *(f"{name} {i}" for i in range(2, 2 + len(tasks)))]
+        free = next(n for n in again if found.get(n, about)["source"] == about["source"])
+        found[free] = about
+    return found
 
 # %% ../../nbs/runs/07_protocol.ipynb #951ad6d7
 _GROWING = ("arms", "tasks", "conditions")  # of these there may come to be more
@@ -164,4 +178,4 @@ def merged(found: dict, wanted: dict) -> dict:
 def default_study(protocol: dict) -> Path:
     """The folder of a study that wasn't given one: named by what it compares, so that the same call
     goes on with it."""
-    return Path("runs") / _as_folder(["study", *protocol["tasks"], *protocol["arms"]])[:120]
+    return Path("runs") / folder_name("study", *protocol["tasks"], *protocol["arms"])[:120]

@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.disk import alone
+from ..core.errors import AutoLoRaError
 from ..core.settings import accepts
+from ..core.signals import orderly
 from .folder import Folder, Run
 from .processes import launch
 from .protocol import cells, default_study, design, disagreements, merged
@@ -70,6 +72,14 @@ def create_study(path: str | Path, protocol: dict) -> Study:
     study.write_json(Study.file, merged(study.protocol, protocol))
     return study
 
+
+def _finished(run):
+    "Whether `run` needs nothing more; one that is damaged is tried again, and says what is wrong."
+    try:
+        return run.finished
+    except AutoLoRaError:
+        return False
+
 # %% ../../nbs/runs/09_study.ipynb #4a15710c
 @accepts(shared())
 def compare(
@@ -93,8 +103,8 @@ def compare(
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
     study = create_study(out or default_study(protocol), protocol)
     how = {"jobs": jobs, "threads": study.protocol["threads"], "progress": progress}
-    with alone(study.path):
-        todo = [cell for cell in study.cells if not study.run(cell).finished]
+    with orderly(), alone(study.path):
+        todo = [cell for cell in study.cells if not _finished(study.run(cell))]
         calls = [cell["call"] | {"out": study.run(cell).path} for cell in todo]
         try:
             study.gather(runner, calls, [{"cell": cell["name"]} for cell in todo], **how)

@@ -10,6 +10,7 @@ import math
 
 import pandas as pd
 
+from ..core.errors import AutoLoRaError
 from ..core.numbers import duration
 from ..core.paired import CIRCUMSTANCES, pairs, t_interval
 from .folder import Run
@@ -24,14 +25,26 @@ _COST = ("seconds", "attack_steps", "peak_memory")
 
 def row(cell: dict, run: Run, message: str = "") -> dict:
     """One row of the table: what the `cell` is, and what its `Run` reached; `message`: why it
-    failed, where that is known."""
-    last = run.events[-1] if run.events else {}
-    told = message or (last.get("message", "") if last.get("event") == "failed" else "")
-    end, history = run.last("end"), run.history
-    found = {e["attack"]: e for e in run.report["evaluations"]} if run.finished else {}
+    failed, where that is known. What can't be read of it is damage, and counts as not measured."""
     given = {k: v for k, v in cell["call"].items() if k not in ("backbone", "data", "seed", "lr")}
     what = {k: cell[k] for k in ("arm", "task", "backbone", "condition", "seed")} | given
-    what |= {"lr_setting": str(cell["call"].get("lr", "auto")), "state": _state(run, told)}
+    what["lr_setting"] = str(cell["call"].get("lr", "auto"))
+    try:
+        return what | _reached(run, message) | {"folder": cell["name"]}
+    except AutoLoRaError as error:
+        nothing = _reached(Run(run.path / "not there"), message)
+        told = {"state": "damaged", "message": str(error), "folder": cell["name"]}
+        return what | nothing | told
+
+
+def _reached(run, message):
+    "What the `Run` of a cell says."
+    last = run.events[-1] if run.events else {}
+    told = message or (last["message"] if last.get("event") == "failed" else "")
+    end, history, report = run.last("end"), run.history, run.report
+    finished = report is not None and run.finished
+    found = {e["attack"]: e for e in report["evaluations"]} if finished else {}
+    what = {"state": _state(run, finished, told)}
     for short, attack in _ACCURACIES.items():
         what |= _counts(short, found.get(attack))
     what |= {"best_epoch": end.get("best_epoch"), "epochs_done": len(history)}
@@ -39,11 +52,11 @@ def row(cell: dict, run: Run, message: str = "") -> dict:
     for name in ("angle", "angle_natural"):
         what[name] = history[name].astype(float).mean() if name in history else math.nan
     what |= {name: end.get(name, math.nan) for name in _COST}
-    return what | {"message": "" if run.finished else told, "folder": cell["name"]}
+    return what | {"message": "" if finished else told}
 
 
-def _state(run, told):
-    if run.finished:
+def _state(run, finished, told):
+    if finished:
         return "finished"
     if told:
         return "failed"

@@ -19,6 +19,7 @@ import pandas as pd
 from ..core.disk import alone
 from ..core.errors import AutoLoRaError
 from ..core.settings import accepts
+from ..core.signals import orderly
 from .finetuning import default_out
 from .folder import Folder, Run, flat
 from .preparation import prepare
@@ -177,7 +178,7 @@ def tune(
     tuning = Tuning.create(folder, whole)
     how = {"jobs": jobs, "threads": tuning.plan["threads"], "progress": progress}
     runner = partial(runner, **how)
-    with alone(tuning.path):
+    with orderly(), alone(tuning.path):
         try:
             alive = list(range(whole["rungs"][0][0]))
             for rung in range(len(whole["rungs"])):

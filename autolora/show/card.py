@@ -61,6 +61,7 @@ def _method(run):
     label, about = report.described(run.config)
     paper = getattr(report.method_of(run.config), "bibtex", "")
     version = (run.config.get("versions") or {}).get("autolora", "not recorded")
+    version = "".join(c for c in str(version) if c.isalnum() or c in ".+-_ ")
     software = Code(_SOFTWARE.format(version=version))
     cited = ["The method:", Code(inspect.cleandoc(paper))] if paper else []
     return [f"{label}. {about}".strip(), *cited, "This software:", software]
@@ -119,5 +120,5 @@ def write_card(run) -> Path:
     "Write `card.md` into the folder of `run` and return its path; as `write_report`."
     c = run.config
     model = f"{c.get('backbone', 'A model')}, fine-tuned on {c.get('task', 'unnamed data')}"
-    sections = {name: blocks(run) for name, blocks in _CARD.items()}
-    return write_page(run.path / "card.md", f"{model} by {report.described(c)[0]}", sections)
+    title = f"{model} by {report.described(c)[0]}"
+    return write_page(run.path / "card.md", title, report.blocks_of(run, _CARD))

@@ -207,7 +207,7 @@ def _at_scale(runs, scale):
         at = f"{run.label} at" if run.mine else "At"
         for row in run.data[run.data.scale == scale].itertuples():
             reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
-            words.append(f"{at} s = {scale:g}: {reached}, on {row.n} validation images.")
+            words.append(f"{at} s = {scale:g}: {reached}, on {row.n:.0f} validation images.")
     return " ".join(words)
 
 
@@ -215,7 +215,7 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 %
     intervals; `scale` is marked. `slides`: name -> lists `scale`, `sa`, `ra`, and `n` images."""
     fig = draw.blank()
-    table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")})
+    table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")}, dtype=float)
     measured = {name: table(slid) for name, slid in slides.items() if slid}
     runs = draw.runs_of(measured)
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")

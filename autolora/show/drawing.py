@@ -80,7 +80,10 @@ def floats(history: pd.DataFrame, name: str) -> pd.Series:
     "The column `name` as floats, NaN where it is absent or null."
     if name not in history:
         return pd.Series(np.nan, index=history.index)
-    return pd.to_numeric(history[name], errors="coerce").astype(float)
+    values = history[name]
+    if values.dtype == object:  # a log may hold anything
+        values = values.map(lambda v: v if isinstance(v, (int, float)) else np.nan)
+    return values.astype(float)
 
 # %% ../../nbs/show/00_drawing.ipynb #53eee1dd
 def blank() -> go.Figure:

@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.utils import image_array_to_data_uri
 
+from ..core.reading import damaged, is_there, read_arrays
 from . import drawing as draw
 
 # %% ../../nbs/show/04_gallery.ipynb #80a06aea
@@ -72,7 +73,8 @@ def plot_examples(
 # %% ../../nbs/show/04_gallery.ipynb #f910c5b0
 def _name(k, classes):
     "Class `k` for people, escaped: by its name in `classes`, or else its number."
-    return html.escape(str(classes[k] if classes else k)[:16])
+    named = classes and k < len(classes)
+    return html.escape(str(classes[k] if named else k)[:16])
 
 
 def _opinions(saved, i, kind, classes):
@@ -107,12 +109,34 @@ def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.
     return _gallery(rows, "One image, two paths", words, 60 + 200 * n, 0.24 / n)
 
 # %% ../../nbs/show/04_gallery.ipynb #71ae3eaf
+def _fault(found):
+    "What is wrong with the arrays of saved examples, in words; empty if nothing is."
+    if not {"nat", "adv", "y"} <= found.keys():
+        return "it lacks images or classes"
+    n = len(found["y"]) if found["y"].ndim == 1 else -1
+    shape = found["nat"].shape
+    if found["adv"].shape != shape or len(shape) != 4 or shape[0] != n or 0 in shape[1:]:
+        return "its images don't fit each other"
+    for name, values in found.items():
+        if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+            return f"{name} holds no numbers"
+        whole = name == "y" or name.startswith("pred_")
+        if name not in ("nat", "adv") and (values.ndim != 2 - whole or len(values) != n):
+            return f"{name} is of another shape"
+        if whole and (values.dtype.kind not in "iu" or (values < 0).any()):
+            return f"{name} names no classes"
+    return ""
+
+
 def read_examples(folder: str | Path) -> dict:
-    "The arrays of a run folder's `examples.npz`, images in [0, 1]; {} before there are any."
+    """The arrays of a run folder's `examples.npz`, images in [0, 1]; {} before there are any.
+
+    Raises `AutoLoRaError` where they are damaged."""
     path = Path(folder) / "examples.npz"
-    if not path.is_file():
+    if not is_there(path):
         return {}
-    with np.load(path) as saved:
-        found = dict(saved)
-    scaled = lambda images: images / 255 if images.dtype == np.uint8 else images
+    found = read_arrays(path)
+    if fault := _fault(found):
+        raise damaged(path, fault)
+    scaled = lambda images: images / 255 if images.dtype == np.uint8 else np.clip(images, 0, 1)
     return found | {kind: scaled(found[kind]) for kind in ("nat", "adv")}

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['training_alarms', 'measurement', 'method_of', 'described', 'last_event', 'splits', 'as_code', 'reproduce', 'versions',
-           'write_report']
+           'blocks_of', 'write_report']
 
 # %% ../../nbs/show/06_report.ipynb #c0de00ae
+import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.errors import AutoLoRaError
 from ..core.numbers import pct
 from ..methods.registry import METHODS
 from ..robust.results import Report
@@ -25,6 +28,7 @@ _UNFINISHED = (
     "This run is unfinished: {} of {} epochs are done, and nothing has been measured on test "
     "images. Call finetune with the same settings, out= this folder and resume=True to go on."
 )
+_GARBLED = "Lines of the log that are torn or garbled, and were left out: {}."
 _MEASURED = (
     "Measured on images of the split: {}. Threat: {}. SA is the standard accuracy, on natural "
     "images; the other rows are robust accuracies (RA), under the attack that they name. Intervals "
@@ -40,14 +44,16 @@ def training_alarms(run) -> list[str]:
 
 def measurement(run) -> list[Block]:
     "The final evaluation as a table, with its alarms; or how far an unfinished run has come."
+    lines = ", ".join(map(str, getattr(run, "damaged_lines", ())))
+    told = [_GARBLED.format(lines)] if lines else []
     if not run.report:
         words = _UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))
         alarms = [f"Alarm: {alarm}" for alarm in training_alarms(run)]
-        return [words, alarms] if alarms else [words]
+        return [words, *told] + [alarms] * bool(alarms)
     report = Report.from_dict(run.report)
     header, *rows = report.table()
     words = _MEASURED.format(report.split or "not recorded", report.threat)
-    blocks = [pd.DataFrame(rows, columns=header), words]
+    blocks = [pd.DataFrame(rows, columns=header), words, *told]
     if report.alarms:
         blocks.append([f"Alarm: {alarm}" for alarm in report.alarms])
     if table := report.class_table(run.config.get("classes") or ()):
@@ -225,18 +231,29 @@ def _handed_over(run):
     return "which epoch is kept" + ("" if best is None else f" (epoch {best.epoch:.0f})"), ""
 
 # %% ../../nbs/show/06_report.ipynb #b1122ecd
+def _quoted(text):
+    "`text` as one word of a shell, on one line: what can't be printed is spelled out."
+    if text.isprintable():
+        return shlex.quote(text)
+    spelled = text.encode("unicode_escape").decode().replace("'", "\\'")
+    return f"$'{spelled}'"
+
+
 def _words(value):
     if isinstance(value, bool):
         return str(value).lower()
-    return shlex.join(map(str, value if isinstance(value, (list, tuple)) else [value]))
+    return " ".join(
+        _quoted(str(v)) for v in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
 def as_code(backbone: str, data: str, **given) -> tuple[str, str]:
     "A call of `finetune` as text, in Python and for a shell; what is None is left out."
-    given = {k: v for k, v in given.items() if v is not None}
+    named = re.compile(r"[a-z][a-z0-9_]*")  # what a setting may be called
+    given = {k: v for k, v in given.items() if v is not None and named.fullmatch(k)}
     call = ", ".join([repr(backbone), repr(data), *(f"{k}={v!r}" for k, v in given.items())])
     flags = [f"--{k.replace('_', '-')} {_words(v)}" for k, v in given.items()]
-    shell = ["autolora finetune", shlex.quote(backbone), shlex.quote(data), *flags]
+    shell = ["autolora finetune", _quoted(backbone), _quoted(data), *flags]
     return f"from autolora import finetune\n\nrun = finetune({call})", " ".join(shell)
 
 # %% ../../nbs/show/06_report.ipynb #d47f0bc0
@@ -260,7 +277,8 @@ def reproduce(run) -> list[Block]:
     "This run as Python and as a shell command."
     c = run.config
     data = str(c.get("data") or c.get("task"))
-    python, shell = as_code(str(c.get("backbone")), data, **_asked(run))
+    asked = {k: v for k, v in _asked(run).items() if k not in ("backbone", "data")}
+    python, shell = as_code(str(c.get("backbone")), data, **asked)
     return [
         Code(python),
         "The same in a shell:",
@@ -273,8 +291,12 @@ def reproduce(run) -> list[Block]:
 def versions(run) -> list[Block]:
     "What the run was made with."
     found = run.config.get("versions")
-    told = found and pd.DataFrame(found.items(), columns=["package", "version"])
-    return [told if found else "The versions were not recorded."]
+    if not found:
+        return ["The versions were not recorded."]
+    told = pd.DataFrame(found.items(), columns=["package", "version"])
+    changed = [e["what"] for e in run.events if e.get("event") == "changed"]
+    rows = [f"{name}: {value}" for what in changed for name, value in what.items()]
+    return [told, "Changed when the run was gone on with:", rows] if rows else [told]
 
 # %% ../../nbs/show/06_report.ipynb #20eab0ab
 _REPORT = {
@@ -292,11 +314,21 @@ _REPORT = {
 }
 
 
+def blocks_of(run, sections: dict[str, Callable]) -> dict[str, list[Block]]:
+    "Each of `sections` (name -> blocks of a run) for `run`; one that can't be read says so."
+    made = {}
+    for name, blocks in sections.items():
+        try:
+            made[name] = blocks(run)
+        except AutoLoRaError as error:
+            made[name] = [str(error)]
+    return made
+
+
 def write_report(run) -> Path:
     """Write `report.html` into the folder of `run` and return its path: one file, for no network.
 
     `run`: a `Run` in any state (or whatever has its `path`, `config`, `history`, `events` and
     `report`). Raises `AutoLoRaError` if it can't be written."""
     title = f"{described(run.config)[0]} on {run.config.get('task', 'unnamed data')}"
-    sections = {name: blocks(run) for name, blocks in _REPORT.items()}
-    return write_page(run.path / "report.html", title, sections)
+    return write_page(run.path / "report.html", title, blocks_of(run, _REPORT))
