@@ -25,7 +25,7 @@ from ..methods.base import Method
 from ..methods.registry import make_method
 from ..models.backbones import BACKBONES, load_backbone
 from ..models.parts import eval_mode, fresh_head
-from .hashes import hashes, made_with
+from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
 from ..train.lr_finder import seconds_per_step
@@ -104,7 +104,7 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
-    config |= _facts(task) | {"versions": made_with(), "hashes": hashes(task, model)}
+    config |= _facts(task) | {"versions": made_with(), "hashes": made_of(task, model)}
     config["asked"] = _asked(cls, common, own)
     return Prepared(config, task, make_method(cls, model, threat, common.seed, task, **own), common)
 
