@@ -244,8 +244,7 @@ def evaluate(
             "This run doesn't say by name which data it was made on: give --data a name or a path."
         )
     as_trained = {name: config.get(name) for name in ("size", "skip_broken")}
-    limit = config.get("limit") if own else None
-    task = load_task(data, root or config.get("root"), limit, **as_trained)
+    task = load_task(data, root or config.get("root"), **as_trained)
     if own:
         check_same_data(opened, task)
     attacks = ["none", f"pgd-{steps}"] + ["autoattack"] * bool(autoattack)
@@ -260,10 +259,8 @@ def check(
     "Look at every file of a run or a study, say what is whole, and mend what can be."
     from autolora.runs.checking import check as look
 
-    found = look(run)
-    for name, words in found.items():
+    for name, words in look(run).items():
         print(f"  {name:20} {printable(words)}")
-    return int(any(words.startswith("damaged") for words in found.values()))
 
 # %% ../nbs/01_cli.ipynb #d2f2cbcd
 def _of_objectives():
@@ -358,16 +355,15 @@ def _overview():
 
 
 def _perform(argv):
-    "Do what the words say; returns the exit status."
+    "Do what the words say; returns the exit status, or None for 0."
     if not argv or argv[0] in ("-h", "--help"):
-        _overview()
-        return 0
+        return _overview()
     if argv[0] not in VERBS:
         raise unknown("verb", argv[0], VERBS)
     with orderly():
         status = VERBS[argv[0]](argv[0], argv[1:])
     sys.stdout.flush()
-    return status or 0
+    return status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -375,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     if process_index() > 0:
         sys.stdout = open(os.devnull, "w")
     try:
-        return _perform(sys.argv[1:] if argv is None else argv)
+        return _perform(sys.argv[1:] if argv is None else argv) or 0
     except AutoLoRaError as error:
         if process_index() == 0 or "lost the others" in str(error):
             print(f"autolora: {printable(error)}", file=sys.stderr)

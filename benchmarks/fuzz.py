@@ -38,7 +38,8 @@ from autolora.runs.preparation import prepare
 from autolora.runs.study import Study
 from autolora.show.card import write_card
 from autolora.show.report import write_report
-from autolora.train.learner import Learner, load_checkpoint
+from autolora.train.learner import Learner
+from autolora.train.state import load_checkpoint
 
 MARKER = "<img src=x onerror=alert(1)>"
 SETTINGS = {"epochs": 2, "limit": 220, "steps": 1, "progress": False, "lr": 0.02}

@@ -27,7 +27,7 @@ from ..models.backbones import BACKBONES, open_backbone
 from ..models.inspection import check_frozen, inspect_model
 from ..models.parts import eval_mode
 from ..models.saving import check_saving
-from .hashes import hashes, made_with
+from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
 from ..train.lr_finder import seconds_per_step
@@ -138,7 +138,7 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
-    config |= _facts(task) | {"versions": made_with(), "hashes": hashes(task, model)}
+    config |= _facts(task) | {"versions": made_with(), "hashes": made_of(task, model)}
     config |= {"asked": _asked(cls, common, own), "threads": torch.get_num_threads()}
     adapted = getattr(made.branch, "names", ())
     config["model"] = inspect_model(adopted, trial_images(task), adapted) | {"frozen": frozen}

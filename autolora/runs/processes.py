@@ -229,6 +229,16 @@ def _done_part(job):
     return 0.95 * len(job.run.history) / job.run.config["epochs"]
 
 # %% ../../nbs/runs/06_processes.ipynb #34d8fd13
+class _Requeued:
+    "`perform` for submitit: a run whose time is over is put into the queue again, and goes on."
+
+    def __call__(self, call, threads):
+        return perform(call, threads)
+
+    def checkpoint(self, call, threads):
+        return optional("submitit").helpers.DelayedSubmission(self, call, threads)
+
+
 def submit(
     calls: list[dict],
     jobs: int | None = None,
@@ -250,7 +260,7 @@ def submit(
     at_once = {"slurm_array_parallelism": jobs} if jobs else {}
     executor.update_parameters(cpus_per_task=threads, **(at_once | parameters))
     orders = [job.call for job in all_jobs]
-    handles = executor.map_array(perform, orders, [threads] * len(orders)) if orders else []
+    handles = executor.map_array(_Requeued(), orders, [threads] * len(orders)) if orders else []
     with _bar(all_jobs, progress) as bar:
         while any(job.state == "waiting" for job in all_jobs):
             for job, handle in zip(all_jobs, handles, strict=True):

@@ -4,24 +4,21 @@
 
 # %% auto #0
 __all__ = ['Callback', 'steps_per_epoch', 'on_device', 'training_batches', 'which_correct', 'count_correct', 'train_step',
-           'check_first_step', 'save_checkpoint', 'load_checkpoint', 'Learner', 'set_lr']
+           'check_first_step', 'Learner', 'set_lr']
 
 # %% ../../nbs/train/03_learner.ipynb #7435e1dc
 import contextlib
-import json
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import torch
 from fastcore.basics import patch
 
-from ..core.disk import check_room, write_atomic
+from ..core.disk import check_room
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
 from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
-from ..core.reading import damaged, digest, is_there, read_state
 from ..core.seeds import OwnRandom
 from ..core.signals import held_back
 from ..data.images import LazyImages
@@ -29,7 +26,8 @@ from ..models.kept import save_weights
 from ..models.parts import eval_mode
 from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
-from .delivery import BestEpoch, put_weights
+from .delivery import BestEpoch
+from .state import load_checkpoint, save_checkpoint
 
 # %% ../../nbs/train/03_learner.ipynb #37a4560c
 class Callback:
@@ -183,57 +181,6 @@ def check_first_step(method, loss: float):
                     f"The gradient of {name}.{own} is NaN or infinite in the very first step: some "
                     "operation of the backbone has no derivative there (a root of zero?), mend it."
                 )
-
-# %% ../../nbs/train/03_learner.ipynb #1aba4df4
-_KEPT = ("epoch", "done", "pool")  # of the learner itself
-_STATEFUL = ("optimizer", "schedule", "method", "delivery")
-
-
-def save_checkpoint(learner):
-    "Write `resume.pt` in the run's folder, whole or not at all; it says whose it is."
-    state = {name: getattr(learner, name) for name in _KEPT}
-    state["weights"] = {name: m.state_dict() for name, m in learner.method.modules().items()}
-    for name in _STATEFUL:
-        state[name] = getattr(learner, name).state_dict()
-    state["data_rng"] = learner.data_rng.get_state()
-    state["record"] = json.dumps(learner.record, default=float)
-    state["run"] = learner.run.identity
-    state["sha256"] = digest(state)
-    write_atomic(learner.run.path / "resume.pt", partial(torch.save, state))
-
-
-def _check_state(state, run, path):
-    "Refuse a checkpoint of another run than `run`, or one that isn't what was saved."
-    found = state.pop("sha256", None)
-    if state.get("run", None if run.tells else run.identity) != run.identity:
-        raise damaged(path, "it is the checkpoint of another run")
-    if found != digest(state) and (found or run.tells):
-        raise damaged(path, "it isn't what was saved")
-
-
-def load_checkpoint(learner):
-    """Take `learner` back to its run's last checkpoint, if there is one, and log the epoch that it
-    ends, if a crash came between the two.
-
-    Raises `AutoLoRaError` if it can't be used, is another run's or has another optimiser."""
-    path = learner.run.path / "resume.pt"
-    if not is_there(path):
-        return
-    state = read_state(path, learner.device)
-    _check_state(state, learner.run, path)
-    try:
-        for name in _STATEFUL:
-            getattr(learner, name).load_state_dict(state[name])
-        put_weights(learner.method, state["weights"])
-        learner.data_rng.set_state(state["data_rng"].cpu())
-        for name in _KEPT:
-            setattr(learner, name, state[name])
-        record = json.loads(state.get("record", "{}"))
-    except Exception as error:
-        why = f"written by another version, {type(error).__name__}: delete it to start anew"
-        raise damaged(path, why) from error
-    if record and learner.run.last("epoch").get("epoch", 0) < learner.epoch:
-        learner.run.log("epoch", **record)
 
 # %% ../../nbs/train/03_learner.ipynb #225c34f5
 class Learner:
