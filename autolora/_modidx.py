@@ -1475,6 +1475,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'autolora.robust.results._column': ('robust/results.html#_column', 'autolora/robust/results.py'),
                                          'autolora.robust.results._fault': ('robust/results.html#_fault', 'autolora/robust/results.py'),
                                          'autolora.robust.results._p_value': ('robust/results.html#_p_value', 'autolora/robust/results.py'),
+                                         'autolora.robust.results._shares': ('robust/results.html#_shares', 'autolora/robust/results.py'),
                                          'autolora.robust.results.compare_rows': ( 'robust/results.html#compare_rows',
                                                                                    'autolora/robust/results.py'),
                                          'autolora.robust.results.compare_table': ( 'robust/results.html#compare_table',

@@ -213,13 +213,16 @@ def test_pgd_refuses_steps_that_are_none():
 def test_evaluate_refuses_labels_that_are_none():
     model, x, y = linear()
     unlabelled = torch.where(torch.arange(60) % 4 == 0, -100, y)
-    for labels in (unlabelled, y - 1, y + 0.7, F.one_hot(y), y[:, None]):
+    for labels in (unlabelled, y - 1, y + 0.7):
         with pytest.raises(AutoLoRaError, match="label"):
             evaluate(model, (x, labels), "linf:0.001")
         with pytest.raises(AutoLoRaError, match="label"):
             evaluate(model, Split(x, labels), "linf:0.001")
     with pytest.raises(AutoLoRaError, match="give it a head"):
         evaluate(model, (x, torch.cat([y[:-1], torch.tensor([4])])), "linf:0.001")
+    for labels in (F.one_hot(y), y[:, None]):  # which say the same as y
+        found = evaluated(model, x, labels, "linf:0.001")["none"]
+        assert found.correct == evaluated(model, x, y, "linf:0.001")["none"].correct
     found = evaluated(model, x.numpy(), y.numpy(), "linf:0.001")
     assert found["none"] == evaluated(model, x, y, "linf:0.001")["none"].__class__(
         **vars(found["none"])
@@ -231,15 +234,15 @@ def test_images_on_another_scale_are_refused():
     masks = (x > 0.5).byte()
     for images, words in (
         (255 * x, "divide by 255"),
-        (masks, "0 and 1 as uint8"),
-        (x / 255, "twice"),
+        (masks, "nearly black"),
+        (x / 255, "nearly black"),
     ):
         with pytest.raises(AutoLoRaError, match=words):
             evaluate(model, (images, y), "linf:0.001")
     bytes_, floats = (evaluated(model, images, y, "linf:0.01") for images in ((255 * x).byte(), x))
     assert abs(bytes_["pgd-10"].correct - floats["pgd-10"].correct) <= 6
     many = np.random.default_rng(0).integers(0, 2, (400, 8, 8))
-    with pytest.raises(AutoLoRaError, match="0 and 1 as uint8"):
+    with pytest.raises(AutoLoRaError, match="nearly black"):
         load_task((many.astype(np.uint8), np.arange(400) % 4))
 
 

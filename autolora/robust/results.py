@@ -59,9 +59,17 @@ def _aligned(table):
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
 # %% ../../nbs/robust/04_results.ipynb #6757c0c7
+def _shares(value):
+    "Whether `value` is a list of pairs of whole numbers, of which the first is not the larger."
+    if not isinstance(value, list):
+        return False
+    pair = lambda v: isinstance(v, list) and len(v) == 2 and all(map(whole(), v)) and v[0] <= v[1]
+    return all(map(pair, value))
+
+
 _hexadecimal = lambda v: text(v) and not set(v.removeprefix("0x").lower()) - set(hexdigits)
 _ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": number(0, 1e12)}
-_ROW |= {"hits": _hexadecimal}
+_ROW |= {"hits": _hexadecimal, "classes": _shares}
 _PARTS = {"evaluations": listed(lambda row: isinstance(row, dict)), "threat": text, "split": text}
 _PARTS |= {"alarms": listed(text)}
 
