@@ -78,7 +78,13 @@ EVENTS = {
         "gradient_checkpointing": lambda v: isinstance(v, bool),
     },
     "head": {"epochs": whole(), "lr": _rate, "best_epoch": whole(), **_spent},
-    "end": {"best_epoch": whole(), "delivered": text, "rule": text, **_spent},
+    "end": {
+        "best_epoch": whole(),
+        "delivered": text,
+        "rule": text,
+        "evidence": number(0, 1),
+        **_spent,
+    },
     "scales": {
         "scale": listed(number(-1e6, 1e6)),
         "sa": listed(_share),
