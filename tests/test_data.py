@@ -507,14 +507,7 @@ def test_bad_source(source, says):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        dict(limit=0),
-        dict(limit=-5),
-        dict(limit=0.5),
-        dict(size=0),
-        dict(size="big"),
-        dict(limit=5),
-    ],
+    [dict(limit=0), dict(limit=-5), dict(limit=0.5), dict(size=0), dict(size="big"), dict(limit=5)],
 )
 def test_bad_options(options):
     with pytest.raises(AutoLoRaError):

@@ -89,7 +89,7 @@ def test_a_crashed_cell_is_recorded_and_the_rest_goes_on(whole):
     assert (
         saved.ra_n["at"] == 360
         and saved.ra["at"] == saved.ra_correct["at"] / 360
-        and saved.attack_steps["at"] == 2 * 15 * 10
+        and saved.attack_steps["at"] == 2 * 11 * 10
         and saved.peak_memory["at"] > 1e8
     )
 

@@ -35,11 +35,13 @@ def split_hash(split: Split) -> str:
     return digest([*parts, split.y])[:16]
 
 
-def made_of(task: Task, model: nn.Module) -> dict[str, str]:
-    "The digests of the splits of `task`, and of `model`'s feature extractor as `backbone`."
+def made_of(task: Task, model: nn.Module, test: bool = True) -> dict[str, str]:
+    """The digests of the splits of `task`, and of `model`'s feature extractor as `backbone`; the
+    `test` split's only for a run that may look at it."""
     names = split_parameters(model)[0]
     backbone = {name: model.get_parameter(name) for name in names}
-    found = {kind: split_hash(split) for kind, split in task.splits.items()}
+    seen = {kind: split for kind, split in task.splits.items() if test or kind != "test"}
+    found = {kind: split_hash(split) for kind, split in seen.items()}
     return found | {"backbone": digest(backbone)[:16]}
 
 # %% ../../nbs/runs/01_hashes.ipynb #5db87c16
