@@ -112,7 +112,7 @@ def test_two_processes_train_as_one(tmp_path):
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen(
-        [*LAUNCH, *FINETUNE, "--epochs", "30", "--out", str(folder)],
+        [*LAUNCH, *FINETUNE, "--epochs", "10", "--out", str(folder)],
         env=ENV,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -123,14 +123,10 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
         for pid in (process.pid, *workers(folder)):
             os.kill(pid, signal.SIGKILL)
     before = len(epochs_done(folder))
-    assert 1 <= before < 30
-    config = json.loads((folder / "config.json").read_text()) | {"epochs": before + 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    done = run([sys.executable, *FINETUNE, "--epochs", before + 1, "--out", folder, "--resume"])
+    assert 1 <= before < 10
+    done = run([sys.executable, *FINETUNE, "--epochs", "10", "--out", folder, "--resume"])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert epochs_done(folder)[-1] == before + 1 and sorted(set(epochs_done(folder))) == list(
-        range(1, before + 2)
-    )
+    assert epochs_done(folder) == list(range(1, 11))
     assert [
         json.loads(line)["processes"]
         for line in (folder / "events.jsonl").read_text().splitlines()
