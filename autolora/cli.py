@@ -379,11 +379,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough; what is left must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
-        print(
-            "autolora: interrupted; the last finished epoch is kept: the same command goes on from "
-            "it (finetune: with --resume).",
-            file=sys.stderr,
-        )
+        words = "the same command goes on from it (finetune: with --resume)"
+        if process_index() == 0:
+            told = f"autolora: interrupted; the last finished epoch is kept: {words}."
+            print(told, file=sys.stderr)
         return 128 + getattr(error, "number", 2)
     return 0
 

@@ -25,13 +25,13 @@ from autolora.train.learner import Learner
 from autolora.train.schedule import StepDecay
 
 
-def spoil(method, fault):
-    "Have `method` meet `fault` from its seventh step on, in the second epoch."
+def spoil(method, fault, first):
+    "Have `method` meet `fault` after its `first` steps, in the second epoch."
     losses, steps = method.losses, []
 
     def spoiled(x, y):
         steps.append(len(x))
-        if len(steps) < 7:
+        if len(steps) <= first:
             return losses(x, y)
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -59,7 +59,7 @@ def case(name, folder):
         if fault == "hang" and process_index() == 1:
             time.sleep(600)
         if fault in ("nan", "memory") and process_index() == 1:
-            spoil(method, fault)
+            spoil(method, fault, learner.steps)
         learner.fit(fault == "resume")
         report = evaluate(model, task.test, "l2:0.5", n=101)
         run.write_json(
