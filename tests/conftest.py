@@ -22,3 +22,14 @@ def chromium():
     return found or pytest.skip(
         "no Chromium found: install one, or set AUTOLORA_CHROMIUM to its path"
     )
+
+
+@pytest.fixture
+def one_thread():
+    "Tiny tensors: several threads would only wait for one another."
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -14,16 +14,9 @@ from autolora.robust import l2, linf, register_attack
 from autolora.robust.evaluation import ATTACKS, evaluate
 from autolora.robust.results import Report
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NETS = Path(__file__).parents[1].parent / "shared" / "data" / "robust_small_nets.npz"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Tiny tensors: several threads would only wait for one another."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def lenet5(name):

@@ -33,16 +33,10 @@ from autolora.runs.jobs import Trainer
 from autolora.train.learner import count_correct
 from autolora.train.overfitting import OverfittingAlarm
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Tiny tensors: several threads would only wait for one another."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def evaluated(model, x, y, threat, **settings):

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.errors import AutoLoRaError
 from .outputs import Logits, described, locate
-from .parts import fresh_head, head_classes, set_head
+from .parts import as_rows, fresh_head, head_classes, set_head
 from .tracing import trial
 from .wrappers import plain_copy
 
@@ -72,9 +72,7 @@ class _Pooled(nn.Module):
     "Features (N, d, H, W), (N, tokens, d) or (N, d) as (N, d)."
 
     def forward(self, features):
-        if features.dim() == 4:
-            return features.mean((2, 3))
-        return features.mean(1) if features.dim() == 3 else features
+        return as_rows(features)
 
 
 def with_head(body: nn.Module, features: torch.Tensor, num_classes: int) -> nn.Module:

@@ -26,7 +26,7 @@ def cifar_resnet18(num_classes: int) -> nn.Module:
     return net
 
 # %% ../../nbs/models/09_nets.ipynb #19c2e8ce
-class _PreActBlock(nn.Module):
+class _NormFirst(nn.Module):
     "BatchNorm and ReLU before each convolution: (N, c_in, H, W) to (N, c_out, H/stride, W/stride)."
 
     def __init__(self, c_in, c_out, stride):
@@ -35,13 +35,22 @@ class _PreActBlock(nn.Module):
         self.conv1 = _conv(c_in, c_out, 3, stride)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.conv2 = _conv(c_out, c_out, 3)
-        if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(_conv(c_in, c_out, 1, stride))
 
     def forward(self, x):
         active = F.relu(self.bn1(x))
-        kept = self.shortcut(active) if hasattr(self, "shortcut") else x
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + kept
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + self.kept(x, active)
+
+
+class _PreActBlock(_NormFirst):
+    "Its first activation also feeds the shortcut where the shape or the stride changes."
+
+    def __init__(self, c_in, c_out, stride):
+        super().__init__(c_in, c_out, stride)
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(_conv(c_in, c_out, 1, stride))
+
+    def kept(self, x, active):
+        return self.shortcut(active) if hasattr(self, "shortcut") else x
 
 
 class PreActResNet18(nn.Module):
@@ -65,21 +74,15 @@ class PreActResNet18(nn.Module):
         return self.linear(F.relu(self.bn(h)).mean((2, 3)))
 
 # %% ../../nbs/models/09_nets.ipynb #4ec8c45c
-class _WideBlock(nn.Module):
-    "As `_PreActBlock`; its first activation also feeds the shortcut where the shape changes."
+class _WideBlock(_NormFirst):
+    "As `_PreActBlock`, with the shortcut where the number of channels changes."
 
     def __init__(self, c_in, c_out, stride):
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(c_in)
-        self.conv1 = _conv(c_in, c_out, 3, stride)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.conv2 = _conv(c_out, c_out, 3)
+        super().__init__(c_in, c_out, stride)
         self.convShortcut = None if c_in == c_out else _conv(c_in, c_out, 1, stride)
 
-    def forward(self, x):
-        active = F.relu(self.bn1(x))
-        kept = x if self.convShortcut is None else self.convShortcut(active)
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + kept
+    def kept(self, x, active):
+        return x if self.convShortcut is None else self.convShortcut(active)
 
 
 class _Group(nn.Module):
