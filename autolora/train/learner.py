@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 
 from ..core.disk import check_room
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
@@ -21,7 +22,9 @@ from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
 from ..core.seeds import OwnRandom
 from ..core.signals import held_back
-from ..data.images import LazyImages
+from ..core.threat import ThreatModel
+from ..data.images import LazyImages, Split
+from ..data.task import Task
 from ..models.kept import save_weights
 from ..models.parts import eval_mode
 from ..robust.attacks import is_right, own_random, pgd
@@ -55,7 +58,7 @@ class Callback:
         "However the training ended; the weights that are handed over are loaded."
 
 # %% ../../nbs/train/03_learner.ipynb #d3a7a1f3
-def steps_per_epoch(task, batch_size: int) -> int:
+def steps_per_epoch(task: Task, batch_size: int) -> int:
     "Whole batches in `task`'s training images; `AutoLoRaError` if there is none."
     steps = len(task.train) // batch_size
     if not steps:
@@ -70,12 +73,12 @@ def _fork(rng):
     return torch.randint(2**62, (), generator=rng).item() + process_index()
 
 
-def on_device(x, y, device):
+def on_device(x: torch.Tensor, y: torch.Tensor, device) -> tuple:
     "Images `x` (channels last) and labels `y` on `device`."
     return x.to(device, memory_format=torch.channels_last), y.to(device)
 
 
-def training_batches(task, batch_size: int, rng, device, pool=None):
+def training_batches(task: Task, batch_size: int, rng: torch.Generator, device, pool=None):
     """One epoch of whole training batches `(x, y)`, or of this process's part of each, shuffled and
     augmented by the CPU generator `rng`, on `device`; from the training images `pool` (indices)."""
     own = torch.Generator().manual_seed(_fork(rng))
@@ -103,7 +106,7 @@ def _prefetched(items):
 # %% ../../nbs/train/03_learner.ipynb #ac37c6ae
 @torch.no_grad()
 def which_correct(
-    model, split, threat, device, batch_size: int = 256
+    model: nn.Module, split: Split, threat: ThreatModel, device, batch_size: int = 256
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images of `split` the `model` classifies correctly, naturally and under PGD-10 (an
     image counts as robust if both hold): two boolean tensors (n,) on the CPU."""
@@ -126,14 +129,16 @@ def which_correct(
     return tuple(all_reduce(found.to(device)).cpu() > 0)
 
 
-def count_correct(model, split, threat, device, batch_size: int = 256) -> tuple[int, int]:
+def count_correct(
+    model: nn.Module, split: Split, threat: ThreatModel, device, batch_size: int = 256
+) -> tuple[int, int]:
     "How many images of `split` are classified correctly: naturally, and under PGD-10."
     return tuple(
         int(kind.sum()) for kind in which_correct(model, split, threat, device, batch_size)
     )
 
 # %% ../../nbs/train/03_learner.ipynb #6eef0fb8
-def train_step(method, optimizer, x, y) -> dict[str, torch.Tensor]:
+def train_step(method, optimizer, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
     """One step of `optimizer` on a batch, of which `(x, y)` is this process's part, in as many
     parts as `method.microbatches` says; the terms over all of it, as scalar tensors.
 
