@@ -119,17 +119,7 @@ def add_points(
     fig.add_scatter(x=x, y=y, name=name, row=row, col=row and 1, **look)
 
 
-def add_line(
-    fig: go.Figure,
-    x,
-    y,
-    name: str,
-    colour: str,
-    dash: str = "solid",
-    symbol: str = "circle",
-    row: int | None = None,
-    **more,
-):
+def add_line(fig, x, y, name: str, colour: str, dash="solid", symbol="circle", row=None, **more):
     "Add a line with markers, unless there is nothing to draw; `more` goes to plotly's Scatter."
     if not y.notna().any():
         return

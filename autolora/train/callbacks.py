@@ -98,15 +98,7 @@ class FullPassSA(Callback):
         learner.train_sa = learner.record["full_sa"] = right / seen
 
 # %% ../../nbs/train/04_callbacks.ipynb #8ea431e5
-def write_examples(
-    run,
-    model: nn.Module,
-    branch: nn.Module | None,
-    split: Split,
-    threat: ThreatModel,
-    device: str | torch.device,
-    n: int = 8,
-):
+def write_examples(run, model: nn.Module, branch, split: Split, threat: ThreatModel, device, n=8):
     """Save the first `n` images of `split` and what is thought of them, in `run`'s `examples.npz`.
 
     Arrays: `nat`, `adv` (n, C, H, W) in [0, 1]; `y` (n,); `fe_nat`, `fe_adv` and, where there is a

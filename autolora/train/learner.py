@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from fastcore.basics import patch
-from torch import nn
 
 from ..core.disk import check_room
 from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers, own_part
@@ -22,8 +21,7 @@ from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
 from ..core.seeds import OwnRandom
 from ..core.signals import held_back
-from ..core.threat import ThreatModel
-from ..data.images import LazyImages, Split
+from ..data.images import LazyImages
 from ..data.task import Task
 from ..models.kept import save_weights
 from ..models.parts import eval_mode
@@ -106,7 +104,7 @@ def _prefetched(items):
 # %% ../../nbs/train/03_learner.ipynb #ac37c6ae
 @torch.no_grad()
 def which_correct(
-    model: nn.Module, split: Split, threat: ThreatModel, device, batch_size: int = 256
+    model, split, threat, device, batch_size: int = 256
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images of `split` the `model` classifies correctly, naturally and under PGD-10 (an
     image counts as robust if both hold): two boolean tensors (n,) on the CPU."""
@@ -129,9 +127,7 @@ def which_correct(
     return tuple(all_reduce(found.to(device)).cpu() > 0)
 
 
-def count_correct(
-    model: nn.Module, split: Split, threat: ThreatModel, device, batch_size: int = 256
-) -> tuple[int, int]:
+def count_correct(model, split, threat, device, batch_size: int = 256) -> tuple[int, int]:
     "How many images of `split` are classified correctly: naturally, and under PGD-10."
     return tuple(
         int(kind.sum()) for kind in which_correct(model, split, threat, device, batch_size)
