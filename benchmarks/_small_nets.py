@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, width, stages, d):
+    def __init__(self, width, stages):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 2, 1)
         for i in range(stages):
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
             stage = nn.Sequential(Block(c, 2 * width, 2), Block(2 * width, 2 * width, 1))
             setattr(self, f"layer{i + 1}", stage)
         self.stages = stages
-        self.linear1 = nn.Linear(d, 100)
+        self.linear1 = nn.Linear(2 * width * (16 >> stages) ** 2, 100)
         self.linear2 = nn.Linear(100, 10)
 
     def forward(self, x):
@@ -74,6 +74,32 @@ class LeNet(nn.Module):
         return self.linear2(self.linear1(x.flatten(1)).relu())
 
 
+def plain_cnn(channels, padding):
+    "The nets of the verification literature: two convolutions, two linear layers."
+    side = 32 if channels == 3 else 28
+    left = side // 4 if padding else ((side - 4) // 2 + 1 - 4) // 2 + 1
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, 2, padding),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, padding),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * left * left, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+def built(about):
+    "The net that the JSON tells of, in the words of its `arch`, untrained."
+    arch = about["arch"]
+    if arch.startswith("CResNet"):
+        return ResNet(8, 1) if "width 8" in arch else ResNet(16, 2)
+    if arch.startswith("LeNet5"):
+        return LeNet()
+    return plain_cnn(len(about["normalise"][0]), 1 if "p1" in arch else 0)
+
+
 def described():
     "What robust_small_nets.json tells of each net, by name."
     entries = json.loads((DATA / "robust_small_nets.json").read_text()) if FOUND else []
@@ -88,23 +114,7 @@ def net(name):
         tensors = {
             k[len(prefix) :]: torch.from_numpy(pack[k]) for k in pack if k.startswith(prefix)
         }
-    if "resnet" in name:
-        c = tensors["conv1.weight"].shape[0]
-        body = ResNet(
-            c, 1 + ("layer2.0.conv1.weight" in tensors), tensors["linear1.weight"].shape[1]
-        )
-    elif "lenet" in name:
-        body = LeNet()
-    else:
-        channels = tensors["0.weight"].shape[1]
-        padding = 0 if "conv_small" in name else 1
-        convs = [
-            nn.Conv2d(channels, 16, 4, 2, padding),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 4, 2, padding),
-        ]
-        linears = [nn.Linear(tensors["5.weight"].shape[1], 100), nn.ReLU(), nn.Linear(100, 10)]
-        body = nn.Sequential(*convs, nn.ReLU(), nn.Flatten(), *linears)
+    body = built(entry)
     body.load_state_dict(tensors)
     return nn.Sequential(Normalise(*entry["normalise"]), body).eval()
 

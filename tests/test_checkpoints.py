@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _small_nets import built, plain_cnn
 from torch import nn
 
 from autolora import AutoLoRaError
@@ -262,77 +263,6 @@ def test_a_torchvision_net_is_recognised():
 
 
 # real robust nets
-
-
-def plain_cnn(channels, padding):
-    "The nets of the verification literature: two convolutions, two linear layers."
-    side = 32 if channels == 3 else 28
-    left = side // 4 if padding else ((side - 4) // 2 + 1 - 4) // 2 + 1
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 4, 2, padding),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, padding),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * left * left, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
-
-
-class Block(nn.Module):
-    def __init__(self, c_in, c_out, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or c_in != c_out:
-            self.shortcut.append(nn.Conv2d(c_in, c_out, 1, stride))
-
-    def forward(self, x):
-        return (self.conv2(self.conv1(x).relu()) + self.shortcut(x)).relu()
-
-
-class SmallResNet(nn.Module):
-    def __init__(self, width, stages):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 2, 1)
-        self.layer1 = nn.Sequential(Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1))
-        self.layer2 = nn.Sequential()
-        if stages > 1:
-            self.layer2 = nn.Sequential(
-                Block(2 * width, 2 * width, 2), Block(2 * width, 2 * width, 1)
-            )
-        self.linear1 = nn.Linear(2 * width * (16 >> stages) ** 2, 100)
-        self.linear2 = nn.Linear(100, 10)
-
-    def forward(self, x):
-        h = self.layer2(self.layer1(self.conv1(x).relu())).flatten(1)
-        return self.linear2(self.linear1(h).relu())
-
-
-class LeNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1 = nn.Linear(64 * 49, 200)
-        self.linear2 = nn.Linear(200, 10)
-
-    def forward(self, x):
-        h = nn.functional.max_pool2d(self.conv1(x).relu(), 2)
-        h = nn.functional.max_pool2d(self.conv2(h).relu(), 2)
-        return self.linear2(self.linear1(h.flatten(1)).relu())
-
-
-def built(about):
-    "The net that the JSON tells of, in the words of its `arch`."
-    arch = about["arch"]
-    if arch.startswith("CResNet"):
-        return SmallResNet(8, 1) if "width 8" in arch else SmallResNet(16, 2)
-    if arch.startswith("LeNet5"):
-        return LeNet()
-    return plain_cnn(len(about["normalise"][0]), 1 if "p1" in arch else 0)
 
 
 needs_nets = pytest.mark.skipif(
