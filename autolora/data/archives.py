@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from ..core.errors import AutoLoRaError
 from .decoding import ENDINGS, open_image
 from .files import kind_of
-from .images import Split, from_encoded
+from .images import from_encoded
 from .labels import named_labels
 
 # %% ../../nbs/data/09_archives.ipynb #c4adce15
@@ -173,7 +173,7 @@ def shard_split(
     skip_broken: bool = False,
     classes: list[str] | None = None,
     what: str = "training",
-) -> Split:
+) -> tuple:
     """`(split, names)` of the shards `paths`: a lazy `Split`, the names of the classes where the
     labels are names. `classes`: the names, where they are known.
 

@@ -133,7 +133,7 @@ def slide_scale(
     device: str | torch.device,
     scales: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     n: int = 128,
-) -> list[dict]:
+) -> dict:
     """SA and RA (PGD-10 within `threat`) of `branch.merged(s)` for each of `scales` in [0, 1], on
     the first `n` images of `split`: a dict for JSON, `scale`, `sa`, `ra` (lists) and `n`."""
     some = split.take(slice(n))
