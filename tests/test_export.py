@@ -53,11 +53,17 @@ def needs(name):
 
 def python(code, *words, **env):
     "What `code` prints in a fresh interpreter, which finds this package."
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    command = [sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = started("-c", code, *words, **env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def started(*words, **env):
+    "A fresh interpreter with these words, ended; it finds this package."
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"} | env
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
 
 
 # the same logits, the same accuracy
@@ -228,8 +234,8 @@ def net(forward):
         (lambda x, z: z if x.mean() > 0.5 else 2 * z, "by the values of the images"),
         (lambda x, z: z * (1 + int(x.amax() > 2)), "by the values of the images"),
         (lambda x, z: z + torch.from_numpy(x.detach().numpy()).mean() * 0, "leaves torch"),
-        (lambda x, z: z.view(3, 3), "for one batch size"),
-        (lambda x, z: z if len(x) == 3 else 2 * z, "for one batch size"),
+        (lambda x, z: z.view(3, 3), "depends on the batch size"),
+        (lambda x, z: z if len(x) == 3 else 2 * z, "depends on the batch size"),
         (lambda x, z: z + torch.rand(()), "draws random numbers"),
     ],
 )
@@ -346,7 +352,7 @@ def test_another_module_of_the_same_shapes_is_refused(tmp_path):
     other = Net()
     other.forward = lambda x: other.fc(other.bn(other.conv(x)).tanh().mean((2, 3)))
     with pytest.raises(AutoLoRaError, match="isn't the one that was trained"):
-        Run.open(run.path, other).model
+        print(Run.open(run.path, other).model)
     assert isinstance(Run.open(run.path, Net()).model, Net)
 
 
@@ -354,14 +360,14 @@ def test_what_could_not_be_written_down_is_trained_and_says_so_when_opened(tmp_p
     own = net(lambda x, z: z if x.mean() > 2 else 1.5 * z)
     run = finetune(own, DATA, "at", out=tmp_path / "run", test=False, **OWN)
     with pytest.raises(AutoLoRaError, match="model=the_module.*by the values of the images"):
-        Run.open(run.path).model
+        print(Run.open(run.path).model)
     assert torch.isfinite(Run.open(run.path, own).model(torch.rand(2, 3, 16, 16))).all()
 
 
 def test_the_branch_asks_for_the_module(tmp_path):
     run = finetune(Net(), DATA, out=tmp_path / "run", test=False, **OWN)
     with pytest.raises(AutoLoRaError, match="layers of the module that was trained"):
-        Run.open(run.path).branch
+        print(Run.open(run.path).branch)
     x = torch.rand(2, 3, 16, 16)
     with_module = Run.open(run.path, Net())
     assert torch.allclose(with_module.branch(x, 0.0), Run.open(run.path).model(x), atol=1e-5)
@@ -498,7 +504,11 @@ def test_a_push_sends_the_folder(run, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files = {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = "import sys; from autolora import Run; print(Run.open(sys.argv[1]).push_to_hub('somebody/net', private=True))"
+    code = """
+import sys
+from autolora import Run
+print(Run.open(sys.argv[1]).push_to_hub("somebody/net", private=True))
+"""
     here = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         said = python(
@@ -558,8 +568,8 @@ def adapter(tmp_path):
 
 
 def test_the_adapter_is_what_the_format_says(adapter):
-    """Without PEFT: A a convolution with the layer's kernel, B one of 1 x 1 (or two matrices), their
-    product added to the layer's output, scaled by alpha / r."""
+    """Without PEFT: A a convolution with the layer's kernel, B one of 1 x 1 (or two matrices), what
+    they give added to the layer's output, scaled by alpha / r."""
     model, branch, path = adapter
     config = json.loads((path / "adapter_config.json").read_text())
     tensors = load_file(path / "adapter_model.safetensors")
@@ -627,16 +637,12 @@ def test_a_part_of_a_branch_is_no_adapter():
 
 
 def test_the_command_says_how_the_file_compares(run, tmp_path):
-    def autolora(*words):
-        command = [sys.executable, "-m", "autolora.cli", *map(str, words)]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-
     path = tmp_path / "model.pt2"
-    done = autolora("export", run.path, "--format", "torch.export", "--path", path, "--n", "50")
+    words = ("--format", "torch.export", "--path", path, "--n", 50)
+    done = started("-m", "autolora.cli", "export", run.path, *words)
     assert done.returncode == 0 and "on 50 test images: SA" in done.stdout, done.stderr
     assert path.is_file()
-    refused = autolora("export", run.path, "--format", "onxx")
+    refused = started("-m", "autolora.cli", "export", run.path, "--format", "onxx")
     assert refused.returncode == 2 and "did you mean 'onnx'" in refused.stderr
-    done = autolora("hub", run.path, "--folder", tmp_path / "hub")
+    done = started("-m", "autolora.cli", "hub", run.path, "--folder", tmp_path / "hub")
     assert done.returncode == 0 and (tmp_path / "hub" / "README.md").is_file(), done.stderr
