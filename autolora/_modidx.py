@@ -1193,8 +1193,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'autolora/models/programs.py'),
                                           'autolora.models.programs.Program.forward': ( 'models/programs.html#program.forward',
                                                                                         'autolora/models/programs.py'),
-                                          'autolora.models.programs.Program.state_dict': ( 'models/programs.html#program.state_dict',
-                                                                                           'autolora/models/programs.py'),
                                           'autolora.models.programs.Program.train': ( 'models/programs.html#program.train',
                                                                                       'autolora/models/programs.py'),
                                           'autolora.models.programs._cause': ('models/programs.html#_cause', 'autolora/models/programs.py'),

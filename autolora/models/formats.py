@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'Format']
 
-# %% ../../nbs/models/16_formats.ipynb #171ad5f6
+# %% ../../nbs/models/16_formats.ipynb #2294c1d9
 import copy
 import io
 import json
@@ -26,7 +26,7 @@ from ..core.registry import Registry
 from .programs import captured
 from .saving import own_memory
 
-# %% ../../nbs/models/16_formats.ipynb #e56e5dab
+# %% ../../nbs/models/16_formats.ipynb #9239d827
 @dataclass(frozen=True)
 class Format:
     """A kind of file for a model: what it is for, the `ending` of its name (empty: a folder), the
@@ -47,7 +47,7 @@ class Format:
 
 FORMATS = Registry("format", rooms=("autolora.models.adapters",))
 
-# %% ../../nbs/models/16_formats.ipynb #07542fa1
+# %% ../../nbs/models/16_formats.ipynb #1beaab61
 def _write_weights(model, shape, told, path):
     state = model.state_dict()
     tensors = own_memory({k: v for k, v in state.items() if isinstance(v, torch.Tensor)})
@@ -57,10 +57,10 @@ def _write_weights(model, shape, told, path):
 
 
 def _call_weights(path, model):
-    "A copy of `model` that has nothing but what stands in the file."
+    "A copy of `model` whose weights are those in the file, and no others."
     net = copy.deepcopy(model)
-    with torch.no_grad():
-        for tensor in [*net.parameters(), *net.buffers()]:
+    for tensor in net.state_dict().values():
+        if isinstance(tensor, torch.Tensor):
             tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
     tensors, told = read_tensors(path)
     net.load_state_dict(tensors | json.loads(told.get("extra_state", "{}")))
@@ -83,7 +83,7 @@ FORMATS.register(
     ),
 )
 
-# %% ../../nbs/models/16_formats.ipynb #9afa77ca
+# %% ../../nbs/models/16_formats.ipynb #f50f69e6
 _ABOUT = "metadata.json"  # the extra file in a .pt2
 
 
@@ -115,7 +115,7 @@ FORMATS.register(
     ),
 )
 
-# %% ../../nbs/models/16_formats.ipynb #9f2b5ab0
+# %% ../../nbs/models/16_formats.ipynb #0ee23241
 @contextmanager
 def _quietly():
     "Inside, what an exporter says beside its errors isn't heard."

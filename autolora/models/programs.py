@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['captured', 'Program', 'differs', 'program_of', 'write_program', 'read_program']
 
-# %% ../../nbs/models/14_programs.ipynb #8aa7aba8
+# %% ../../nbs/models/14_programs.ipynb #6b00c300
 import copy
 import json
 import operator
@@ -22,7 +22,7 @@ from ..core.errors import AutoLoRaError
 from ..core.reading import damaged, digest, read_tensors
 from .saving import own_memory
 
-# %% ../../nbs/models/14_programs.ipynb #4c63cb7e
+# %% ../../nbs/models/14_programs.ipynb #eb3bd552
 _CAUSES = {
     r"data.dependent|Could not guard|GuardOnDataDependent|Dynamic control flow|\.item\(\)": (
         "its forward decides by the values of the images, which a graph can't"
@@ -60,7 +60,7 @@ def captured(model: nn.Module, shape: tuple) -> torch.export.ExportedProgram:
             "weights can be had (format 'safetensors'), or write the forward otherwise."
         ) from error
 
-# %% ../../nbs/models/14_programs.ipynb #0f932f28
+# %% ../../nbs/models/14_programs.ipynb #1e4f67a7
 _NAMED = (torch.dtype, torch.memory_format, torch.layout)
 _PYTHON = "getitem add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_".split()
 _SYMBOLIC = "sym_int sym_float sym_max sym_min sym_not sym_ite".split()
@@ -130,7 +130,7 @@ def _decoded(value, values, device):
         raise ValueError(f"{kind} {what} is no argument")
     return found
 
-# %% ../../nbs/models/14_programs.ipynb #9c0bc9a6
+# %% ../../nbs/models/14_programs.ipynb #aee29e03
 def _taken(signature):
     "Placeholder -> what goes in there: `images`, or the kind and the name of a tensor."
     found = {}
@@ -176,18 +176,18 @@ def _listed(model, shape):
     found = {"steps": steps, "shape": list(shape), "parameters": names}
     return found | {"constants": {name: known[name] for name in own}}
 
-# %% ../../nbs/models/14_programs.ipynb #060b2547
-def _place(module, name, tensor, parameter):
-    "Give `module` a tensor under a dotted `name`."
+# %% ../../nbs/models/14_programs.ipynb #91d9148a
+def _place(module, name, tensor, kind):
+    "Give `module` a tensor under a dotted `name`: a parameter, a buffer or a constant."
     *path, last = name.split(".")
     for part in path:
         if part not in module._modules:
             module.add_module(part, nn.Module())
         module = module._modules[part]
-    if parameter:
+    if kind == "parameter":
         module.register_parameter(last, nn.Parameter(tensor))
     else:
-        module.register_buffer(last, tensor)
+        module.register_buffer(last, tensor, persistent=kind == "buffer")
 
 
 def _mentioned(value):
@@ -209,10 +209,11 @@ class Program(nn.Module):
         ]
         for name, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor):
-                _place(self, name, tensor, name in program["parameters"])
+                known = name in program["parameters"]
+                _place(self, name, tensor, "parameter" if known else "buffer")
         self.constants = nn.Module()
         for name, tensor in program["constants"].items():
-            _place(self.constants, name, tensor, False)
+            _place(self.constants, name, tensor, "constant")
         self.unread = {}  # step -> the results that nothing reads after it
         mentioned = (_mentioned([args, *named.values()]) for _, args, named in self.steps)
         last = {n: i for i, numbers in enumerate(mentioned) for n in numbers}
@@ -242,14 +243,7 @@ class Program(nn.Module):
             for n in self.unread.get(i, ()):
                 values.pop(n, None)
 
-    def state_dict(self, *args, **kwargs):
-        "The tensors of the model that was written down, without the program's constants."
-        found = super().state_dict(*args, **kwargs)
-        for name in [name for name in found if name.startswith("constants.")]:
-            del found[name]
-        return found
-
-# %% ../../nbs/models/14_programs.ipynb #0b4cb367
+# %% ../../nbs/models/14_programs.ipynb #c9ef97f6
 def differs(program: nn.Module, model: nn.Module, shape: tuple) -> float:
     """By how much of the largest logit two modules differ at most, on noise of `shape` (C, H, W)
     in [0, 1]; infinite where one gives what the other can't."""
