@@ -230,67 +230,25 @@ def evaluate(
     autoattack: int = 0,  # test images for AutoAttack; 0 leaves it out
 ):
     "Measure a run's model: standard accuracy, PGD and AutoAttack, each with n and a 95 % interval."
-    from autolora.data.loading import load_task
     from autolora.robust.evaluation import evaluate as measure
-    from autolora.runs.folder import Run, check_same_data
+    from autolora.runs.handing import opened_run
 
-    opened = Run.open(run)
-    config = opened.config
-    own = data is None
-    data = data or config.get("data")
-    if data is None:
-        raise AutoLoRaError(
-            "This run doesn't say by name which data it was made on: give --data a name or a path."
-        )
-    as_trained = {name: config.get(name) for name in ("size", "skip_broken")}
-    task = load_task(data, root or config.get("root"), **as_trained)
-    if own:
-        check_same_data(opened, task)
+    opened = opened_run(run, data, root)
     attacks = ["none", f"pgd-{steps}"] + ["autoattack"] * bool(autoattack)
-    threat = threat or config["threat"]
-    print(measure(opened.model, task.test, threat, attacks, n, autoattack or None))
+    threat = threat or opened.config["threat"]
+    print(measure(opened.model, opened.task.test, threat, attacks, n, autoattack or None))
 
 # %% ../nbs/01_cli.ipynb #78e11841
-def _opened(run, data=None, root=None):
-    "The `Run` in a folder, with the data it is to be compared on, where they are named."
-    from autolora.data.loading import load_task
-    from autolora.runs.folder import Run, check_same_data
-
-    opened = Run.open(run)
-    if data or root:
-        told = {name: opened.config.get(name) for name in ("limit", "size", "skip_broken")}
-        opened.task = load_task(data or opened.config.get("data"), root, **told)
-        check_same_data(opened, opened.task)
-    return opened
-
-
-@verb()
-def export(
-    run: str,  # the folder of a run
-    format: str = "onnx",  # safetensors, torch.export, onnx, or peft for the branch
-    path: str | None = None,  # of the file (default: exported.* in the run's folder)
-    n: int = 256,  # images on which it is compared with the model
-    data: str | None = None,  # the run's data, where they lie elsewhere now
-    root: str | None = None,  # folder of a built-in data set
-):
+@verb("runs.handing.export")
+def export(call: Callable, **given):
     "Write a run's model to a file for other tools, and compare it with the model."
-    print(printable(_opened(run, data, root).export(format, path, n)))
+    print(printable(call(**given)))
 
 
-@verb()
-def hub(
-    run: str,  # the folder of a run
-    folder: str | None = None,  # the new folder (default: hub in the run's folder)
-    licence: str = "other",  # of the model, in the Hub's spelling, such as apache-2.0
-    push: str | None = None,  # user/name: upload it to that repository of the Hugging Face Hub
-    private: bool = False,  # a repository that nobody else sees
-):
+@verb("runs.handing.hub")
+def hub(call: Callable, **given):
     "Make a folder of a run for the Hugging Face Hub, or upload it."
-    opened = _opened(run)
-    if push:
-        print(printable(opened.push_to_hub(push, licence, private)))
-    else:
-        print(printable(opened.to_hub_folder(folder or opened.path / "hub", licence)))
+    print(printable(call(**given)))
 
 # %% ../nbs/01_cli.ipynb #1aa79704
 @verb()

@@ -126,6 +126,9 @@ _EXTRAS = {
 }
 
 
+_BESIDE_TORCHVISION = ("peft", "timm", "transformers")  # they import it themselves
+
+
 def _lack(package):
     what, extra = _EXTRAS[package]
     return f"{package} is missing, for {what}: pip install 'autolora[{extra}]'."
@@ -139,6 +142,8 @@ def missing() -> list[str]:
 def optional(package: str) -> ModuleType:
     "The optional `package`, imported now; an `AutoLoRaError` with its sentence if it isn't there."
     try:
+        if package in _BESIDE_TORCHVISION:
+            import_torchvision()
         return importlib.import_module(package)
     except ImportError as error:
         raise AutoLoRaError(_lack(package)) from error

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_holds', 'peft_factors']
 
-# %% ../../nbs/models/17_adapters.ipynb #f936606b
+# %% ../../nbs/models/17_adapters.ipynb #48a8bdc4
 import copy
 import json
 import re
@@ -24,7 +24,7 @@ from .saving import own_memory
 from .tracing import layer_of
 from .views import LowRankBranch
 
-# %% ../../nbs/models/17_adapters.ipynb #8a2a9510
+# %% ../../nbs/models/17_adapters.ipynb #30db2010
 _HELD = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -32,7 +32,7 @@ def _why_not(branch, name):
     "Why PEFT's format can't hold the change of the weight `name`, in words; empty if it can."
     layer = branch.model.get_submodule(layer_of(name))
     above = branch.model.get_submodule(layer_of(name).rpartition(".")[0])
-    if branch.forms[name] is not PARAMETRISATIONS["lora"]:
+    if branch.forms[name] != PARAMETRISATIONS["lora"]:
         return "its change is of another form than B A (parametrisation)"
     if isinstance(layer, nn.MultiheadAttention) or isinstance(above, nn.MultiheadAttention):
         return "it is a weight inside attention, which doesn't run as a layer"
@@ -58,7 +58,7 @@ def check_holds(branch: LowRankBranch) -> None:
             f"first: {why}; take the model without it, or run.branch.merged()."
         )
 
-# %% ../../nbs/models/17_adapters.ipynb #9a062393
+# %% ../../nbs/models/17_adapters.ipynb #4ff8df2f
 def peft_factors(branch: LowRankBranch, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """`(A, B)` of the weight `name` (out, in, ...) as PEFT takes them, A (r, in, ...) and B (out,
     r, 1, ...), whose product is the whole change at scale 1."""
@@ -73,7 +73,7 @@ def peft_factors(branch: LowRankBranch, name: str) -> tuple[torch.Tensor, torch.
     ones = [1] * (len(shape) - 2)
     return a.reshape(-1, *shape[1:]), b.reshape(shape[0], -1, *ones)
 
-# %% ../../nbs/models/17_adapters.ipynb #82a417a9
+# %% ../../nbs/models/17_adapters.ipynb #344bfbd2
 def _write_adapter(branch, shape, told, path):
     check_holds(branch)
     factors = {layer_of(name): peft_factors(branch, name) for name in branch.names}
