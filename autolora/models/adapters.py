@@ -38,6 +38,11 @@ def _why_not(branch, name):
         return "it is a weight inside attention, which doesn't run as a layer"
     if not isinstance(layer, _HELD) or not name.endswith(".weight"):
         return f"it is made of other tensors ({type(layer).__name__} with a parametrisation)"
+    return _odd(layer)
+
+
+def _odd(layer):
+    "What of a layer PEFT's adapter of it doesn't take over, in words."
     if getattr(layer, "groups", 1) > 1:
         return "it is a grouped convolution, and PEFT's adapter of one has no groups"
     if any(step > 1 for step in getattr(layer, "dilation", ())):

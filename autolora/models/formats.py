@@ -148,8 +148,7 @@ def _write_onnx(model, shape, told, path):
             made.model.metadata_props.update(told)
             made.save(path, external_data=False)
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        first = " ".join(lines[:1])[:200]
+        first = str(error).strip().partition("\n")[0][:200]
         raise AutoLoRaError(
             f"{type(model).__name__} has an operation that ONNX can't hold "
             f"({type(error).__name__}: {first}): choose the format torch.export."

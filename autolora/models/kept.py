@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..core.disk import write_atomic
-from ..core.errors import AutoLoRaError
 from ..core.reading import damaged, digest, read_tensors
 from ..core.seeds import isolated_rng
 from .adoption import adopt

@@ -125,9 +125,14 @@ def _decoded(value, values, device):
         return device
     if kind == "float":
         return float(what)
-    found = getattr(torch, what)
-    if kind != "torch" or not isinstance(found, _NAMED):
-        raise ValueError(f"{kind} {what} is no argument")
+    return _known(what)
+
+
+def _known(name):
+    "The number type or memory layout of that name."
+    found = getattr(torch, name)
+    if not isinstance(found, _NAMED):
+        raise ValueError(f"torch.{name} is no argument")
     return found
 
 # %% ../../nbs/models/14_programs.ipynb #aee29e03
@@ -142,6 +147,11 @@ def _taken(signature):
     return found
 
 
+def _called(node, number):
+    named = {key: _encoded(value, number) for key, value in node.kwargs.items()}
+    return [_spelled(node.target), _encoded(node.args, number), named]
+
+
 def _steps(exported):
     "The operations of an exported program as data, and the names of its own constants."
     taken = _taken(exported.graph_signature)
@@ -153,9 +163,7 @@ def _steps(exported):
         if node.op == "placeholder":
             steps.append(["take", taken[node.name], {}])
         elif node.op == "call_function":
-            args = _encoded(node.args, number)
-            named = {key: _encoded(value, number) for key, value in node.kwargs.items()}
-            steps.append([_spelled(node.target), args, named])
+            steps.append(_called(node, number))
         else:
             raise ValueError("it switches autocast or gradients inside its forward")
         number[node] = len(steps) - 1

@@ -53,6 +53,30 @@ def _carried_out(program, tensors, path):
     return Program(program, tensors)
 
 
+def _by_name(config, tensors, path):
+    "The model by its backbone's name; None where the class isn't here, or is another one now."
+    try:
+        check_reopens(config)
+        return rebuilt(config, tensors, path)
+    except AutoLoRaError:
+        return None
+
+
+def _say_changed(backbone, own, apart):
+    "Refuse the module `own` that isn't the trained one, or warn of a class that was edited."
+    words = f"its logits for noise differ by {apart:.1e} of the largest from those of the run"
+    if own is not None:
+        raise AutoLoRaError(
+            f"The {type(own).__name__} that was given isn't the one that was trained ({words}): "
+            "give that one, or open the run without model=."
+        )
+    warnings.warn(
+        f"'{backbone}' isn't what it was when this run was made ({words}): the model as it was "
+        "written down then is used.",
+        stacklevel=2,
+    )
+
+
 def reopened(
     config: dict,
     tensors: dict,
@@ -67,28 +91,13 @@ def reopened(
     if program is None:
         return rebuilt(config, tensors, path, own)
     kept = _carried_out(program, tensors, path)
-    if own is None:
-        try:
-            check_reopens(config)
-            model = rebuilt(config, tensors, path)
-        except AutoLoRaError:
-            return kept  # its class isn't here, or is another one now
-    else:
-        model = rebuilt(config, tensors, path, own)
+    model = _by_name(config, tensors, path) if own is None else rebuilt(config, tensors, path, own)
+    if model is None:
+        return kept
     apart = differs(kept, model, tuple(config["shape"]))
     if apart <= _SAME:
         return model
-    words = f"its logits for noise differ by {apart:.1e} of the largest from those of the run"
-    if own is not None:
-        raise AutoLoRaError(
-            f"The {type(own).__name__} that was given isn't the one that was trained ({words}): "
-            "give that one, or open the run without model=."
-        )
-    warnings.warn(
-        f"'{config['backbone']}' isn't what it was when this run was made ({words}): the model as "
-        "it was written down then is used.",
-        stacklevel=2,
-    )
+    _say_changed(config["backbone"], own, apart)
     return kept
 
 # %% ../../nbs/models/15_reopening.ipynb #6820ba22

@@ -61,13 +61,13 @@ class Departing:
     def to_hub_folder(self, path: str | Path, licence: str = "other") -> Path:
         """Make the new folder `path` with all that a user of the model needs, for the Hub or to
         hand on; `Run.open` opens it. `licence`: of the model, in the Hub's spelling."""
-        from autolora.show.hub import to_hub_folder
+        from autolora.show.repository import to_hub_folder
 
         return to_hub_folder(self, path, licence)
 
     def push_to_hub(self, repo: str, licence: str = "other", private: bool = False) -> str:
         """Upload what `to_hub_folder` makes to the repository `repo`, "user/name", of the Hugging
         Face Hub; returns its address."""
-        from autolora.show.hub import push_to_hub
+        from autolora.show.repository import push_to_hub
 
         return push_to_hub(self, repo, licence, private)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from ..core.disk import write_atomic
+from ..core.errors import AutoLoRaError
 from ..core.numbers import duration
 from ..core.reading import printable
 from ..robust.results import Report, label
@@ -120,10 +121,13 @@ def _base(backbone):
 
 
 def _index(run, name):
-    "The measured accuracies as a model index; [] where nothing was measured."
-    if not run.report:
+    "The measured accuracies as a model index; [] where none are, or none that can be read."
+    try:
+        found = Report.from_dict(run.report) if run.report else None
+    except AutoLoRaError:  # the card's own section says so
+        found = None
+    if found is None:
         return []
-    found = Report.from_dict(run.report)
     task = {"type": "image-classification", "name": "image classification"}
     data = str(run.config.get("task", "unnamed data"))
     dataset = {"name": data, "type": _slug(data) or "unnamed", "split": found.split or "test"}

@@ -19,7 +19,7 @@ from ..core.errors import AutoLoRaError
 from ..core.machine import optional, versions
 from ..core.threat import parse_threat
 from ..models.formats import FORMATS
-from ..robust.parity import Parity, parity
+from ..robust.parity import Parity, measure_parity
 
 # %% ../../nbs/show/08_exports.ipynb #665c97de
 _CLAIM = ("attack", "accuracy", "low", "high", "correct", "n")
@@ -111,7 +111,7 @@ def _compared(run, net, called, n):
     steps = [row["attack"][4:] for row in rows if row["attack"].startswith("pgd-")]
     words = {"test": "test", "val": "validation"}[kind]
     threat = parse_threat(run.config["threat"])
-    return parity(net, called, split, threat, n, int((steps or [10])[0]), words)
+    return measure_parity(net, called, split, threat, n, int((steps or [10])[0]), words)
 
 
 def export(run, format: str, path: str | Path | None = None, n: int | None = 256) -> Exported:
