@@ -24,4 +24,4 @@ fi
 
 echo "Installing the pinned packages into .venv (once; about 2 minutes, more where torch comes with CUDA) ..."
 .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt pip
-.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch torchvision -e '.[autoattack,mnist5k,tune,parallel,cluster,lab,dev]'
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch torchvision -e '.[autoattack,mnist5k,tune,parallel,cluster,onnx,lab,dev]'

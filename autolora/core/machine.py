@@ -114,12 +114,19 @@ _EXTRAS = {
     "optuna": ("autolora tune", "tune"),
     "timm": ("backbones timm:NAME", "timm"),
     "transformers": ("backbones hf:NAME", "hf"),
+    "huggingface_hub": ("push_to_hub", "hf"),
+    "onnxscript": ("the format onnx", "onnx"),
+    "onnxruntime": ("the format onnx", "onnx"),
+    "peft": ("the format peft", "peft"),
     "accelerate": ("several processes", "parallel"),
     "submitit": ("runs through a scheduler", "cluster"),
     "jupyterlab": ("make lab", "lab"),
     "voila": ("autolora lab", "lab"),
     "nbdev": ("changing the notebooks", "dev"),
 }
+
+
+_BESIDE_TORCHVISION = ("peft", "timm", "transformers")  # they import it themselves
 
 
 def _lack(package):
@@ -135,6 +142,8 @@ def missing() -> list[str]:
 def optional(package: str) -> ModuleType:
     "The optional `package`, imported now; an `AutoLoRaError` with its sentence if it isn't there."
     try:
+        if package in _BESIDE_TORCHVISION:
+            import_torchvision()
         return importlib.import_module(package)
     except ImportError as error:
         raise AutoLoRaError(_lack(package)) from error

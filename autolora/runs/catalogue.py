@@ -9,6 +9,7 @@ __all__ = ['known']
 from ..data.task import TASKS
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
+from ..models.formats import FORMATS
 from ..models.parametrisations import PARAMETRISATIONS
 from ..robust.evaluation import ATTACKS
 from .pretraining import OBJECTIVES
@@ -37,6 +38,7 @@ def known() -> dict[str, dict[str, str]]:
         "heads": dict(zip(HEADS, _HEADS, strict=True)),
         "parametrisations": {name: p.description for name, p in PARAMETRISATIONS.items()},
         "attacks": {name: _first(attack) for name, attack in ATTACKS.items()},
+        "formats of export": {name: f.description for name, f in FORMATS.items()},
         "objectives of pretrain": {
             name: f"{m.label}: {_first(m)}" for name, m in OBJECTIVES.items()
         },

@@ -13,6 +13,7 @@ from ..core.disk import alone, leftovers, sweep
 from ..core.errors import AutoLoRaError
 from ..core.reading import damaged, digest, is_there, read_bytes, read_state
 from ..models.kept import read_weights, save_weights
+from ..models.programs import read_program
 from .folder import Run
 from ..show.card import write_card
 from ..show.gallery import read_examples
@@ -48,6 +49,11 @@ def _weights(name):
     return look
 
 
+def _program(run):
+    path = run.path / "program.safetensors"
+    return is_there(path) and read_program(path, run.identity)
+
+
 def _page(name):
     return lambda run: is_there(run.path / name) and read_bytes(run.path / name)
 
@@ -58,6 +64,7 @@ _LOOKS: dict[str, Callable] = {
     "resume.pt": _checkpoint,
     "model.safetensors": _weights("model.safetensors"),
     "branch.safetensors": _weights("branch.safetensors"),
+    "program.safetensors": _program,
     "examples.npz": lambda run: read_examples(run.path),
     "report.json": lambda run: run.report,
     "report.html": _page("report.html"),

@@ -93,6 +93,7 @@ EVENTS = {
     },
     "failed": {"message": text, "cell": text, "rung": whole(), "number": whole()},
     "stopped": {"epoch": whole(), "by": text},
+    "program": {"why": text},
     "changed": {"what": mapped(text)},
     "chosen": {"settings": lambda v: isinstance(v, dict), "number": whole()},
 }

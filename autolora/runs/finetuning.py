@@ -32,6 +32,8 @@ from ..core.signals import held_back, orderly
 from ..data.task import Task
 from ..methods.base import Method
 from ..methods.registry import make_method
+from ..models.programs import program_of, write_program
+from ..models.reopening import known_everywhere
 from ..robust.evaluation import evaluate
 from ..robust.fusion import explain_speed, plain_attacks
 from .contents import FORMAT
@@ -241,6 +243,20 @@ def _train_in_order(run, found, resume):
             run.log("failed", message=explain(error))
         raise
 
+# %% ../../nbs/runs/03_finetuning.ipynb #a74b4e90
+def _keep_program(run, found):
+    "Write down what the model of `run` computes, where its backbone's name doesn't tell."
+    path = run.path / "program.safetensors"
+    if process_index() > 0 or known_everywhere(run.config["backbone"]) or is_there(path):
+        return
+    try:
+        program = program_of(found.method.model, found.task.shape)
+    except AutoLoRaError as error:
+        if not run.last("program"):
+            run.log("program", why=str(error))
+    else:
+        write_program(path, program, run.identity)
+
 # %% ../../nbs/runs/03_finetuning.ipynb #670a1706
 @accepts(SETTINGS)
 def finetune(
@@ -270,12 +286,14 @@ def finetune(
     device = next(found.method.model.parameters()).device.type
     single = torch.autocast(device, enabled=False)
     with orderly(), joined_run(folder, config, resume, own_model) as run:
+        run.task = found.task
         if run.report and not run.finished:
             write_pages(run)  # a crash came between the measurement and its pages
         if run.report:
             return run
         if told := note_changes(run, config):
             warnings.warn(told, stacklevel=2)
+        _keep_program(run, found)
         if found.settings.progress and process_index() == 0:
             _say(found.task.notes)
         with control.watching(found.method.model), single, plain:

@@ -23,6 +23,7 @@ from ..core.reading import Record, damaged, digest, escaped, is_there, read_json
 from ..core.signals import held_back
 from ..robust.results import Report
 from .contents import config_fault, event_fault
+from .departing import Departing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -226,18 +227,9 @@ class Folder:
 def _model(run):
     """The fine-tuned model: an `nn.Module` in eval mode, images (N, C, H, W) in [0, 1] to
     logits."""
-    from autolora.models.kept import check_known, read_weights, rebuilt
+    from autolora.models.reopening import model_of
 
-    path = run.path / "model.safetensors"
-    if run._own_model is None:
-        check_known(run.config)
-    if not is_there(path):
-        raise AutoLoRaError(
-            f"The run in {run.path} has no model yet: it is unfinished, continue it with "
-            "resume=True (--resume)."
-        )
-    tensors = read_weights(path, run.identity, run.tells)
-    return rebuilt(run.config, tensors, path, run._own_model)
+    return model_of(run, run._own_model)
 
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _branch(run):
@@ -248,6 +240,11 @@ def _branch(run):
     path = run.path / "branch.safetensors"
     if not is_there(path):
         return None
+    if hasattr(run.model, "operations"):  # it was written down: there are no layers to adapt
+        raise AutoLoRaError(
+            f"The branch in {run.path} changes layers of the module that was trained: open the run "
+            "with Run.open(path, model=the_module)."
+        )
     tensors = read_weights(path, run.identity, run.tells)
     return rebuilt_branch(run.config, tensors, path, run.model)
 
@@ -265,12 +262,13 @@ def _summary(run):
     return f"{head}\n\n{found}\n\nReport: `{run.path / 'report.html'}`"
 
 # %% ../../nbs/runs/00_folder.ipynb #1edd78a2
-class Run(Folder):
-    """A run folder: `config`, `events`, `history`, `report`, and the `model` and `branch` that came
-    of it.
+class Run(Departing, Folder):
+    """A run folder: `config`, `events`, `history`, `report`, the `task` it was made on, and the
+    `model` and `branch` that came of it.
 
-    `model`, where given, is the user's own `nn.Module` that the weights belong to: only backbones
-    known by name are rebuilt alone."""
+    `model`, where given, is the user's own `nn.Module` that the weights belong to; without it a
+    backbone known by name is built again, and another one's computation is carried out as it was
+    written down."""
 
     kind = "run"
     file = "config.json"
