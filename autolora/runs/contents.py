@@ -94,6 +94,12 @@ EVENTS = {
     "failed": {"message": text, "cell": text, "rung": whole(), "number": whole()},
     "stopped": {"epoch": whole(), "by": text},
     "changed": {"what": mapped(text)},
+    "part": {
+        "key": text,
+        "answers": listed(whole(-1, 10**9)),
+        "seconds": _seconds,
+        "told": listed(text),
+    },
     "chosen": {"settings": lambda v: isinstance(v, dict), "number": whole()},
 }
 _NEEDED = {
@@ -104,6 +110,7 @@ _NEEDED = {
     "scales": ("scale", "sa", "ra", "n"),
     "failed": ("message",),
     "changed": ("what",),
+    "part": ("key", "answers", "seconds", "told"),
     "chosen": ("settings",),
 }
 

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -336,6 +337,17 @@ class Run(Folder):
         except AutoLoRaError as error:
             raise damaged(path, error) from error
         return found
+
+    def evaluate(self, grade: str = "quick", **settings) -> Report:
+        """Measure the model on test images by a `grade` ("quick", "standard", "full"), and enter
+        what was found into the report; `settings` as in `runs.grading.measure`."""
+        room = import_module("autolora.runs.grading")  # above this one, so by its name
+        return room.measure(self, grade=grade, **settings)
+
+    def verify(self, **settings):
+        """What of report and card holds, measured again from the weights and data that are there;
+        `settings` as in `runs.verifying.verify`."""
+        return import_module("autolora.runs.verifying").verify(self, **settings)
 
     @property
     def finished(self) -> bool:
