@@ -31,6 +31,7 @@ def linear(seed=0):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
     weight = model[1].weight.detach()
+    model[1].bias.data = -weight.sum(1) / 2  # the border goes through the middle of [0, 1]
     x = torch.rand(40, 1, 4, 4)
     logits = model(x).detach()
     return (

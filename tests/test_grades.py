@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 
-
 import pytest
 import torch
 from torch import nn

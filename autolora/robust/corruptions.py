@@ -7,7 +7,11 @@ __all__ = ['CORRUPTIONS', 'SEVERITIES', 'gaussian_noise', 'shot_noise', 'impulse
            'contrast', 'jpeg', 'pixelate', 'corrupted']
 
 # %% ../../nbs/robust/06_corruptions.ipynb #aa54b496
+import io
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,11 +84,16 @@ def contrast(image, amount, generator):
 @_corruption((80, 65, 58, 50, 40), (25, 18, 15, 10, 7))
 def jpeg(image, amount, generator):
     "JPEG of that quality."
-    compressed = import_torchvision("transforms.v2.functional").jpeg
     levels = (255 * image).round().to(torch.uint8)
-    grey = len(levels) not in (1, 3)  # as many grey pictures as there are channels
-    parts = levels[:, None] if grey else levels[None]
-    return compressed(parts, int(amount)).reshape(image.shape) / 255
+    # of three channels a colour picture, else as many grey ones
+    pictures = [levels.permute(1, 2, 0)] if len(levels) == 3 else levels
+    found = []
+    for picture in pictures:
+        file = io.BytesIO()
+        Image.fromarray(picture.contiguous().numpy()).save(file, "jpeg", quality=amount)
+        found.append(torch.from_numpy(np.array(Image.open(file))))
+    read = found[0].permute(2, 0, 1) if len(levels) == 3 else torch.stack(found)
+    return read.to(image.dtype) / 255
 
 
 @_corruption((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))

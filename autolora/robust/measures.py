@@ -104,9 +104,9 @@ class Subject:
 @dataclass(frozen=True)
 class Measure:
     """A way to look at a model. `answers(x, y)`: the class (N,) that is found for each of the
-    images `x` (N, C, H, W) with labels `y`, -1 for none, all on the CPU. `settings`: every parameter, as
-    JSON takes it. `passes`: about how many forward passes an image costs. `size`: images at a time.
-    `everything`: it is shown the images that are wrong to begin with, too."""
+    images `x` (N, C, H, W) with labels `y`, -1 for none, all on the CPU. `settings`: every
+    parameter, as JSON takes it. `passes`: about how many forward passes an image costs. `size`:
+    images at a time. `everything`: it is shown the images that are wrong to begin with, too."""
 
     answers: Callable[[Tensor, Tensor], Tensor]
     settings: dict

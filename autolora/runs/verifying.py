@@ -240,7 +240,7 @@ VERIFICATION = EVALUATION.only("data", "root", "transfer", "progress") | Table(
 
 
 def _there(run, chosen):
-    "`(model, task, claims)`: what is there of `run`, None for what isn't and a claim that says why."
+    "`(model, task, claims)`: what is there of `run`, None where there is none, and why."
     path = run.path / "model.safetensors"
     try:
         if is_there(path):
