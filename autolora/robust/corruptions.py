@@ -116,5 +116,5 @@ def corrupted(x: Tensor, name: str, severity: int) -> Tensor:
     if severity not in SEVERITIES:
         raise AutoLoRaError(f"A corruption's severity is from 1 to 5, not {severity!r}.")
     amount = function.amounts[min(x.shape[-2:]) >= 64][severity - 1]
-    changed = [function(image, amount, image_generator(image, severity)) for image in x.cpu()]
+    changed = [function(image, amount, image_generator(image)) for image in x.cpu()]
     return torch.stack(changed).clamp(0, 1).to(x)

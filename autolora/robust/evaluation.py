@@ -82,18 +82,22 @@ def _untouched(model):
 
 # %% ../../nbs/robust/07_evaluation.ipynb #e87a5217
 class _Pace:
-    "How many passes of the model are left of each measure, and how fast they went so far."
+    """How many passes of the model are left of each measure, as `planned`, and how fast they went
+    so far; `progress` is told."""
 
-    def __init__(self, planned: dict[str, int]):
+    def __init__(self, planned: dict[str, int], progress: Callable):
         self.planned = dict(planned)
+        self.progress = progress
         self.passes = 0
         self.seconds = 0.0
 
-    def reached(self, name: str, left: int, passes: int = 0, seconds: float = 0.0):
-        "The measure `name` has so many passes `left`; `passes` were made now, in `seconds`."
+    def reached(self, name: str, done: int, n: int, left: int, passes: int, seconds: float):
+        """`done` of the `n` images of the measure `name` are done, and so many passes are `left` of
+        it; `passes` were made now, in `seconds`."""
         self.planned[name] = left
         self.passes += passes
         self.seconds += seconds
+        self.progress(name, done, n, self.left)
 
     @property
     def left(self) -> float:
@@ -232,14 +236,10 @@ def evaluate(
         check_logits(torch.zeros(len(y), classes), y)
         subject = Subject(model, threat, x, classes, batch_size, surrogate, told.append)
         measures = {name: measure(name, subject) for name in ("none", *counts)}
-        pace = _Pace({name: measures[name].passes * count for name, count in counts.items()})
-
-        def tick(name, done, of, *how):
-            pace.reached(name, *how)
-            progress(name, done, of, pace.left)
-
+        passes = {name: measures[name].passes * count for name, count in counts.items()}
+        pace = _Pace(passes, progress)
         stream.enter_context(own_random(model, x))
-        seen = lambda name, idx: _seen(name, measures[name], split, idx, kept, told, tick)
+        seen = lambda name, idx: _seen(name, measures[name], split, idx, kept, told, pace.reached)
         rows, natural = _rows(measures, counts, order, y, classes, seen)
         alarms = told + answer_alarms(natural, y, rows, split.y)
         right = natural == y

@@ -339,14 +339,12 @@ class Run(Folder):
         return found
 
     def evaluate(self, grade: str = "quick", **settings) -> Report:
-        """Measure the model on test images by a `grade` ("quick", "standard", "full"), and enter
-        what was found into the report; `settings` as in `runs.grading.measure`."""
-        room = import_module("autolora.runs.grading")  # above this one, so by its name
-        return room.measure(self, grade=grade, **settings)
+        "Measure the model by a `grade` and enter it into the report, as `runs.grading.measure`."
+        # by its name: the room stands above this one
+        return import_module("autolora.runs.grading").measure(self, grade=grade, **settings)
 
     def verify(self, **settings):
-        """What of report and card holds, measured again from the weights and data that are there;
-        `settings` as in `runs.verifying.verify`."""
+        "What of report and card holds, measured again, as `runs.verifying.verify`."
         return import_module("autolora.runs.verifying").verify(self, **settings)
 
     @property
