@@ -15,7 +15,7 @@ run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)
 
 test: .venv/ready
-	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" $(BIN)/python -m pytest $(ARGS)
+	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 $(ARGS)
 
 lab: .venv/ready
 	@$(BIN)/jupyter lab nbs/lab.ipynb $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)

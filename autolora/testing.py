@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from torch import nn
 
 from .core.errors import AutoLoRaError
 from .core.seeds import isolated_rng
 from .core.settings import Table
+from .core.threat import ThreatModel
 from .data.loading import load_task
+from .data.task import Task
 from .methods.base import Method
 from .models.backbones import load_backbone
 from .models.parts import split_parameters
@@ -232,7 +235,13 @@ def _check_class(cls):
         yield sound, f"its {what} must be a {kind.__name__} that isn't empty"
 
 
-def check_method(cls: type[Method], model=None, task=None, threat=None, **settings):
+def check_method(
+    cls: type[Method],
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    threat: ThreatModel | None = None,
+    **settings,
+):
     """Check that the `Method` class `cls`, with `settings`, keeps the contract of methods.
 
     `model` (the small robust net by default) isn't changed; `task` (the digits) gives a batch of

@@ -9,6 +9,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # models and measurements that tests need too
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of one file stay in one worker, for the runs that they share. Notebooks share nothing:
+    they come last and fill what time is left."""
+    for item in items:
+        if item.path.stem != "test_notebooks":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem == "test_notebooks")
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """The path of a Chromium that starts; a test that asks for it is skipped, with the reason,

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,19 +59,8 @@ def outcome(path, log):
     return None
 
 
-@pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory):
-    "What comes of each notebook that was asked for: two at a time, each on a thread of its own."
-    logs = tmp_path_factory.mktemp("logs")
-    ours = [item for item in request.session.items if item.module is request.module]
-    paths = [item.callspec.params["path"] for item in ours]
-    pool = ThreadPoolExecutor(2)
-    yield {path: pool.submit(outcome, path, logs / str(i)) for i, path in enumerate(paths)}
-    pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize(
     "path", NOTEBOOKS, ids=[str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS]
 )
-def test_notebook(path, outcomes):
-    assert (wrong := outcomes[path].result()) is None, wrong
+def test_notebook(path, tmp_path):
+    assert (wrong := outcome(path, tmp_path / "log")) is None, wrong

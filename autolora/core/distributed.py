@@ -93,7 +93,7 @@ def all_gather(items: Iterable) -> list:
         return gather_object(list(items))
 
 
-def broadcast(make: Callable):
+def broadcast(make: Callable[[], object]) -> object:
     """What `make()` gives in the first process, in every process; its `AutoLoRaError` too.
 
     The others don't call it."""

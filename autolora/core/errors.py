@@ -14,7 +14,7 @@ class AutoLoRaError(ValueError):
     "A mistake the user can mend; its message is one sentence that names the cause and the fix."
 
 # %% ../../nbs/core/00_errors.ipynb #ed34d18e
-def unknown(kind: str, name, known: Iterable[str]) -> AutoLoRaError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> AutoLoRaError:
     """The error for a `name` that is not among `known`, with the nearest of these if one is close.
 
     `kind`: the noun for it ("backbone", "method")."""

@@ -101,7 +101,7 @@ def _declared_ops():
     return library
 
 
-def import_torchvision(submodule: str = ""):
+def import_torchvision(submodule: str = "") -> ModuleType:
     "`torchvision`, or its `submodule` (such as `models`), beside a CPU-only torch as well."
     _declared_ops()
     return importlib.import_module(f"torchvision.{submodule}".rstrip("."))

@@ -7,6 +7,7 @@ __all__ = ['CIRCUMSTANCES', 't_interval', 'Difference', 'difference', 'holm', 'p
 
 # %% ../../nbs/core/05_paired.ipynb #c0de0016
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import combinations
 
@@ -16,7 +17,7 @@ import pandas as pd
 from .errors import AutoLoRaError
 
 # %% ../../nbs/core/05_paired.ipynb #4d0d5c7e
-def t_interval(values, level: float = 0.95) -> tuple[float, float, float]:
+def t_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
     """`(mean, low, high)` of the numbers `values`, NaN left out: Student's interval of the mean.
 
     Its ends are NaN for fewer than two numbers."""
@@ -73,7 +74,7 @@ def _effect_interval(t, n):
     return t / math.sqrt(n), low / math.sqrt(n), high / math.sqrt(n)
 
 # %% ../../nbs/core/05_paired.ipynb #ca479ceb
-def difference(a, b) -> Difference:
+def difference(a: Iterable[float], b: Iterable[float]) -> Difference:
     """What separates the paired numbers `a` and `b`, one a seed in the same order: a - b, pairs
     with a NaN left out. Raises `AutoLoRaError` if they aren't as many.
 
@@ -97,7 +98,7 @@ def difference(a, b) -> Difference:
     return Difference(n, *mean, *effect, float(test.pvalue), float(wilcoxon(each).pvalue))
 
 # %% ../../nbs/core/05_paired.ipynb #e933f2aa
-def holm(p) -> np.ndarray:
+def holm(p: Iterable[float]) -> np.ndarray:
     """The p values `p` corrected for being a family, which bounds the chance of any false alarm;
     NaN stay and don't count. Source: Holm 1979."""
     p = np.asarray(p, float)

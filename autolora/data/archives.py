@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from ..core.errors import AutoLoRaError
 from .decoding import ENDINGS, open_image
 from .files import kind_of
-from .images import from_encoded
+from .images import Split, from_encoded
 from .labels import named_labels
 
 # %% ../../nbs/data/09_archives.ipynb #c4adce15
@@ -167,7 +167,13 @@ def _samples(path):
             yield name, sample.get("label"), offset, size
 
 
-def shard_split(paths: list[Path], size=None, skip_broken=False, classes=None, what="training"):
+def shard_split(
+    paths: list[Path],
+    size: int | None = None,
+    skip_broken: bool = False,
+    classes: list[str] | None = None,
+    what: str = "training",
+) -> Split:
     """`(split, names)` of the shards `paths`: a lazy `Split`, the names of the classes where the
     labels are names. `classes`: the names, where they are known.
 

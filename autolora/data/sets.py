@@ -120,7 +120,9 @@ def class_names(dataset) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
-def from_dataset(dataset, size=None, what="training", classes=None) -> tuple:
+def from_dataset(
+    dataset, size: int | None = None, what: str = "training", classes: list[str] | None = None
+) -> tuple:
     "`(split, names of the classes)` of a torch `Dataset`, its images read when asked for."
     if not len(dataset):
         raise AutoLoRaError(f"The {what} Dataset is empty: bring images.")
@@ -133,7 +135,13 @@ def is_hugging_face(source) -> bool:
     return hasattr(source, "features") and hasattr(source, "column_names")
 
 
-def from_hugging_face(dataset, size=None, skip_broken=False, what="training", classes=None):
+def from_hugging_face(
+    dataset,
+    size: int | None = None,
+    skip_broken: bool = False,
+    what: str = "training",
+    classes: list[str] | None = None,
+) -> tuple:
     """`(split, names of the classes)` of a Hugging Face `Dataset`, its images read when asked for.
 
     Raises `AutoLoRaError` where the columns can't be told."""
@@ -198,7 +206,13 @@ def _fitted(image, size):
     return torch.as_tensor(array), False
 
 
-def from_stream(stream, size=None, limit=None, what="training", classes=None) -> tuple:
+def from_stream(
+    stream,
+    size: int | None = None,
+    limit: int | None = None,
+    what: str = "training",
+    classes: list[str] | None = None,
+) -> tuple:
     """`(split, names of the classes)` of whatever gives (image, label) one by one: a stream of
     Hugging Face's, torch's or one's own, or a `DataLoader`. At most `limit` of them are kept.
 
@@ -244,7 +258,14 @@ def is_arrays(source) -> bool:
     return pair and hasattr(source[0], "shape") and not rows
 
 
-def read_set(source, size=None, skip_broken=False, limit=None, what="training", classes=None):
+def read_set(
+    source,
+    size: int | None = None,
+    skip_broken: bool = False,
+    limit: int | None = None,
+    what: str = "training",
+    classes: list[str] | None = None,
+) -> tuple:
     """`(split, names of the classes or None)` of a set that is in memory already: a pair of arrays,
     a `Dataset` of torch's or Hugging Face's, a `DataLoader`, a stream. `classes`: training's names.
 

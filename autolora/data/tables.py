@@ -85,7 +85,9 @@ def _located(names, folder):
     return [Path(f"{path}{ends[0]}") for path in paths] if ends else paths
 
 
-def table_splits(frame: "pd.DataFrame", folder: Path, size=None, skip_broken=False) -> tuple:
+def table_splits(
+    frame: "pd.DataFrame", folder: Path, size: int | None = None, skip_broken: bool = False
+) -> tuple:
     """`(splits, names)` of a table of paths, counted from `folder`, and labels: the lazy `Split` by
     "train", "val", "test" as a column of splits says (else all is "train"), and the names of the
     classes where the labels are names.

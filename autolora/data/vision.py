@@ -24,7 +24,7 @@ from .task import Task, register_task
 
 # %% ../../nbs/data/13_vision.ipynb #daaebf15
 @register_task
-def cifar100(root=None, size=None) -> Task:
+def cifar100(root: str | Path | None = None, size: int | None = None) -> Task:
     "CIFAR-100, 50,000 + 10,000 colour 32x32 images of 100 classes, torchvision's cifar-100-python."
     folder = _folder(root, (".", "data"), "CIFAR100", "cifar-100-python", "train")
     splits = [
@@ -221,7 +221,9 @@ def _from_torchvision(name, root, size, skip_broken):
 
 
 def _entered(name):
-    def builder(root=None, size=None, skip_broken=False) -> Task:
+    def builder(
+        root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+    ) -> Task:
         return _from_torchvision(name, root, size, skip_broken)
 
     builder.__doc__ = f"{_KNOWN[name].about}; `root` holds what torchvision downloads."
@@ -264,7 +266,9 @@ def _files_split(paths, y, size, skip_broken):
 
 
 @register_task
-def cub200(root=None, size=None, skip_broken=False) -> Task:
+def cub200(
+    root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> Task:
     "CUB-200-2011, 200 birds, 5,994 + 5,794 photographs; `root` holds CUB_200_2011.tgz."
     folder = _unpacked(root, "cub200", "train_test_split.txt", ["CUB_200_2011.tgz"])
     images, labels = _listed(folder, "images.txt"), _listed(folder, "image_class_labels.txt")
@@ -287,7 +291,9 @@ def cub200(root=None, size=None, skip_broken=False) -> Task:
 
 
 @register_task
-def stanford_dogs(root=None, size=None, skip_broken=False) -> Task:
+def stanford_dogs(
+    root: str | Path | None = None, size: int | None = None, skip_broken: bool = False
+) -> Task:
     "Stanford Dogs, 120 breeds, 12,000 + 8,580 photographs; `root` holds images.tar and lists.tar."
     from scipy.io import loadmat
 

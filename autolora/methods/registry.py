@@ -6,8 +6,12 @@
 __all__ = ['METHODS', 'register_method', 'make_method']
 
 # %% ../../nbs/methods/06_registry.ipynb #7506a782
+from torch import nn
+
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
+from ..core.threat import ThreatModel
+from ..data.task import Task
 from .autolora import AutoLoRa, PublishedAutoLoRa
 from .base import AT, TRADES, FastAT, Method
 from .flatness import ADR, AWP
@@ -33,7 +37,14 @@ for cls in (AutoLoRa, PublishedAutoLoRa, *_RIVALS, *_FROZEN, RiFT, FastAT):
     register_method(cls)
 
 # %% ../../nbs/methods/06_registry.ipynb #0f730725
-def make_method(name, model, threat, seed=0, task=None, **settings) -> Method:
+def make_method(
+    name: str | type[Method],
+    model: nn.Module,
+    threat: ThreatModel,
+    seed: int = 0,
+    task: Task | None = None,
+    **settings,
+) -> Method:
     "The method `name` (or the `Method` class) on `model`; `AutoLoRaError` for what isn't known."
     cls = METHODS[name] if isinstance(name, str) else name
     return cls(model, threat, seed, task, **settings)

@@ -199,7 +199,9 @@ class EpsSchedule(AT):
     settings = AT.settings.but(ramp_from=0.25, ramp_to=0.75)
 
 # %% ../../nbs/methods/02_rivals.ipynb #23f1d213
-def robust_criticality(model: nn.Module, names, x_adv: Tensor, y: Tensor, size=0.1) -> dict:
+def robust_criticality(
+    model: nn.Module, names: list[str], x_adv: Tensor, y: Tensor, size: float = 0.1
+) -> dict:
     """By how many nats the cross-entropy of `model` on images `x_adv` (N, C, H, W) rises when one
     of the weights `names` moves `size` times its length up its gradient: name -> nats."""
 

@@ -131,7 +131,7 @@ def _draws(model, x):
     return known[1]
 
 
-def own_random(model: nn.Module, x: Tensor):
+def own_random(model: nn.Module, x: Tensor) -> contextlib.AbstractContextManager:
     """A context in which `model`, in eval mode, draws from a stream of its own for images like `x`:
     an `OwnRandom`; nothing where it doesn't draw, or where one is active already."""
     if active_random() is None and _draws(model, x):
@@ -235,7 +235,12 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
 
 # %% ../../nbs/robust/01_attacks.ipynb #7060e1cf
 def n_fgsm(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: float = 2.0, generator=None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    noise: float = 2.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """A single step from a noisy point, for training only: `x` + noise * eps * u + eps * step, u
     uniform in the unit ball; neither projected nor clipped to [0, 1], as published.

@@ -59,7 +59,9 @@ def _squares(shape, side, generator):
 
 
 @torch.no_grad()
-def square(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, queries=100) -> Tensor:
+def square(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, queries: int = 100
+) -> Tensor:
     """Images from a random search over squares, `queries` passes of `model` (in eval mode) at most;
     shapes and ranges as in `pgd`, the same images in each call.
 

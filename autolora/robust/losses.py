@@ -47,7 +47,13 @@ def twins_loss(
 
 # %% ../../nbs/robust/02_losses.ipynb #7a889f24
 def autolora_loss(
-    nat: Tensor, adv: Tensor, y: Tensor, lam1: float, lam2: float, teacher=None, lam_adv=None
+    nat: Tensor,
+    adv: Tensor,
+    y: Tensor,
+    lam1: float,
+    lam2: float,
+    teacher: Tensor | None = None,
+    lam_adv: float | None = None,
 ) -> dict[str, Tensor]:
     """AutoLoRa's terms `{"ce_nat", "ce_adv", "kl"}`, weighted scalars that sum to the objective.
 

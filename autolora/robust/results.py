@@ -87,6 +87,7 @@ class Report:
         for row in self.rows:
             low, high = row.interval
             found = {"accuracy": row.accuracy, "balanced": row.balanced, "low": low, "high": high}
+            found["classes"] = [list(counts) for counts in row.classes]
             rows.append(vars(row) | found)
         named = {"evaluations": rows, "threat": self.threat, "split": self.split}
         return named | {"n": self.n, "alarms": list(self.alarms), "grade": self.grade}

@@ -7,6 +7,7 @@ __all__ = ['circumstances', 'plot_forest', 'plot_plane', 'plot_rates', 'angle_wo
 
 # %% ../../nbs/show/03_charts.ipynb #c0de00a2
 import html
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from . import drawing as draw
 from .drawing import GREY, LOG_AXIS, run_label
 
 # %% ../../nbs/show/03_charts.ipynb #76346dd1
-def circumstances(frame: pd.DataFrame, by=CIRCUMSTANCES) -> pd.Series:
+def circumstances(frame: pd.DataFrame, by: Sequence[str] = CIRCUMSTANCES) -> pd.Series:
     "Of each row's circumstances those in which the rows of `frame` differ; escaped."
     varying = [c for c in by if frame[c].nunique() > 1]
     if not varying:

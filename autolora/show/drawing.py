@@ -102,14 +102,24 @@ def once(fig: go.Figure, name: str) -> dict:
     return dict(legendgroup=name, showlegend=name not in named)
 
 
-def add_points(fig, x, y, name, colour, symbol="circle", size=10, row=None, **more):
+def add_points(
+    fig: go.Figure,
+    x,
+    y,
+    name: str,
+    colour: str,
+    symbol: str = "circle",
+    size: float = 10,
+    row: int | None = None,
+    **more,
+):
     "Add markers of `size` pixels; `more` goes to plotly's Scatter."
     marker = dict(color=colour, symbol=symbol, size=size)
     look = dict(mode="markers", marker=marker) | more
     fig.add_scatter(x=x, y=y, name=name, row=row, col=row and 1, **look)
 
 
-def add_line(fig, x, y, name, colour, dash="solid", symbol="circle", row=None, **more):
+def add_line(fig, x, y, name: str, colour: str, dash="solid", symbol="circle", row=None, **more):
     "Add a line with markers, unless there is nothing to draw; `more` goes to plotly's Scatter."
     if not y.notna().any():
         return

@@ -11,12 +11,16 @@ import math
 import queue
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core.disk import write_atomic
 from ..core.numbers import duration, pct
+from ..core.threat import ThreatModel
+from ..data.images import Split
 from ..models.parts import eval_mode
 from ..robust.angles import gradient_similarity
 from ..robust.attacks import pgd
@@ -94,7 +98,7 @@ class FullPassSA(Callback):
         learner.train_sa = learner.record["full_sa"] = right / seen
 
 # %% ../../nbs/train/04_callbacks.ipynb #8ea431e5
-def write_examples(run, model, branch, split, threat, device, n: int = 8):
+def write_examples(run, model: nn.Module, branch, split: Split, threat: ThreatModel, device, n=8):
     """Save the first `n` images of `split` and what is thought of them, in `run`'s `examples.npz`.
 
     Arrays: `nat`, `adv` (n, C, H, W) in [0, 1]; `y` (n,); `fe_nat`, `fe_adv` and, where there is a
@@ -122,7 +126,14 @@ class RecordExamples(Callback):
         write_examples(learner.run, m.model, m.branch, learner.task.val, m.threat, learner.device)
 
 # %% ../../nbs/train/04_callbacks.ipynb #47d04a8c
-def slide_scale(branch, split, threat, device, scales=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), n=128):
+def slide_scale(
+    branch: nn.Module,
+    split: Split,
+    threat: ThreatModel,
+    device: str | torch.device,
+    scales: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    n: int = 128,
+) -> list[dict]:
     """SA and RA (PGD-10 within `threat`) of `branch.merged(s)` for each of `scales` in [0, 1], on
     the first `n` images of `split`: a dict for JSON, `scale`, `sa`, `ra` (lists) and `n`."""
     some = split.take(slice(n))

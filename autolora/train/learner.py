@@ -22,6 +22,7 @@ from ..core.machine import process_index
 from ..core.seeds import OwnRandom
 from ..core.signals import held_back
 from ..data.images import LazyImages
+from ..data.task import Task
 from ..models.kept import save_weights
 from ..models.parts import eval_mode
 from ..robust.attacks import is_right, own_random, pgd
@@ -55,7 +56,7 @@ class Callback:
         "However the training ended; the weights that are handed over are loaded."
 
 # %% ../../nbs/train/03_learner.ipynb #d3a7a1f3
-def steps_per_epoch(task, batch_size: int) -> int:
+def steps_per_epoch(task: Task, batch_size: int) -> int:
     "Whole batches in `task`'s training images; `AutoLoRaError` if there is none."
     steps = len(task.train) // batch_size
     if not steps:
@@ -70,12 +71,12 @@ def _fork(rng):
     return torch.randint(2**62, (), generator=rng).item() + process_index()
 
 
-def on_device(x, y, device):
+def on_device(x: torch.Tensor, y: torch.Tensor, device) -> tuple:
     "Images `x` (channels last) and labels `y` on `device`."
     return x.to(device, memory_format=torch.channels_last), y.to(device)
 
 
-def training_batches(task, batch_size: int, rng, device, pool=None):
+def training_batches(task: Task, batch_size: int, rng: torch.Generator, device, pool=None):
     """One epoch of whole training batches `(x, y)`, or of this process's part of each, shuffled and
     augmented by the CPU generator `rng`, on `device`; from the training images `pool` (indices)."""
     own = torch.Generator().manual_seed(_fork(rng))
@@ -133,7 +134,7 @@ def count_correct(model, split, threat, device, batch_size: int = 256) -> tuple[
     )
 
 # %% ../../nbs/train/03_learner.ipynb #6eef0fb8
-def train_step(method, optimizer, x, y) -> dict[str, torch.Tensor]:
+def train_step(method, optimizer, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
     """One step of `optimizer` on a batch, of which `(x, y)` is this process's part, in as many
     parts as `method.microbatches` says; the terms over all of it, as scalar tensors.
 

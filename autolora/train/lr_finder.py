@@ -20,6 +20,7 @@ from ..core.distributed import all_reduce
 from ..core.errors import AutoLoRaError
 from ..core.machine import out_of_memory
 from ..core.seeds import OwnRandom
+from ..data.task import Task
 from autolora.train.learner import (
     check_first_step,
     set_lr,
@@ -53,7 +54,7 @@ def _rehearsal_batches(method, task, batch_size, seed):
         yield from training_batches(task, batch_size, rng, device)
 
 # %% ../../nbs/train/06_lr_finder.ipynb #9625504d
-def seconds_per_step(method, task, batch_size: int) -> float:
+def seconds_per_step(method, task: Task, batch_size: int) -> float:
     """The measured seconds of one training step (the second of two).
 
     Leaves no trace but `method.gradient_checkpointing`, turned on where a step doesn't fit in
@@ -129,7 +130,15 @@ def _adversarial_loss(method, optimizer, x, y):
     return loss / n
 
 
-def find_lr(method, task, epochs: int, batch_size: int, seed=0, low=1e-3, high=1.0) -> LRFinder:
+def find_lr(
+    method,
+    task: Task,
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+    low: float = 1e-3,
+    high: float = 1.0,
+) -> LRFinder:
     """The initial learning rate of `method` on `task`, found between `low` and `high` in 12 to 200
     steps, 3 to 5 % of a run of `epochs`; leaves no trace. Raises `AutoLoRaError` where the first
     step's loss or gradient is no finite number. Source: Smith 2017, with our choices."""
