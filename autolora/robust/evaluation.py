@@ -161,12 +161,19 @@ def _tried(model, split, idx):
     return x, logits.shape[1]
 
 
-def _names(attacks, grade, threat, x, classes, surrogate):
-    "What is to be measured: `attacks`, or where that is None what the `grade` has."
-    if attacks is not None:
-        return [attacks] if isinstance(attacks, str) else list(attacks)
+def _graded(grade, threat, x, classes, surrogate):
+    "The names of what a `grade` has for images `x` of so many `classes`."
     names = GRADES[grade](threat, x[0].numel(), classes)
     return [name for name in names if name != "transfer" or surrogate is not None]
+
+
+def _masked(subject, split, idx):
+    "What speaks against the `subject`, on the first of the images `idx`, which it gets right."
+    if not len(idx):
+        return []
+    looked_at = _selected(split, idx[:_LOOKED_AT])
+    x, y = (part.to(subject.images.device) for part in looked_at)
+    return masking_alarms(subject.model, x, y, subject.threat)
 
 
 def _rows(measures, counts, order, y, classes, seen):
@@ -219,6 +226,7 @@ def evaluate(
     Hein 2020; Carlini et al. 2019."""
     threat = parse_threat(threat)
     split = _as_split(data)
+    attacks = [attacks] if isinstance(attacks, str) else attacks and [*attacks]
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
     model, surrogate = (net and as_logits(net, few) for net in (model, surrogate))
@@ -229,7 +237,7 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        names = _names(attacks, grade, threat, x, classes, surrogate)
+        names = attacks or _graded(grade, threat, x, classes, surrogate)
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
@@ -242,11 +250,9 @@ def evaluate(
         seen = lambda name, idx: _seen(name, measures[name], split, idx, kept, told, pace.reached)
         rows, natural = _rows(measures, counts, order, y, classes, seen)
         alarms = told + answer_alarms(natural, y, rows, split.y)
-        right = natural == y
-        if set(counts) != {"none"} and right.any():
-            looked_at = _selected(split, order[right][:_LOOKED_AT])
-            alarms += masking_alarms(model, *(part.to(x.device) for part in looked_at), threat)
-    for alarm in dict.fromkeys(alarms):
+        if set(counts) != {"none"}:
+            alarms += _masked(subject, split, order[natural == y])
+    alarms = tuple(dict.fromkeys(alarms))
+    for alarm in alarms:
         warnings.warn(alarm, stacklevel=2)
-    graded = grade if attacks is None else ""
-    return Report(tuple(rows), str(threat), alarms=tuple(dict.fromkeys(alarms)), grade=graded)
+    return Report(tuple(rows), str(threat), alarms=alarms, grade="" if attacks else grade)
