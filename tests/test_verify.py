@@ -80,13 +80,14 @@ def test_a_number_changed_by_hand_contradicts_the_others(run, name):
     def better(report):
         row = report["evaluations"][1]
         values = {"hits": "ff", "classes": [[1, 1]], "n": row["n"] + 1}
-        row[name] = values.get(name, row[name] * 0.99 if name != "correct" else row[name] + 3)
+        values |= {"correct": row["correct"] + 3}
+        row[name] = values[name] if name in values else row[name] + 0.01
 
-    found = verify(changed(run, better), progress=False)
+    found = verify(changed(run, better), n=10, progress=False)
     assert "PGD-10, the numbers" in failing(found)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("at", [0, 1, 3, 4])
 def test_a_row_made_better_consistently_fails_when_it_is_measured(run, at):
     def better(report):
         row = report["evaluations"][at]

@@ -151,7 +151,8 @@ class Report:
         """A list of rows of strings, the header first: for each class how many images, and its
         accuracy in percent under each attack. `names`: of the classes, else their labels. Empty
         where not recorded."""
-        counted = [row for row in self.of_kind("attack") if row.classes]
+        width = max(len(row.classes) for row in self.rows)
+        counted = [row for row in self.of_kind("attack") if len(row.classes) == width > 0]
         if not counted:
             return []
         table = [["class", "n", *(f"{label(row.attack)} %" for row in counted)]]
