@@ -4,10 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 from autolora import AutoLoRaError, Run, finetune
 from autolora.core.numbers import wilson
@@ -19,7 +17,6 @@ from autolora.runs.hashes import weights_hash
 from autolora.runs.verifying import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +198,3 @@ def test_the_embedded_weights_are_those_of_their_cards(name):
         low, high = wilson(row["correct"], row["n"])
         assert row["accuracy"] == row["correct"] / row["n"]
         assert (row["low"], row["high"]) == pytest.approx((low, high))
-
-
-@pytest.mark.skipif(
-    not (SHARED / "tinyimagenet200_jpeg.npz").is_file(), reason="the images aren't at hand"
-)
-def test_the_card_of_the_rgb_backbone_holds():
-    found = verify(
-        "robust_mini_rgb", data=str(SHARED / "tinyimagenet200_jpeg.npz"), n=200, progress=False
-    )
-    assert found.holds and found["SA"].holds and found["PGD-10"].holds, str(found)
-    assert torch.is_tensor(pretrained("robust_mini_rgb").net.head.weight)
