@@ -61,7 +61,8 @@ def case(name, folder):
         if fault in ("nan", "memory") and process_index() == 1:
             spoil(method, fault, learner.steps)
         learner.fit(fault == "resume")
-        report = evaluate(model, task.test, "l2:0.5", n=101)
+        attacks = ("none", "pgd-10", "pgd-3x3-dlr", "gaussian_noise:5")
+        report = evaluate(model, task.test, "l2:0.5", attacks, n=101)
         run.write_json(
             "counts.json",
             {

@@ -11,7 +11,8 @@ from torch import nn
 
 from autolora import AutoLoRaError
 from autolora.robust import l2, linf, register_attack
-from autolora.robust.evaluation import ATTACKS, evaluate
+from autolora.robust.evaluation import evaluate
+from autolora.robust.measures import ATTACKS
 from autolora.robust.results import Report
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -182,7 +182,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         and "seed 3 there, 4 asked for" in other.stderr
     )
     assert kept == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    measured = autolora("evaluate", tmp_path / "run", "--steps", "3")
+    measured = autolora("evaluate", tmp_path / "run", "--attacks", "none", "pgd-3")
     assert measured.returncode == 0 and "PGD-3" in measured.stdout
 
 
@@ -225,5 +225,5 @@ def test_photographs_of_different_shapes_need_a_size(tmp_path):
     assert "--size 16" in (tmp_path / "run" / "report.html").read_text(), (
         "the command that makes the run again"
     )
-    measured = autolora("evaluate", tmp_path / "run", "--steps", "1")
+    measured = autolora("evaluate", tmp_path / "run", "--attacks", "none", "pgd-1")
     assert measured.returncode == 0 and "PGD-1" in measured.stdout, measured.stderr

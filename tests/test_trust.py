@@ -268,7 +268,7 @@ def test_nan_logits_are_errors_and_said():
 
 
 def test_an_attack_that_gives_nan_is_refused(monkeypatch):
-    from autolora.robust.evaluation import ATTACKS, register_attack
+    from autolora.robust.measures import ATTACKS, register_attack
 
     monkeypatch.setattr(ATTACKS, "_things", dict(ATTACKS))
     register_attack("broken", lambda model, x, y, threat: x * float("nan"))

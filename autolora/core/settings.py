@@ -107,7 +107,11 @@ def _truth(value):
     return known.get(str(value).lower())
 
 
-_READ = {int: _whole, float: _number, bool: _truth, str: str, list: list}
+def _words(value):
+    return [value] if isinstance(value, str) else list(value)
+
+
+_READ = {int: _whole, float: _number, bool: _truth, str: str, list: _words}
 _NOUNS = {int: "a whole number", float: "a number", bool: "true or false"}
 _NOUNS |= {str: "a text", list: "words"}
 

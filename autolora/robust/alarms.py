@@ -9,7 +9,8 @@ __all__ = ['ALARMS', 'Look', 'zero_gradients', 'tiny_gradients', 'no_gradients',
 
 # %% ../../nbs/robust/06_alarms.ipynb #9a946989
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import and_
 
 import torch
 from torch import Tensor, nn
@@ -319,11 +320,32 @@ def _unseen(classes, labels):
     )
 
 
+def _blind_stronger(rows):
+    """What needs no gradient of the model, and fools what all attacks along its gradient don't.
+    Source: Carlini et al. 2019, section 4.3; Papernot et al. 2016 (transfer)."""
+    known = [row for row in rows if row.hits and "@" not in row.attack]
+    along = [row for row in known if row.attack.startswith(("pgd-", "apgd-"))]
+    for row in known if along else ():
+        if row.attack not in ("transfer", "square-5000"):
+            continue
+        n = min(other.n for other in [row, *along])
+        standing = reduce(and_, (int(other.hits, 16) for other in along), 2**n - 1)
+        more = (standing & ~int(row.hits, 16)).bit_count()
+        if more >= max(2, 0.05 * n):
+            return (
+                f"{row.attack}, which doesn't look at the model's gradient, fools {more} of {n} "
+                "images that no attack along it does: the gradients mislead those attacks."
+            )
+    return ""
+
+
 def answer_alarms(answers: Tensor, y: Tensor, rows: list[Row], labels: Tensor) -> list[str]:
     """Sentences about a model's `answers` (N,) to natural images with labels `y` (N,), -1 for none,
     about the `Row`s of an evaluation on them, and about the `labels` of all images there are."""
     found = [_no_answer(answers, y), _one_answer(answers, y)]
-    found += [_one_class_left(row) for row in rows if row.attack != "none" and not any(found)]
+    within = [row for row in rows if row.kind == "attack" and row.attack != "none"]
+    found += [_one_class_left(row) for row in within if not any(found)]
+    found.append(_blind_stronger(rows))
     found.append(_unseen(len(rows[0].classes), labels))
     return [sentence for sentence in found if sentence]
 

@@ -12,3 +12,4 @@ from .tables import summary as summary
 from .tables import tests as tests
 from .tuning import Tuning as Tuning
 from .tuning import tune as tune
+from .verifying import verify as verify

@@ -11,7 +11,9 @@ from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..models.formats import FORMATS
 from ..models.parametrisations import PARAMETRISATIONS
-from ..robust.evaluation import ATTACKS
+from ..robust.corruptions import CORRUPTIONS
+from ..robust.grades import GRADES
+from ..robust.measures import ATTACKS
 from .pretraining import OBJECTIVES
 from .settings import HEADS, SETTINGS
 
@@ -25,6 +27,7 @@ _HEADS = (
 
 def _first(thing):
     "The first sentence of a docstring."
+    thing = getattr(thing, "func", thing)  # of a `partial`, the function's
     return " ".join((thing.__doc__ or "").split()).split(". ")[0].rstrip(".")
 
 
@@ -39,6 +42,8 @@ def known() -> dict[str, dict[str, str]]:
         "parametrisations": {name: p.description for name, p in PARAMETRISATIONS.items()},
         "attacks": {name: _first(attack) for name, attack in ATTACKS.items()},
         "formats of export": {name: f.description for name, f in FORMATS.items()},
+        "corruptions": {name: _first(corruption) for name, corruption in CORRUPTIONS.items()},
+        "grades of an evaluation": {name: _first(grade) for name, grade in GRADES.items()},
         "objectives of pretrain": {
             name: f"{m.label}: {_first(m)}" for name, m in OBJECTIVES.items()
         },

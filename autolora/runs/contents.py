@@ -95,6 +95,12 @@ EVENTS = {
     "stopped": {"epoch": whole(), "by": text},
     "program": {"why": text},
     "changed": {"what": mapped(text)},
+    "part": {
+        "key": text,
+        "answers": listed(whole(-1, 10**9)),
+        "seconds": _seconds,
+        "told": listed(text),
+    },
     "chosen": {"settings": lambda v: isinstance(v, dict), "number": whole()},
 }
 _NEEDED = {
@@ -105,6 +111,7 @@ _NEEDED = {
     "scales": ("scale", "sa", "ra", "n"),
     "failed": ("message",),
     "changed": ("what",),
+    "part": ("key", "answers", "seconds", "told"),
     "chosen": ("settings",),
 }
 

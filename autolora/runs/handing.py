@@ -8,8 +8,7 @@ __all__ = ['opened_run', 'export', 'hub']
 # %% ../../nbs/runs/14_handing.ipynb #49b36cbe
 from pathlib import Path
 
-from ..data.loading import load_task
-from .departing import check_same_data
+from .departing import check_same_data, task_of
 from .folder import Run
 from ..show.exports import Exported
 
@@ -19,8 +18,7 @@ def opened_run(run: str, data: str | None = None, root: str | None = None) -> Ru
     lie. Raises `AutoLoRaError` if its own have changed."""
     found = Run.open(run)
     if data or root:
-        told = {name: found.config.get(name) for name in ("limit", "size", "skip_broken")}
-        found.task = load_task(data or found.config.get("data"), root, **told)
+        found.task = task_of(found, data, root)
         if not data:
             check_same_data(found, found.task)
     return found
