@@ -16,15 +16,15 @@ FAMILIES = {  # kind of model -> what its configuration is made small with
         "num_channels": 3,
         "embed_dim": [16, 32, 64],
         "num_heads": [1, 2, 4],
-        "depth": [1, 1, 1],
+        "depth": [1, 2, 3],
     },
     "data2vec-vision": SIZE | SMALL | {"patch_size": 8},
     "deit": SIZE | SMALL | {"patch_size": 8},
     "dinov2": SIZE | SMALL | {"patch_size": 8},
     "dinov2_with_registers": SIZE | SMALL | {"patch_size": 8},
-    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}
+    | {"initializer_range": 0.5},
     "focalnet": SIZE | {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32]},
-    "hgnet_v2": {},
     "ijepa": SIZE | SMALL | {"patch_size": 8},
     "levit": {
         "image_size": 64,
@@ -33,7 +33,7 @@ FAMILIES = {  # kind of model -> what its configuration is made small with
         "depths": [1, 1, 1],
         "key_dim": [16, 16, 16],
     },
-    "mobilenet_v1": {"depth_multiplier": 0.25, "image_size": 32},
+    "mobilenet_v1": {"depth_multiplier": 0.25, "classifier_dropout_prob": 0.2},
     "mobilenet_v2": {"depth_multiplier": 0.35, "image_size": 32},
     "mobilevit": {
         "image_size": 64,
@@ -42,10 +42,7 @@ FAMILIES = {  # kind of model -> what its configuration is made small with
         "num_attention_heads": 2,
     },
     "mobilevitv2": {"image_size": 64, "width_multiplier": 0.25},
-    "poolformer": {
-        "hidden_sizes": [16, 32, 32, 64],
-        "depths": [1, 1, 1, 1],
-    },
+    "poolformer": {"hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1]},
     "pvt": {
         "image_size": 64,
         "hidden_sizes": [16, 32, 64, 64],
@@ -87,8 +84,11 @@ FAMILIES = {  # kind of model -> what its configuration is made small with
 def folder_of(kind, folder):
     "Write a small net of that `kind` into `folder`; returns it."
     from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = AutoConfig.for_model(kind, **FAMILIES[kind])
+    config.architectures = []  # none is named where a kind has several
     AutoModelForImageClassification.from_config(config).save_pretrained(folder)
     about = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))

@@ -3,11 +3,13 @@ with random weights, really stepped once, on images as small as it takes.
 
 python benchmarks/models.py                    what is not in results/models.json yet
 python benchmarks/models.py --minutes 2        the same, for two minutes at most; call it again
-python benchmarks/models.py --again swin hf:   those whose names hold one of these words, anew
+python benchmarks/models.py swin hf:           those whose names hold these words, in this order
+python benchmarks/models.py --again swin hf:   the same, anew
 python benchmarks/models.py --show             models.md from what there is
 
 Of each net: the head that is found, what the branch covers, how attacks run, and whether all of
-this holds: branch off and branch at its start are the plain net exactly; the natural term reaches
+this holds: branch off and branch at its start are the plain net, but for
+rounding; the natural term reaches
 head and branch and nothing else; an attack stays in the threat, raises the loss and leaves no
 trace; a training step moves head, feature extractor and branch; the branch is the net with summed
 weights; dropping it changes nothing; saved and opened again by its name, the logits are the same.
@@ -32,6 +34,17 @@ from autolora.models.collections import torchvision_names
 
 RESULTS = HERE / "results" / "models.json"
 PAGE = HERE / "models.md"
+EXTRAS = ("timm", "transformers")
+COLUMNS = [
+    "net",
+    "million parameters",
+    "pixels",
+    "head",
+    "weights with a branch, share of the feature extractor",
+    "logits differ at the start by",
+    "attacks run on",
+    "result",
+]
 TIMM = """
 bat_resnext26ts beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny
 coatnet_pico_rw_224 convformer_s18 convit_tiny convmixer_1024_20_ks9_p14 convnext_atto
@@ -75,7 +88,11 @@ def look(name):
     if not name.startswith("hf:"):
         return examined(name)
     with tempfile.TemporaryDirectory(prefix="autolora-hf-") as folder:
-        return examined(f"hf:{folder_of(name.removeprefix('hf:'), Path(folder))}")
+        try:
+            path = folder_of(name.removeprefix("hf:"), Path(folder))
+        except Exception as error:
+            return {"result": f"not built: {type(error).__name__}: {error}"}
+        return examined(f"hf:{path}")
 
 
 def row(name, about):
@@ -84,13 +101,17 @@ def row(name, about):
     weights = f"{about['weights']}, {about['share']} %" if "weights" in about else ""
     attacks = about.get("attacks", "").removeprefix("attacks run on ")
     size = about.get("millions", "")
-    return f"| {name} | {size} | {side} | {head} | {weights} | {attacks} | {about['result']} |"
+    start = f"{about['difference']:.0e}".replace("0e+00", "0") if "difference" in about else ""
+    cells = [name, size, side, head, weights, start, attacks, about["result"]]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def count(found):
     "How many of `found` ended how."
     ends = [about["result"].partition(":")[0] for about in found.values()]
-    return ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(sorted(ends, reverse=True)))
+    return ", ".join(
+        f"{ends.count(end)} {end}" for end in dict.fromkeys(sorted(ends, reverse=True))
+    )
 
 
 def page(kept):
@@ -101,33 +122,28 @@ def page(kept):
     lines = ["# Which backbones work", "", *words[0].split("\n"), ""]
     lines += [words[2].replace("\n", " "), ""]
     lines += [f"Written by `python benchmarks/models.py` with {written}; {count(kept)}."]
-    groups = {"torchvision": "", "timm": "timm:", "Hugging Face": "hf:"}
-    for title, prefix in groups.items():
-        own = {k: v for k, v in kept.items() if k.partition(":")[0] + ":" == prefix}
-        own = own or {k: v for k, v in kept.items() if not prefix and ":" not in k}
+    for title, prefix in {"torchvision": "", "timm": "timm", "Hugging Face": "hf"}.items():
+        own = {k: v for k, v in kept.items() if k.rpartition(":")[0] == prefix}
         if own:
             lines += ["", f"## {title}: {count(own)}", ""]
-            lines += ["| net | million parameters | pixels | head | weights with a branch, share of "]
-            lines[-1] += "the feature extractor | attacks run on | result |"
-            lines += ["|---|---|---|---|---|---|---|"]
+            lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
             lines += [row(name, about) for name, about in own.items()]
     PAGE.write_text("\n".join(lines) + "\n")
-
-
-EXTRAS = ("timm", "transformers")
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("words", nargs="*")
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--again", nargs="+", default=[])
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     wanted = names()
-    left = [n for n in wanted if n not in kept or any(word in n for word in args.again)]
+    asked = dict.fromkeys(n for word in args.words or [""] for n in wanted if word in n)
+    left = [n for n in asked if args.again or n not in kept]
     until = time.monotonic() + 60 * args.minutes
     for i, name in enumerate([] if args.show else left):
         if time.monotonic() > until:

@@ -31,9 +31,10 @@ def test_an_entry_says_what_it_knows_and_no_more(name):
 
 def test_it_is_listed():
     listed = known()["robust checkpoints elsewhere"]
-    assert "SA 52.92 %, RA 25.32 % (AutoAttack)" in listed[
-        "robustbench-Salman2020Do_R18-imagenet-linf"
-    ]
+    assert (
+        "SA 52.92 %, RA 25.32 % (AutoAttack)"
+        in listed["robustbench-Salman2020Do_R18-imagenet-linf"]
+    )
     assert not [line for line in listed.values() if re.search(r"None|nan|; ;", line)]
 
 
@@ -52,9 +53,7 @@ def test_a_file_of_that_name_and_net_is_recognised(tmp_path):
     told = inspect_file(path)
     words = told["by its name salman-resnet18_linf_eps4.0"]
     assert "linf:4/255" in words and "SA 52.49 %" in words and "licence MIT" in words
-    assert words.endswith(
-        "autolora finetune resnet18 DATA --weights resnet18_linf_eps4.0.ckpt"
-    )
+    assert words.endswith("autolora finetune resnet18 DATA --weights resnet18_linf_eps4.0.ckpt")
 
 
 def test_a_name_alone_says_nothing(tmp_path):

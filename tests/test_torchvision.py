@@ -37,7 +37,9 @@ def test_a_bare_import_works_where_this_package_is_installed(tmp_path):
 
 
 def test_what_does_not_work_is_said(tmp_path):
-    code = "import torchvision.ops, torch; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"
+    code = (
+        "import torchvision.ops, torch; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"
+    )
     installed(tmp_path)
     done = python(code, tmp_path)
     assert bool(misfits()) == (done.returncode != 0)
@@ -50,4 +52,9 @@ def test_it_costs_torch_nothing_where_they_fit(tmp_path):
     code = "import sys, torch; print([m for m in sys.modules if m.startswith('autolora')])"
     done = python(code, tmp_path)
     loaded = eval(done.stdout)
-    assert set(loaded) <= {"autolora", "autolora.core", "autolora.core.errors", "autolora.core.machine"}
+    assert set(loaded) <= {
+        "autolora",
+        "autolora.core",
+        "autolora.core.errors",
+        "autolora.core.machine",
+    }

@@ -25,9 +25,7 @@ def extras():
     "The names of all extras, as settings.ini tells them."
     config = ConfigParser()
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    return [
-        key.removeprefix("extra_") for key in config["metadata"] if key.startswith("extra_")
-    ]
+    return [key.removeprefix("extra_") for key in config["metadata"] if key.startswith("extra_")]
 
 
 def pip(python, *words):

@@ -10,6 +10,7 @@ from ..data.task import TASKS
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..models.parametrisations import PARAMETRISATIONS
+from ..models.published import PUBLISHED
 from ..robust.evaluation import ATTACKS
 from .pretraining import OBJECTIVES
 from .settings import HEADS, SETTINGS
@@ -32,6 +33,7 @@ def known() -> dict[str, dict[str, str]]:
     told = lambda table: " ".join(f"{name}={value}" for name, value in table.defaults.items())
     return {
         "backbones": {name: b.description for name, b in BACKBONES.items()},
+        "robust checkpoints elsewhere": {name: str(known) for name, known in PUBLISHED.items()},
         "data": {name: _first(builder) for name, builder in TASKS.items()},
         "methods": {name: f"{m.label}: {_first(m)}" for name, m in METHODS.items()},
         "heads": dict(zip(HEADS, _HEADS, strict=True)),
