@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 from torch import nn
 
 from autolora import AutoLoRaError
 from autolora.core.machine import import_torchvision
-from autolora.models.backbones import fitting_backbones, load_backbone
+from autolora.models.backbones import fitting_backbones, load_backbone, open_backbone
 from autolora.models.checkpoints import load_sets, load_tensors, load_weights
 from autolora.models.files import read_tensors
 from autolora.models.inspection import inspect_file

@@ -36,6 +36,15 @@ def test_a_bare_import_works_where_this_package_is_installed(tmp_path):
     assert done.stdout.strip() == "3", done.stderr
 
 
+def test_nothing_is_declared_twice(tmp_path):
+    installed(tmp_path)
+    ours = "from autolora.core.machine import import_torchvision; import_torchvision()"
+    done = python(f"{ours}; import torchvision", tmp_path)
+    assert not done.returncode, done.stderr
+    done = python(f"import torchvision; {ours}", tmp_path)
+    assert not done.returncode, done.stderr
+
+
 def test_what_does_not_work_is_said(tmp_path):
     code = (
         "import torchvision.ops, torch; torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)"

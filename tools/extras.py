@@ -10,6 +10,7 @@ torchvision."""
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,21 +29,25 @@ def extras():
     return [key.removeprefix("extra_") for key in config["metadata"] if key.startswith("extra_")]
 
 
-def pip(python, *words):
-    "What pip prints; the environment's own."
+def pip(python, source, *words):
+    "What the environment's own pip prints, called in the folder `source`."
     command = [python, "-m", "pip", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"pip {' '.join(map(str, words))}: {done.stderr.strip()[-2000:]}")
     return done.stdout
 
 
 def environment(folder):
-    "The Python of a fresh environment with the package, without extras."
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    pip(python, "install", "-qq", "-c", "constraints.txt", *CORE, ".")
-    return python
+    "The Python of a fresh environment with the package, without extras; a copy of the source."
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    source = folder / "source"  # a build leaves its traces there
+    shutil.copytree(ROOT / "autolora", source / "autolora")
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "constraints.txt"):
+        shutil.copy(ROOT / name, source)
+    pip(python, source, "install", "-qq", "-c", "constraints.txt", *CORE, ".")
+    return python, source
 
 
 def tried(python):
@@ -51,15 +56,15 @@ def tried(python):
     ).stdout.strip()
 
 
-def brought(python, extra):
+def brought(python, source, extra):
     "name -> version of all that the `extra` would bring or change."
     words = ["install", "--dry-run", "--quiet", "--report", "-", f".[{extra}]"]
-    report = json.loads(pip(python, *words))
+    report = json.loads(pip(python, source, *words))
     found = [entry["metadata"] for entry in report["install"]]
     return {f["name"].lower(): f["version"] for f in found if f["name"].lower() != "autolora"}
 
 
-def row(extra, found, before, after):
+def row(extra, found, after):
     heavy = [f"{name} {version}" for name, version in found.items() if name in CORE]
     told = ", ".join(heavy) or "unchanged"
     real = f"{after} after it was installed" if after else ""
@@ -76,20 +81,20 @@ def main():
     args = parser.parse_args()
     wrong = False
     with tempfile.TemporaryDirectory(prefix="autolora-extras-") as folder:
-        python = environment(folder)
+        python, source = environment(Path(folder))
         before = tried(python)
         print(f"Before: torch and torchvision {before}\n")
         print("| extra | brings | torch, torchvision | really |\n|---|---|---|---|")
         for extra in args.extras or ([] if args.install else extras()):
-            found = brought(python, extra)
+            found = brought(python, source, extra)
             wrong |= bool(set(found) & set(CORE))
-            print(row(extra, found, before, ""), flush=True)
+            print(row(extra, found, ""), flush=True)
         for extra in args.install:
-            found = brought(python, extra)
-            pip(python, "install", "-qq", f".[{extra}]")
+            found = brought(python, source, extra)
+            pip(python, source, "install", "-qq", f".[{extra}]")
             after = tried(python)
             wrong |= after != before
-            print(row(extra, found, before, after), flush=True)
+            print(row(extra, found, after), flush=True)
     return int(wrong)
 
 

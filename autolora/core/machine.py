@@ -105,6 +105,7 @@ def _declared_ops():
 
 def import_torchvision(submodule: str = ""):
     "`torchvision`, or its `submodule` (such as `models`), beside a CPU-only torch as well."
+    importlib.import_module("torch")  # first: its own import may declare them
     _declared_ops()
     return importlib.import_module(f"torchvision.{submodule}".rstrip("."))
 
