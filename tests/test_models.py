@@ -587,3 +587,12 @@ def test_a_net_that_keeps_what_it_computed_can_be_copied():
         nn.init.normal_(B, std=0.1)
     model(X)
     assert torch.allclose(branch.merged()(X), branch(X), atol=1e-5)
+
+
+def test_a_net_whose_layers_ask_for_their_version_comes_back(tmp_path):
+    net = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
+    save_module(net, tmp_path / "net.safetensors")
+    again = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
+    load_module(again, tmp_path / "net.safetensors")
+    assert torch.equal(again.classifier[1].weight, net.classifier[1].weight)
+    check_saving(net)
