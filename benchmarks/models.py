@@ -17,11 +17,13 @@ weights; dropping it changes nothing; saved and opened again by its name, the lo
 transformers are extras; what isn't installed isn't measured."""
 
 import argparse
-import gc
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -95,6 +97,15 @@ def look(name):
         return examined(f"hf:{path}")
 
 
+def apart(name):
+    "The same from a child, which takes its memory along, and perhaps dies of the net."
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(look, name).result()
+        except BrokenProcessPool:
+            return {"result": "WRONG: it ended the process"}
+
+
 def row(name, about):
     head = f"`{about['head']}`" if "head" in about else ""
     side = about.get("side", "")
@@ -150,8 +161,7 @@ def main():
             print(f"{len(left) - i} are left: call it again")
             break
         start = time.monotonic()
-        kept[name] = look(name)
-        gc.collect()
+        kept[name] = apart(name)
         print(f"{time.monotonic() - start:6.1f} s  {name}: {kept[name]['result']}", flush=True)
         order = {n: place for place, n in enumerate(wanted)}
         kept = dict(sorted(kept.items(), key=lambda pair: order.get(pair[0], len(order))))
