@@ -34,6 +34,7 @@ setup(
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": ["autolora=autolora._modidx:d"],
+        "torch.backends": ["autolora=autolora.core.machine:mend_torchvision"],
     },
     packages=find_packages(include=["autolora*"]),
     package_data={"": ["*.pyi"], "autolora": ["weights/*", "py.typed"]},

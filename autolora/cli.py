@@ -301,14 +301,14 @@ def _list():
 @verb()
 def _doctor():
     "Versions, devices, what is missing and the command that mends it."
-    from autolora.core.machine import devices, missing, obstacles, versions
+    from autolora.core.machine import devices, misfits, missing, obstacles, versions
     from autolora.models.backbones import BACKBONES, backbone_card
 
     cards = [name for name in BACKBONES if backbone_card(name)]
     found = {**versions(), "devices": devices(), "backbones": f"{', '.join(cards)} with weights"}
     for name, text in found.items():
         print(f"  {name:14} {text}")
-    for sentence in missing() + obstacles():
+    for sentence in misfits() + missing() + obstacles():
         print(f"  {sentence}")
 
 # %% ../nbs/01_cli.ipynb #02390509

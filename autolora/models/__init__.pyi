@@ -11,6 +11,7 @@ from .parts import eval_mode as eval_mode
 from .parts import fresh_head as fresh_head
 from .parts import head_name as head_name
 from .parts import set_head as set_head
+from .published import PUBLISHED as PUBLISHED
 from .views import FrozenBN as FrozenBN
 from .views import LowRankBranch as LowRankBranch
 from .views import SplitBN as SplitBN

@@ -184,7 +184,7 @@ def _own_weights(name):
     except Exception as error:
         raise AutoLoRaError(
             f"The weights of '{name}' could not be fetched ({type(error).__name__}): give weights= "
-            "the path of a checkpoint, or weights=None to start from random weights."
+            "(--weights) the path of a checkpoint; only load_backbone takes None, for random ones."
         ) from error
 
 

@@ -158,7 +158,7 @@ def _hugging_face(name):
         tuple(about["image_std"]) if normalised else (1.0,),
         lambda: nets.from_pretrained(name).state_dict(),
         size=size if isinstance(size, int) else None,
-        classes=tuple(config.id2label.values()),
+        classes=tuple((config.id2label or {}).values()),
     )
 
 

@@ -15,10 +15,11 @@ from torch import nn
 from ..core.errors import AutoLoRaError
 from ..core.numbers import pct
 from .adoption import Adopted
-from .backbones import fitting_backbones
+from .backbones import BACKBONES, fitting_backbones
 from .checkpoints import averaged
 from .files import read_tensors
 from .parts import head_name, split_parameters
+from .published import named_like, usage
 from .tracing import untouched
 from .views import adaptable
 from .zoos import batchnorm_sets, normalisation_in
@@ -212,7 +213,7 @@ def inspect_file(path: str | Path) -> dict[str, str]:
         + ")"
         for name, reading in fitting.items()
     ]
-    return {
+    found = {
         "weights": "; ".join(_described(*pair) for pair in list(inner.items())[:20]),
         "BatchNorm": "two sets, the adversarial one is taken"
         if batchnorm_sets(whole)
@@ -220,3 +221,8 @@ def inspect_file(path: str | Path) -> dict[str, str]:
         "normalisation": f"mean {brought[0]}, std {brought[1]}" if brought else "none in the file",
         "fits": ", ".join(ways) or "none of the backbones known by name",
     }
+    for known in named_like(path, fitting):
+        about = BACKBONES[known.backbone]
+        how = usage(known, brought, (about.mean, about.std))
+        found[f"by its name {known.name}"] = f"{known}; {how}"
+    return found

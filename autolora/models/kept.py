@@ -19,7 +19,7 @@ from ..core.reading import damaged, digest, read_tensors
 from ..core.seeds import isolated_rng
 from .adoption import adopt
 from .backbones import open_backbone
-from .saving import own_memory
+from .saving import own_memory, with_versions
 from .views import Carrier, LowRankBranch
 
 # %% ../../nbs/models/15_kept.ipynb #9c59de3b
@@ -55,7 +55,7 @@ def read_weights(path: str | Path, run: str, strict: bool) -> dict:
 def _filled(module, tensors, path):
     "`module` with `tensors`, in eval mode."
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(with_versions(module, tensors))
     except (RuntimeError, TypeError) as error:
         lines = str(error).splitlines()
         raise damaged(path, f"it doesn't fit the model: {lines[min(1, len(lines) - 1)]}") from error

@@ -19,6 +19,7 @@ from ..core.errors import AutoLoRaError
 from .parametrisations import PARAMETRISATIONS, check_start
 from .parts import call_with, head_name, set_head, split_parameters
 from .tracing import layer_of
+from .wrappers import without_graphs
 
 # %% ../../nbs/models/13_views.ipynb #e25732cf
 def _owner(model, name):
@@ -215,7 +216,7 @@ class LowRankBranch(View):
     def merged(self, scale: float = 1.0) -> nn.Module:
         """A copy of the model with `scale` times the branch in it, free of any graph: a plain model
         with changed weights, or a `Carrier` where the parametrisation works on activations."""
-        model, branch = copy.deepcopy((self.model, self))
+        model, branch = copy.deepcopy((self.model, self), without_graphs(self.model))
         if any(form.act for form in self.forms.values()):
             return Carrier(model, branch, scale)
         for name, weight in self.weights(scale).items():

@@ -100,6 +100,25 @@ _CONVNEXT = [  # timm; torchvision
     ("head.norm.", "classifier.0."),
     ("head.fc.", "classifier.2."),
 ]
+_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks of an EfficientNet-B0 or -Lite0
+_FIRST_BLOCK = (("_depthwise_conv", "conv_dw"), ("_bn1", "bn1"), ("_project_conv", "conv_pw"))
+_FIRST_BLOCK += (("_bn2", "bn2"),)
+_OTHER_BLOCK = (("_expand_conv", "conv_pw"), ("_bn0", "bn1"), ("_depthwise_conv", "conv_dw"))
+_OTHER_BLOCK += (("_bn1", "bn2"), ("_project_conv", "conv_pwl"), ("_bn2", "bn3"))
+_SQUEEZE = (("_se_reduce", "se.conv_reduce"), ("_se_expand", "se.conv_expand"))
+_EFFICIENTNET = [  # the packages efficientnet-pytorch and efficientnet-lite-pytorch; timm
+    *(
+        (f"_blocks.{sum(_STAGES[:s]) + i}.{theirs}.", f"blocks.{s}.{i}.{ours}.")
+        for s, n in enumerate(_STAGES)
+        for i in range(n)
+        for theirs, ours in (_OTHER_BLOCK if s else _FIRST_BLOCK) + _SQUEEZE
+    ),
+    ("_conv_stem.", "conv_stem."),
+    ("_bn0.", "bn1."),
+    ("_conv_head.", "conv_head."),
+    ("_bn1.", "bn2."),
+    ("_fc.", "classifier."),
+]
 _CIFAR_STEM = [  # CIFAR nets that keep their stem in a Sequential or give it another name
     ("stem.0.", "conv1."),
     ("stem.1.", "bn1."),
@@ -133,6 +152,7 @@ CONVERSIONS = {  # what a file's names are called when they are turned into othe
     "Hugging Face ViT": _rules(_HF_VIT),
     "Hugging Face ViT as torchvision": _rules(_HF_VIT) + _rules(_VIT),
     "timm ConvNeXt": _rules(_CONVNEXT),
+    "efficientnet-pytorch": _rules(_EFFICIENTNET),
     "torchvision ConvNeXt as timm": _rules(_CONVNEXT, back=True),
     "another name of the stem": _rules(_CIFAR_STEM),
 }

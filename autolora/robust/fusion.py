@@ -78,39 +78,73 @@ def _fused_tensors(conv, bn):
     return weight * column, (bias - bn.running_mean) * scale + shift
 
 # %% ../../nbs/robust/00_fusion.ipynb #d4f68a26
+def _bare(module):
+    "Whether nothing was hung on `module` that may change what it computes."
+    return "forward" not in vars(module) and not (
+        module._forward_hooks or module._forward_pre_hooks
+    )
+
+
+def _has_statistics(module):
+    found = [getattr(module, name, None) for name in ("running_mean", "running_var")]
+    return all(isinstance(t, torch.Tensor) and t.dim() == 1 for t in found)
+
+
+def _behind(norm):
+    "What `norm` does to what it has normalised: its own children, one after another."
+    parts = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    return nn.Sequential(*parts)
+
+# %% ../../nbs/robust/00_fusion.ipynb #234c9233
+@torch.no_grad()
+def _is_batchnorm(module, dims):
+    """Whether `module`, in eval mode, normalises inputs of `dims` dimensions by its running
+    statistics, then does what its children do, and nothing else; tried."""
+    if not (_has_statistics(module) and hasattr(module, "eps") and _bare(module)):
+        return False
+    mean, var = module.running_mean, module.running_var
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    steps = torch.linspace(-30, 30, 512, device=mean.device, dtype=mean.dtype)
+    gain = torch.ones_like(mean) if weight is None else weight.abs().clamp(min=1e-3)
+    given = torch.cat([steps.expand(len(mean), -1), steps / gain[:, None]], 1)
+    x = mean[:, None] + given * (var + module.eps).sqrt()[:, None]
+    x = x.view(1, *x.shape, *[1] * (dims - 3))
+    try:
+        ours = _behind(module)(F.batch_norm(x, mean, var, weight, bias, eps=module.eps))
+        theirs = module(x.clone())
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
+        return False
+    return ours.shape == theirs.shape and torch.allclose(
+        ours, theirs, 1e-4, 1e-5 * ours.abs().max().item()
+    )
+
+# %% ../../nbs/robust/00_fusion.ipynb #2dec682d
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = nn.modules.batchnorm._BatchNorm
-_FORWARDS = {kind.forward for kind in (*_CONVS, _NORMS, nn.SyncBatchNorm)}
+_FORWARDS = {kind.forward for kind in _CONVS}
 
 
-def _plain(module):
-    "Whether the convolution or BatchNorm `module` computes what torch's own does, and no more."
-    kind = getattr(type(module), "plain", type(module))  # of a synchronised BatchNorm
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return kind.forward in _FORWARDS and "forward" not in vars(module) and not hooked
+def _is_convolution(module):
+    "Whether `module` is a convolution that computes what torch's own does, and no more."
+    return isinstance(module, _CONVS) and type(module).forward in _FORWARDS and _bare(module)
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, path):
-        return isinstance(module, (*_CONVS, _NORMS)) or super().is_leaf_module(module, path)
+        known = isinstance(module, _CONVS) or _has_statistics(module)
+        return known or super().is_leaf_module(module, path)
 
 # %% ../../nbs/robust/00_fusion.ipynb #f55d462c
 def _pairs(graph, modules):
     "The nodes of each convolution worth replacing and of the BatchNorm to fold into it, or None."
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-
-    def once(node, kind):
-        called = node.op == "call_module" and isinstance(modules[node.target], kind)
-        return called and calls[node.target] == 1 and _plain(modules[node.target])
-
-    def folds(node):
-        return once(node, _NORMS) and modules[node.target].running_mean is not None
-
-    for node in graph.nodes:
-        if once(node, _CONVS):
-            readers = list(node.users)
-            bn = readers[0] if len(readers) == 1 and folds(readers[0]) else None
-            if bn or _fits_space_to_depth(modules[node.target]):
+    once = [node for node in graph.nodes if calls[node.target] == 1 and node.op == "call_module"]
+    for node in once:
+        conv = modules[node.target]
+        if _is_convolution(conv):
+            readers = [reader for reader in node.users if len(node.users) == 1 and reader in once]
+            dims = conv.weight.dim()
+            bn = next((n for n in readers if _is_batchnorm(modules[n.target], dims)), None)
+            if bn or _fits_space_to_depth(conv):
                 yield node, bn
 
 # %% ../../nbs/robust/00_fusion.ipynb #29e0c347
@@ -137,9 +171,13 @@ class FusedCopy(fx.GraphModule):
         self.set_submodule(node.target, new)
         if bn is None:
             return new, conv, None
-        bn.replace_all_uses_with(node)
-        self.graph.erase_node(bn)
-        return new, conv, modules[bn.target]
+        norm = modules[bn.target]
+        if len(behind := _behind(norm)):
+            self.set_submodule(bn.target, behind)
+        else:
+            bn.replace_all_uses_with(node)
+            self.graph.erase_node(bn)
+        return new, conv, norm
 
     @torch.no_grad()
     def refresh(self):
@@ -172,7 +210,7 @@ def plain_attacks():
 def _agrees(copied, model, x):
     "Whether both give the same logits, to a thousandth of the largest, for two images of `x`."
     folded = (module for _, *pair in copied.pairs for module in pair if module is not None)
-    if not all(map(_plain, folded)):
+    if not all(map(_bare, folded)):
         return False
     try:
         ours = copied.refresh()(x[:2])

@@ -11,6 +11,7 @@ from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..models.formats import FORMATS
 from ..models.parametrisations import PARAMETRISATIONS
+from ..models.published import PUBLISHED
 from ..robust.corruptions import CORRUPTIONS
 from ..robust.grades import GRADES
 from ..robust.measures import ATTACKS
@@ -36,6 +37,7 @@ def known() -> dict[str, dict[str, str]]:
     told = lambda table: " ".join(f"{name}={value}" for name, value in table.defaults.items())
     return {
         "backbones": {name: b.description for name, b in BACKBONES.items()},
+        "robust checkpoints elsewhere": {name: str(known) for name, known in PUBLISHED.items()},
         "data": {name: _first(builder) for name, builder in TASKS.items()},
         "methods": {name: f"{m.label}: {_first(m)}" for name, m in METHODS.items()},
         "heads": dict(zip(HEADS, _HEADS, strict=True)),
