@@ -129,11 +129,11 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 @torch.no_grad()
 def average_over_processes(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each of the `tensors` that holds floating-point numbers by its mean over all
-    processes."""
+    processes; what is no tensor is left alone."""
     if world_size() == 1:
         return
     for tensor in tensors:
-        if tensor.is_floating_point():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             tensor.copy_(all_reduce(tensor) / world_size())
 
 

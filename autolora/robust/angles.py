@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from ..core.contexts import with_gradients
 from ..core.errors import unknown
 from ..core.threat import ThreatModel
 from ..models.parts import call_with, eval_mode, split_parameters
@@ -136,6 +137,7 @@ class _Pair:
             torch._foreach_add_(total, side, alpha=n)
 
 # %% ../../nbs/robust/03_angles.ipynb #dab1e2cb
+@with_gradients()
 def gradient_similarity(
     model: nn.Module,
     x: Tensor,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.contexts import check_ordinary, ordinary, with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.seeds import OwnRandom, active_random, isolated_rng
 from ..core.threat import ThreatModel
@@ -150,12 +151,13 @@ def pgd(
     don't fit, a number of steps or a step size that is none, or an unknown loss. Source: Madry et
     al. 2018; KL: Zhang et al. 2019."""
     step_size = _step_size(threat, steps, step_size)
+    check_ordinary(model)
     check_images(x)
     if not callable(loss):
         check_labels(y, x)
-        y = y.long()
+        y = ordinary(y.long())
     layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), own_random(model, x):
+    with with_gradients(), eval_mode(model), own_random(model, x):
         x = x.detach().clone(memory_format=layout)
         x_adv = x
         if random_start:

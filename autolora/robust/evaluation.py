@@ -20,6 +20,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
+from ..core.contexts import with_gradients
 from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
@@ -173,7 +174,7 @@ def _autoattack(model, x, y, threat, batch_size=1000, warn=warnings.warn):
     guest = _pyautoattack()
     guest.checks.funcs.update(dict.fromkeys(guest.checks.funcs, 0))
     x = x.contiguous()
-    with contextlib.ExitStack() as afterwards, torch.inference_mode(False), torch.enable_grad():
+    with contextlib.ExitStack() as afterwards:
         afterwards.callback(sys.settrace, sys.gettrace())
         afterwards.enter_context(_drawing(guest, torch.Generator()))
         net = afterwards.enter_context(fused_copy(model, x))
@@ -268,6 +269,7 @@ def _tried(model, split, idx, labels):
     return x, logits.shape[1]
 
 # %% ../../nbs/robust/07_evaluation.ipynb #3a2b11dd
+@with_gradients()
 def evaluate(
     model: nn.Module,
     data: Split | tuple,

@@ -93,6 +93,7 @@ EVENTS = {
     },
     "failed": {"message": text, "cell": text, "rung": whole(), "number": whole()},
     "stopped": {"epoch": whole(), "by": text},
+    "diverged": {"epoch": whole(1), "number": whole(1), "message": text, **_spent},
     "changed": {"what": mapped(text)},
     "chosen": {"settings": lambda v: isinstance(v, dict), "number": whole()},
 }
@@ -103,6 +104,7 @@ _NEEDED = {
     "end": ("best_epoch",),
     "scales": ("scale", "sa", "ra", "n"),
     "failed": ("message",),
+    "diverged": ("epoch", "number", "message"),
     "changed": ("what",),
     "chosen": ("settings",),
 }

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..core.disk import write_atomic
+from ..core.machine import progress_bar
 from ..core.numbers import duration, pct
 from ..models.parts import eval_mode
 from ..robust.angles import gradient_similarity
@@ -39,7 +40,7 @@ class Progress(Callback):
             tqdm.write(f"{plan} {start['lr']:.2g}: about {cost}", file=sys.stderr)
         total = learner.epochs * steps
         done = learner.epoch * steps
-        self.bar = tqdm(total=total, initial=done, unit="step", mininterval=1, dynamic_ncols=True)
+        self.bar = progress_bar(total=total, initial=done, unit="step")
 
     def before_step(self, learner):
         self.bar.update(round(learner.progress * self.bar.total) - self.bar.n)
@@ -86,8 +87,8 @@ class FullPassSA(Callback):
         path = learner.method.branch or learner.method.model
         right = seen = 0
         rng_state = learner.data_rng.get_state()
-        with eval_mode(path):
-            for x, y in learner.batches():
+        with eval_mode(path), contextlib.closing(learner.batches()) as batches:
+            for x, y in batches:
                 right += (path(x).argmax(1) == y).sum().item()
                 seen += len(y)
         learner.data_rng.set_state(rng_state)

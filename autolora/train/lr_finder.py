@@ -20,13 +20,8 @@ from ..core.distributed import all_reduce
 from ..core.errors import AutoLoRaError
 from ..core.machine import out_of_memory
 from ..core.seeds import OwnRandom
-from autolora.train.learner import (
-    check_first_step,
-    set_lr,
-    steps_per_epoch,
-    train_step,
-    training_batches,
-)
+from .divergence import check_first_step
+from .learner import set_lr, steps_per_epoch, train_step, training_batches
 
 # %% ../../nbs/train/06_lr_finder.ipynb #27fe648a
 @contextlib.contextmanager
