@@ -1,7 +1,6 @@
 """What a training survives by itself: numbers that run away, memory that runs out, torch's contexts
 around it, a clock that goes back, each write that fails."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -436,31 +435,30 @@ def test_each_write_of_these_may_fail(name, tmp_path, monkeypatch):
     "The k-th call that changes the disk fails, for every k."
     first = tmp_path / "first"
     first.mkdir()
-    WRITES[name](first)
+    with monkeypatch.context() as patched:
+        calls = crashes.watched(patched.setattr, lambda *_: None)
+        WRITES[name](first)
     whole = files_of(first)
-    calls = [None]
-    for k in itertools.count():
-        if k >= len(calls):
-            break
+    for k, call in enumerate(calls):
         folder = tmp_path / str(k)
         folder.mkdir()
 
-        def before(number, call, args, k=k):
+        def before(number, name, args, k=k):
             if number == k:
                 raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patched:
-            calls = crashes.watched(patched.setattr, before)
+            crashes.watched(patched.setattr, before)
             try:
                 WRITES[name](folder)
             except AutoLoRaError as error:
                 assert "can't be written" in str(error) and "\n" not in str(error)
-        assert not [path for path in folder.rglob("*") if leftovers(path.parent)], calls[k]
+        assert not [path for path in folder.rglob("*") if leftovers(path.parent)], call
         for file, content in files_of(folder).items():
-            assert file.endswith(".html") or whole[file] == content
+            assert not file.endswith((".json", ".csv")) or whole[file] == content
         WRITES[name](folder)
         assert files_of(folder).keys() == whole.keys()
-    assert k > 3
+    assert len(calls) > 3
 
 
 def test_outside_contexts_is_a_decorator():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['versions', 'devices', 'peak_memory', 'world_size', 'process_index', 'default_device', 'import_torchvision', 'missing',
-           'optional', 'obstacles', 'progress_bar', 'out_of_memory', 'memory_told', 'explain']
+           'optional', 'obstacles', 'progress_bar', 'out_of_memory', 'OutOfMemory', 'memory_told', 'explain']
 
 # %% ../../nbs/core/02_machine.ipynb #c0de000a
 import contextlib
@@ -180,12 +180,22 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in words for sign in _NO_MEMORY)
 
 
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+_NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "alloc_failed",
+)
+
+
+class OutOfMemory(AutoLoRaError):
+    "The memory ran out."
 
 
 @contextlib.contextmanager
 def memory_told() -> Iterator[None]:
-    """Inside, memory that runs out is an `AutoLoRaError` that says so, whatever whoever met it
+    """Inside, memory that runs out is an `OutOfMemory` that says so, whatever whoever met it
     first took it for: a broken image, a model that can't be copied."""
     try:
         yield
@@ -193,10 +203,9 @@ def memory_told() -> Iterator[None]:
         causes = [error]
         while causes[-1].__cause__:
             causes.append(causes[-1].__cause__)
-        told = isinstance(error, AutoLoRaError) and "memory" in str(error)
-        if told or not any(map(out_of_memory, causes)):
+        if isinstance(error, OutOfMemory) or not any(map(out_of_memory, causes)):
             raise
-        raise AutoLoRaError(f"The memory ran out: {_LESS}") from error
+        raise OutOfMemory(f"The memory ran out: {_LESS}") from error
 
 
 def explain(error: BaseException) -> str:

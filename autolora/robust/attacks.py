@@ -155,10 +155,10 @@ def pgd(
     check_images(x)
     if not callable(loss):
         check_labels(y, x)
-        y = ordinary(y.long())
     layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
     with with_gradients(), eval_mode(model), own_random(model, x):
         x = x.detach().clone(memory_format=layout)
+        y = ordinary(y) if callable(loss) else ordinary(y.long())
         x_adv = x
         if random_start:
             x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
@@ -189,13 +189,14 @@ def n_fgsm(
 
     Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm
     statistics do see the noisy images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
+    check_ordinary(model)
     check_images(x)
     check_labels(y, x)
     grey = torch.full_like(x, 0.5)  # around it the pixel range cuts nothing off
     generator = generator or torch.Generator(x.device).manual_seed(0)
-    with torch.enable_grad():
+    with with_gradients():
         start = (x + noise * (threat.start(grey, generator) - grey)).detach().requires_grad_()
         logits = model(start)
         check_logits(logits, y)
-        (grad,) = torch.autograd.grad(margin_loss(logits, y.long()).sum(), start)
+        (grad,) = torch.autograd.grad(margin_loss(logits, ordinary(y.long())).sum(), start)
     return threat.step(start, grad, threat.eps).detach()
