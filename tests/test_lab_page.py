@@ -45,14 +45,12 @@ page.serve(sys.argv[1], int(sys.argv[2]), browser=False)
 """
 
 WORK = """
-import socket, sys
+import sys
 from autolora import Run, evaluate, finetune
 from autolora.data.loading import load_task
 
 run = finetune("robust_mini_gray", "digits", out=sys.argv[1], epochs=1, limit=220, steps=1, lr=0.02)
 evaluate(Run.open(run.path).model, load_task("digits").test, "linf:0.1", n=40)
-if sys.argv[2:]:
-    socket.getaddrinfo("example.invalid", 80)
 """
 
 
@@ -140,10 +138,10 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="co
 @needs_proc
 def test_without_the_token_nobody_gets_in(lab):
     server, address, token = lab
-    for path in ("/", "/?token=", "/?token=wrong", "/voila/render/autolora%20lab.ipynb"):
+    pages = ("/", "/?token=", "/?token=wrong", "/voila/render/autolora%20lab.ipynb")
+    for path in (*pages, "/api/kernels/x/channels"):
         status, text, _ = answer(address + path)
         assert status in (401, 403) or "token" in text.lower() and "rendered_cells" not in text
-    assert answer(f"{address}/api/kernels/x/channels")[0] in (400, 401, 403, 404)
     assert not kernels(server)
     assert token not in Path(f"/proc/{server.pid}/cmdline").read_text()
     for pid in children(server.pid):
@@ -171,6 +169,7 @@ def test_no_connection_leaves_the_machine(lab, heard, tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not file.exists(), file.read_text()
-    subprocess.run([*command, "aloud"], env=env, capture_output=True)
-    assert "example.invalid" in file.read_text()
+    asking = "import socket; socket.getaddrinfo('example.invalid', 80)"
+    subprocess.run([sys.executable, "-c", asking], env=env, capture_output=True)
+    assert "example.invalid" in file.read_text()  # it would have been heard
     file.unlink()
