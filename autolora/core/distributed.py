@@ -39,8 +39,9 @@ def _patient():
         yield
     except (RuntimeError, ConnectionError) as error:
         me = f"Process {process_index()} of {world_size()}"
+        why = " ".join(str(error).split())[:120] or type(error).__name__
         raise LostPeer(
-            f"{me} lost the others ({str(error).splitlines()[0][:120]}): one of them ended or "
+            f"{me} lost the others ({why}): one of them ended or "
             "hangs. The last finished epoch is kept, resume with --resume."
         ) from error
 

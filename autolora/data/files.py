@@ -268,9 +268,10 @@ def load_tensors(path: Path):
     except AutoLoRaError:
         raise
     except Exception as error:  # pickle, zip and torch each have their own ones
+        why = " ".join(str(error).split())[:100] or type(error).__name__
         raise AutoLoRaError(
-            f"{path} can't be read as tensors ({str(error).splitlines()[0][:100]}): save them by "
-            "torch.save((images, labels), path)."
+            f"{path} can't be read as tensors ({why}): save them by torch.save((images, labels), "
+            "path)."
         ) from error
     if isinstance(held, Mapping) or (isinstance(held, (tuple, list)) and len(held) == 2):
         return held if isinstance(held, Mapping) else tuple(held)

@@ -277,7 +277,8 @@ def _settle(job, handle):
     "Note in `job` how the scheduler's `handle` ended."
     lost = handle.exception()
     if lost:
-        why, where = str(lost).splitlines()[0], handle.paths.stderr
+        why = " ".join(str(lost).split())[:160] or type(lost).__name__
+        where = handle.paths.stderr
         job.state = "failed"
         job.message = f"The scheduler lost this run ({why}): see {where}."
     else:
