@@ -17,7 +17,6 @@ import torch
 from torch.nn import functional as F
 
 from ..core.distributed import all_reduce
-from ..core.errors import AutoLoRaError
 from ..core.machine import OutOfMemory, out_of_memory
 from ..core.seeds import OwnRandom
 from .divergence import check_first_step
