@@ -19,7 +19,7 @@ from typing import get_args
 from fastcore.docments import docments
 
 from .core.errors import AutoLoRaError, unknown
-from .core.machine import process_index
+from .core.machine import memory_told, process_index
 from .core.numbers import duration
 from .core.reading import printable
 from .core.settings import Setting, Table
@@ -353,7 +353,7 @@ def _perform(argv):
         return _overview()
     if argv[0] not in VERBS:
         raise unknown("verb", argv[0], VERBS)
-    with orderly():
+    with orderly(), memory_told():
         status = VERBS[argv[0]](argv[0], argv[1:])
     sys.stdout.flush()
     return status

@@ -1,12 +1,17 @@
 """What a crash costs: a small run is broken off, gone on with, and compared with one that wasn't.
 
-python benchmarks/crashes.py --kills 300 --signals 60 --seed 0
+python benchmarks/crashes.py --kills 300 --signals 60 --log trials.jsonl
 
-It is killed (SIGKILL) before each call that changes the disk, and at random moments; each of these
-calls fails once as on a full and on a read-only disk; it gets SIGINT, SIGTERM and SIGHUP at random
-moments, once and twice. Then the same call goes on with it. Weights, log, report and card must be
-those of the uninterrupted run, and no temporary file may be left; a signal must be obeyed within
-five seconds, with the weights and the report of what there is on the disk."""
+It is killed (SIGKILL) before each call that changes the disk, and at random moments; from each of
+these calls on the disk is full (no file may grow, by a limit of the system), or read-only; each
+file that is written is torn, as a disk does that lied about having it; it gets SIGINT, SIGTERM and
+SIGHUP at random moments, once and twice. Then the same call goes on with it. Weights, log, report
+and card must be those of the uninterrupted run, and no temporary file may be left; a signal must be
+obeyed within five seconds, with the weights and the report of what there is on the disk; what a
+torn file doesn't allow any more must be said in a sentence, and be possible after `autolora check`.
+
+Trials that stand in the --log are not made again, so that a campaign can be made in pieces, of
+--minutes each."""
 
 import argparse
 import dataclasses
@@ -14,6 +19,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -25,11 +31,13 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from _faults import markdown, write_section
 from safetensors.torch import load_file
 
 from autolora import AutoLoRaError, finetune
 from autolora.core.disk import leftovers
 from autolora.data.loading import load_task
+from autolora.runs.checking import check
 
 SETTINGS = {"epochs": 2, "steps": 1, "batch_size": 32, "progress": False, "resume": True}
 CALLS = [(os, name) for name in ("fsync", "replace", "chmod", "unlink", "mkdir")]
@@ -58,35 +66,85 @@ def warm():
     return small_task()
 
 
-def arm(at, end, told=None):
-    "Let the `at`-th of `CALLS` (from 0) `end` the process, or fail; their names go to `told`."
-    counted = []
+_TEMPORARY = re.compile(r"\.(.+?)\.[a-z0-9_]{8}(\.tmp)?")
+
+
+def target(name, args):
+    "The file that a call of one of `CALLS` is about, by the name that it will have."
+    if name == "fsync":
+        where = os.readlink(f"/proc/self/fd/{args[0]}")
+    elif name == "mkstemp":
+        where = args[1].strip(".")
+    else:
+        where = args[1] if name == "replace" else args[0]
+    path = Path(where)
+    found = _TEMPORARY.fullmatch(path.name)
+    return "its folder" if path.is_dir() or name == "mkdir" else found[1] if found else path.name
+
+
+def watched(put, before):
+    """Have `before(number, name, args)` called ahead of each of `CALLS`, which are replaced by
+    `put(module, name, call)`; the list that will hold what was called, and about which file."""
+    seen = []
 
     def counting(name, call):
         def counted_call(*args, **kwargs):
-            counted.append(name)
-            if told:
-                told.write_text("\n".join(counted))
-            if len(counted) == (at or 0) + 1 and at is not None:
-                end()
+            seen.append(f"{name} {target(name, args)}")
+            before(len(seen) - 1, name, args)
             return call(*args, **kwargs)
 
         return counted_call
 
     for module, name in CALLS:
-        setattr(module, name, counting(name, getattr(module, name)))
+        put(module, name, counting(name, getattr(module, name)))
+    return seen
 
 
-def kill():
+def arm(at, end, told=None):
+    "Let the `at`-th of `CALLS` (from 0), and those after it, meet `end`; their names go to `told`."
+
+    def before(number, name, args):
+        if told:
+            told.write_text("\n".join(seen))
+        if at is not None and number >= at:
+            end(name, args)
+
+    seen = watched(setattr, before)
+
+
+def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def full():
-    raise OSError(28, "No space left on device")
+def full(*_):
+    "No file can grow any more, whoever writes it."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
 
 
-def read_only():
+def read_only(*_):
     raise OSError(30, "Read-only file system")
+
+
+_REPLACE = os.replace
+
+
+def torn(name, args):
+    "The file gets its name, but only half of what was in it is on the disk; then the end."
+    path = args[0] if name == "replace" else os.readlink(f"/proc/self/fd/{args[0]}")
+    size = os.path.getsize(path)
+    if name == "replace":
+        os.truncate(path, size // 2)
+        _REPLACE(*args)
+    else:
+        last = Path(path).read_bytes().splitlines()[-1]
+        os.truncate(path, size - len(last) // 2 - 1)
+    kill()
+
+
+def is_written(call):
+    "Whether a call, as `watched` names it, is the one by which a file's content comes to stand."
+    name, _, file = call.partition(" ")
+    return name == "replace" or call == "fsync events.jsonl"
 
 
 def begin(task, out, at=None, end=None, told=None, **settings):
@@ -104,6 +162,7 @@ def begin(task, out, at=None, end=None, told=None, **settings):
         finetune("robust_mini_gray", task, out=out, **SETTINGS | settings)
         status = 0
     except AutoLoRaError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         print(error, flush=True)
         status = 2
     except KeyboardInterrupt:
@@ -111,12 +170,13 @@ def begin(task, out, at=None, end=None, told=None, **settings):
     except BaseException:
         import traceback
 
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def ended(pid, seconds=120):
+def ended(pid, seconds=900):
     "The exit status of a process of ours, which gets so long; negative: the signal that ended it."
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -172,6 +232,7 @@ def differences(whole, broken):
 
 def gone_on(task, whole, broken, **settings):
     "Go on with a broken run; what is wrong with it then, as words."
+    Path(f"{broken}.said").unlink(missing_ok=True)
     status = ended(begin(task, broken, **settings))
     if status != 0:
         return [f"it can't be gone on with ({status}): {said(broken)}"]
@@ -182,90 +243,153 @@ def said(folder):
     return Path(f"{folder}.said").read_text()[-600:]
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- the trials ----------------------------------------------------------------------------------
 
 
 class Crashes:
-    "Trials in `folder`, counted by kind; `faults`: what went wrong, in words."
+    """Trials in `folder`. `found`: a dict for each, of its `kind`, the `file` it was about and what
+    was `wrong`, in words."""
 
     def __init__(self, folder, seed=0, **settings):
         self.folder = Path(folder)
-        self.rng = random.Random(seed)
+        self.seed = seed
         self.settings = settings
         self.task = warm()
-        self.counts = defaultdict(Counter)
-        self.faults = []
+        self.found = []
         self.whole = self.folder / "whole"
         told = self.folder / "calls"
         start = time.monotonic()
         assert ended(self.begin(self.whole, told=told)) == 0, said(self.whole)
         self.seconds = time.monotonic() - start
         self.calls = told.read_text().splitlines()
+        self.broken = self.folder / "broken"
+
+    @property
+    def faults(self):
+        return [f"{t['kind']}, {t['file']}: {words}" for t in self.found for words in t["wrong"]]
 
     def begin(self, out, *how, **more):
         return begin(self.task, out, *how, **more, **self.settings)
 
-    def gone_on(self, broken):
-        return gone_on(self.task, self.whole, broken, **self.settings)
+    def gone_on(self):
+        return gone_on(self.task, self.whole, self.broken, **self.settings)
 
-    def note(self, kind, broken, wrong):
-        self.counts[kind]["trials"] += 1
-        self.counts[kind]["equal"] += not wrong
-        if wrong:
-            self.faults.append(f"{kind}: {', '.join(wrong)}")
-        shutil.rmtree(broken, ignore_errors=True)
+    def note(self, kind, file, wrong):
+        self.found.append({"kind": kind, "file": file, "wrong": wrong})
+        shutil.rmtree(self.broken, ignore_errors=True)
+        Path(f"{self.broken}.said").unlink(missing_ok=True)
+        return self.found[-1]
 
-    def at(self, number, end):
-        "One trial: the call of that number ends the process, or fails."
-        broken = self.folder / "broken"
-        Path(f"{broken}.said").unlink(missing_ok=True)
-        status = ended(self.begin(broken, number, end))
-        wanted = (-signal.SIGKILL,) if end is kill else (0, 2)
-        wrong = [] if status in wanted else [f"it ended with {status}: {said(broken)}"]
-        wrong += self.gone_on(broken)
-        kind = f"{end.__name__} at {self.calls[number]}"
-        self.note(kind, broken, [f"call {number}: {words}" for words in wrong])
+    def at(self, end, number):
+        "One trial: from the call of that number on, `end`."
+        status = ended(self.begin(self.broken, number, end))
+        wanted = (-signal.SIGKILL,) if end in (kill, torn) else (0, 2)
+        wrong = [] if status in wanted else [f"it ended with {status}: {said(self.broken)}"]
+        wrong += self._mended() if end is torn else self.gone_on()
+        call = self.calls[number]
+        file = call.partition(" ")[2]
+        return self.note(end.__name__, file, [f"{call} ({number}): {words}" for words in wrong])
 
-    def killed(self):
+    def _mended(self):
+        "As `gone_on`; where that is refused, after a check, and the log may tell an epoch twice."
+        wrong = self.gone_on()
+        if not wrong or "can't be gone on with (2)" not in wrong[0]:
+            return wrong
+        if "autolora check" not in wrong[0]:
+            return ["no word of a check", *wrong]
+        try:
+            check(self.broken)
+        except AutoLoRaError as error:
+            return [f"it can't be checked: {error}"]
+        return [words for words in self.gone_on() if words != "log"]
+
+    def killed(self, number):
         "One trial: a kill at a random moment."
-        broken = self.folder / "broken"
-        pid = self.begin(broken)
-        time.sleep(self.rng.uniform(0, self.seconds))
+        pid = self.begin(self.broken)
+        time.sleep(random.Random(f"{self.seed} kill {number}").uniform(0, self.seconds))
         os.kill(pid, signal.SIGKILL)
         ended(pid)
-        self.note("kill at a random moment", broken, self.gone_on(broken))
+        return self.note("kill at a random moment", "", self.gone_on())
 
-    def signalled(self, number, times):
+    def signalled(self, which, times, number):
         "One trial: a signal at a random moment, perhaps a second one soon after it."
-        broken = self.folder / "broken"
-        pid = self.begin(broken)
-        moment = self.rng.uniform(0.3, self.seconds)
+        rng = random.Random(f"{self.seed} {which} {times} {number}")
+        pid = self.begin(self.broken)
+        moment = rng.uniform(0.3, self.seconds)
         time.sleep(moment)
-        os.kill(pid, number)
+        os.kill(pid, which)
         start = time.monotonic()
         if times == 2:
-            time.sleep(self.rng.uniform(0, 0.5))
-            os.kill(pid, number)  # not waited for yet, so its number is still its
+            time.sleep(rng.uniform(0, 0.5))
+            os.kill(pid, which)  # not waited for yet, so its number is still its
         status = ended(pid, 2 * IN_TIME)
         wrong = []
         if time.monotonic() - start > IN_TIME:
             wrong.append(f"it took {time.monotonic() - start:.1f} s to end")
-        if (broken / "events.jsonl").exists() and status != 0:
-            epochs = any('"event": "epoch"' in e for e in (broken / "events.jsonl").open())
+        log = self.broken / "events.jsonl"
+        if log.exists() and status != 0:
+            epochs = any('"event": "epoch"' in e for e in log.open())
             needed = ["report.html"] + ["model.safetensors"] * epochs
-            wrong += [f"no {name}" for name in needed if not (broken / name).is_file()]
-        wrong += self.gone_on(broken)
-        kind = f"{signal.Signals(number).name}{', twice' * (times == 2)}"
-        self.note(kind, broken, [f"after {moment:.2f} s ({status}): {words}" for words in wrong])
+            wrong += [f"no {name}" for name in needed if not (self.broken / name).is_file()]
+        wrong += self.gone_on()
+        kind = f"{signal.Signals(which).name}{', twice' * (times == 2)}"
+        return self.note(kind, "", [f"after {moment:.2f} s ({status}): {words}" for words in wrong])
+
+    def plan(self, kills, signals):
+        "All trials, in a random order: how each is called, by a name."
+        every = range(len(self.calls))
+        written = [i for i in every if is_written(self.calls[i])]
+        points = [(end, i) for end in (kill, full, read_only) for i in every]
+        points += [(torn, i) for i in written]
+        made = {f"{end.__name__} {i}": (self.at, end, i) for end, i in points}
+        made |= {f"moment {i}": (self.killed, i) for i in range(kills - len(every))}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        which = [(numbers[i % 3], 1 + i // 3 % 2, i) for i in range(signals)]
+        made |= {f"signal {trial[-1]}": (self.signalled, *trial) for trial in which}
+        names = list(made)
+        random.Random(self.seed).shuffle(names)
+        return {name: made[name] for name in names}
 
 
-def table(counts):
-    "The counts as Markdown."
-    rows = [[kind, str(c["trials"]), str(c["equal"])] for kind, c in sorted(counts.items())]
-    total = sum(counts.values(), Counter())
-    rows.append(["all", str(total["trials"]), str(total["equal"])])
-    header = ["broken off by", "trials", "equal to the uninterrupted run"]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * 3, *rows])
+ENDS = ("kill", "full", "read_only", "torn")
+
+
+def tables(found):
+    "The trials as Markdown: by what broke a run off, and by the file that was written then."
+    kinds = defaultdict(Counter)
+    files = defaultdict(Counter)
+    for trial in found:
+        kinds[trial["kind"]]["trials"] += 1
+        kinds[trial["kind"]]["fine"] += not trial["wrong"]
+        if trial["file"]:
+            files[trial["file"]][trial["kind"]] += 1
+            files[trial["file"]][f"{trial['kind']} fine"] += not trial["wrong"]
+    total = sum(kinds.values(), Counter())
+    rows = [[kind.replace("_", "-"), c["trials"], c["fine"]] for kind, c in sorted(kinds.items())]
+    rows.append(["all", total["trials"], total["fine"]])
+    shares = [
+        [file, *(f"{c[f'{end} fine']} of {c[end]}" if c[end] else "" for end in ENDS)]
+        for file, c in sorted(files.items())
+    ]
+    by_file = ["written", "killed", "full disk", "read-only disk", "torn"]
+    return [
+        markdown(["broken off by", "trials", "equal to the uninterrupted run"], rows),
+        markdown(by_file, shares),
+    ]
+
+
+def campaign(crashes, plan, log, seconds):
+    "All trials found; those of the `plan` that the `log` lacks are made, for so many seconds."
+    made = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    known = {trial["name"] for trial in made}
+    deadline = time.monotonic() + seconds
+    for name, (trial, *how) in plan.items():
+        if name in known or time.monotonic() > deadline:
+            continue
+        made.append({"name": name, **trial(*how)})
+        with log.open("a") as file:
+            file.write(json.dumps(made[-1]) + "\n")
+    return [trial for trial in made if trial["name"] in plan]
 
 
 def main():
@@ -273,26 +397,22 @@ def main():
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--signals", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e6)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         crashes = Crashes(folder, args.seed)
-        points = [(i, end) for end in (kill, full, read_only) for i in range(len(crashes.calls))]
-        crashes.rng.shuffle(points)
-        for number, end in points[: args.kills]:
-            crashes.at(number, end)
-        for _ in range(args.kills - len(points)):
-            crashes.killed()
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        for i in range(args.signals):
-            crashes.signalled(numbers[i % 3], 1 + i // 3 % 2)
-    print(table(crashes.counts))
-    print(f"\nseed {args.seed}, {len(crashes.calls)} calls that change the disk in a run", end=" ")
-    print(f"of {crashes.seconds:.1f} s")
-    for fault in crashes.faults[:30]:
-        print(f"\n{fault}")
-    return int(bool(crashes.faults))
+        plan = crashes.plan(args.kills, args.signals)
+        log = args.log or Path(folder) / "trials.jsonl"
+        found = campaign(crashes, plan, log, 60 * args.minutes)
+    faults = [f"{t['name']}: {words}" for t in found for words in t["wrong"]]
+    words = f"`benchmarks/crashes.py`, seed {args.seed}: {len(found)} of {len(plan)} trials on a "
+    words += f"run with {len(crashes.calls)} calls that change the disk."
+    write_section("Kills, signals and failing disks", "\n\n".join([words, *tables(found)]))
+    print(words, *tables(found), *faults[:30], sep="\n\n")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What a damaged run folder does: files of a small run are mutated and used as a person would.
+"""What damaged files do: those of a small run, of data and of checkpoints in every format are
+mutated and used as a person would.
 
-python benchmarks/fuzz.py --n 10000 --seed 0
+python benchmarks/fuzz.py --n 10000 --seed 0 --log trials.jsonl
 
-Counts, by file: mutated files, right answers, errors of our own, tracebacks, hangs (over ten
-seconds). Nothing may run that a file brings, no markup of it may reach a page as markup, and
-weights that are taken must be the run's own."""
+Counts, by file or format: mutated files, right answers, errors of our own, tracebacks, hangs (over
+ten seconds). Nothing may run that a file brings, no markup of it may reach a page as markup,
+weights that are taken must be the run's own, and images that are taken must be images.
+
+Mutations that stand in the --log are not made again, so that a campaign can be made in pieces, of
+--minutes each."""
 
 import argparse
 import contextlib
@@ -28,6 +32,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _data_files import sources
+from _faults import markdown, write_section
+from crashes import small_task
 from safetensors.torch import load_file, save_file
 
 from autolora import AutoLoRaError, Run, finetune
@@ -42,8 +49,8 @@ from autolora.train.learner import Learner
 from autolora.train.state import load_checkpoint
 
 MARKER = "<img src=x onerror=alert(1)>"
-SETTINGS = {"epochs": 2, "limit": 220, "steps": 1, "progress": False, "lr": 0.02}
-PATIENCE = 10  # seconds
+SETTINGS = {"epochs": 2, "steps": 1, "progress": False, "lr": 0.02}
+PATIENCE = 10  # seconds of work; six times as many on the clock, where others are at work too
 
 
 class Hang(BaseException):
@@ -52,8 +59,9 @@ class Hang(BaseException):
 
 def material(folder):
     "Two small finished runs in `folder`, of other seeds."
+    task = small_task()
     for seed in (0, 1):
-        finetune("robust_mini_gray", "digits", seed=seed, out=folder / f"run{seed}", **SETTINGS)
+        finetune("robust_mini_gray", task, seed=seed, out=folder / f"run{seed}", **SETTINGS)
     run = Run(folder / "run0")
     lr = [1e-4, 1e-3, 1e-2]
     run.log("range_test", lr=lr, loss=[2.3, 2.2, 2.0], chosen=0.01, why="it fell", seconds=1.0)
@@ -246,6 +254,45 @@ def in_its_place(path, rng):
         path.symlink_to("nowhere")
 
 
+def mutated_pickle(data, rng, trap):
+    "Another pickle in the place of one."
+    if rng.random() < 0.4:
+        return pickle.dumps(_Code(trap))
+    odd = [[], 3, "x", None, {}, {b"data": 3}, {b"data": np.zeros((2, 2)), b"labels": "x"}, BAD]
+    return pickle.dumps(rng.choice(odd), protocol=rng.randrange(6))
+
+
+def mutated_tuple(rng, trap):
+    "Something else that `torch.save` wrote."
+    y = torch.arange(6)
+    odd = [[], 3, "x", None, {}, (y, y), (torch.zeros(6, 3, 4, 4), y - 3), (y.float() / 0, y)]
+    odd += [_Code(trap), {"state_dict": _Code(trap)}, (torch.zeros(6, 1, 4, 4), y[:2]), {"a": {}}]
+    out = io.BytesIO()
+    torch.save(rng.choice(odd), out)
+    return out.getvalue()
+
+
+def mutate_data(path, rng, trap):
+    "Change the file `path` of data or of a checkpoint."
+    kind = rng.random()
+    if kind < 0.04:
+        return in_its_place(path, rng)
+    data = path.read_bytes()
+    made = mutated_bytes(data, rng)
+    if kind > 0.6 and path.suffix == ".npz":
+        made = mutated_arrays(data, rng)
+    elif kind > 0.6 and path.suffix == ".pt":
+        made = mutated_tuple(rng, trap)
+    elif kind > 0.6 and path.suffix == ".csv":
+        lines = data.decode().splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = rng.choice([str(rng.choice(BAD)), f"{lines[at]},{MARKER}", "../../x.png,a"])
+        made = "\n".join(lines).encode("utf-8", "surrogatepass")
+    elif kind > 0.6 and not path.suffix:
+        made = mutated_pickle(data, rng, trap)
+    path.write_bytes(made)
+
+
 FILES = ["config.json", "report.json", "events.jsonl", "examples.npz"]
 FILES += ["model.safetensors", "branch.safetensors", "resume.pt"]
 
@@ -350,12 +397,19 @@ OFTEN = {  # which uses a mutation of a file is tried with, and in which share o
 SLOW = 0.05  # the share of mutations after which the folder is checked and mended
 
 
+_begun = [0.0, 0.0]  # when the use at hand began, by the clock and by the work done
+
+
 def _alarmed(*_):
-    raise Hang
+    waited = time.monotonic() - _begun[0]
+    if waited > 6 * PATIENCE or time.process_time() - _begun[1] > PATIENCE:
+        raise Hang
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE / 2)
 
 
 def attempt(use, folder, wanted):
     "How one use ended: right, own, traceback (with its text) or hang."
+    _begun[:] = time.monotonic(), time.process_time()
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -386,61 +440,112 @@ def _study(folder, mutated, other):
     return folder
 
 
-def campaign(n, seed, folder, files=FILES):
-    "Counts by file and kind of end, and the tracebacks, of `n` mutated files in `folder`."
-    rng = random.Random(seed)
-    clean, other = material(folder)
-    trap = folder / "code-was-run"
-    work = folder / "work"
-    found = Run(clean)
-    wanted = {"model": found.model.state_dict(), "branch": found.branch.state_dict()}
-    wanted["study"] = _study(folder / "study", work, other)
-    ready = prepare("robust_mini_gray", "digits", seed=0, **SETTINGS)
-    schedule = ready.method.schedule(0.02, 2)
-    wanted["learner"] = Learner(ready.method, ready.task, found, schedule, 2, 32)
-    counts = defaultdict(Counter)
-    faults = Counter()
-    before = signal.signal(signal.SIGALRM, _alarmed)
-    try:
-        for i in range(n):
-            name = files[i % len(files)]
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(clean, work)
-            mutate(work, name, other, rng, trap)
-            counts[name]["files"] += 1
+class Site:
+    "All that mutations need, in `folder`: two runs, a study of theirs, data and checkpoints."
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.clean, self.other = material(folder)
+        self.trap = folder / "code-was-run"
+        self.work = folder / "work"
+        found = Run(self.clean)
+        self.wanted = {"model": found.model.state_dict(), "branch": found.branch.state_dict()}
+        self.wanted["study"] = _study(folder / "study", self.work, self.other)
+        ready = prepare("robust_mini_gray", small_task(), seed=0, **SETTINGS)
+        schedule = ready.method.schedule(0.02, 2)
+        self.wanted["learner"] = Learner(ready.method, ready.task, found, schedule, 2, 32)
+        self.sources = sources(folder / "data")
+
+    @property
+    def names(self):
+        "The files of a run, twice, and the formats of data and checkpoints."
+        return [*FILES, *FILES, *self.sources]
+
+    def trial(self, name, rng):
+        "Mutate the file `name`, or one of that format, and use it: how each use ended, in words."
+        shutil.rmtree(self.work, ignore_errors=True)
+        if name in self.sources:
+            file, use = self.sources[name]
+            shutil.copytree(self.folder / "data" / name, self.work)
+            mutate_data(self.work / file, rng, self.trap)
+            uses = {"load": lambda path, _: use(path)}
+        else:
+            shutil.copytree(self.clean, self.work)
+            mutate(self.work, name, self.other, rng, self.trap)
             chosen = [use for use, share in OFTEN[name].items() if rng.random() < share]
-            for use in chosen + ["check"] * (rng.random() < SLOW):
-                end, told = attempt(USES[use], work, wanted)
-                counts[name][end] += 1
-                if told:
-                    faults[f"{name}, {use}: {told[-1200:]}"] += 1
-            assert not trap.exists(), f"code of a file was run, mutation {i}"
+            uses = {use: USES[use] for use in chosen + ["check"] * (rng.random() < SLOW)}
+        found = {use: attempt(call, self.work, self.wanted) for use, call in uses.items()}
+        if self.trap.exists():
+            self.trap.unlink()
+            found["load"] = ("traceback", "code of a file was run")
+        return found
+
+
+def campaign(n, seed, folder, log=None, seconds=1e9):
+    """The trials of `n` mutated files, dicts of the `file` and of the `ends` of its uses with what
+    was said; those that the file `log` holds are not made again."""
+    made = [json.loads(line) for line in log.read_text().splitlines()] if log else []
+    site = Site(folder)
+    deadline = time.monotonic() + seconds
+    before = signal.signal(signal.SIGALRM, _alarmed)
+    here = os.getcwd()
+    os.chdir(folder)  # the list of broken images is written where one is
+    try:
+        for i in range(len(made), n):
+            if time.monotonic() > deadline:
+                break
+            name = site.names[i % len(site.names)]
+            made.append({"file": name, "ends": site.trial(name, random.Random(f"{seed} {i}"))})
+            if log:
+                with log.open("a") as file:
+                    file.write(json.dumps(made[-1]) + "\n")
     finally:
         signal.signal(signal.SIGALRM, before)
+        os.chdir(here)
+    return made[:n]
+
+
+def counted(made):
+    "By file, how often what happened; and what was said that is no answer, with how often."
+    counts = defaultdict(Counter)
+    faults = Counter()
+    for trial in made:
+        counts[trial["file"]]["files"] += 1
+        for use, (end, told) in trial["ends"].items():
+            counts[trial["file"]][end] += 1
+            if told:
+                faults[f"{trial['file']}, {use}: {told[-1200:]}"] += 1
     return counts, faults
 
 
 def table(counts):
     "The counts as Markdown."
     columns = ["files", "right", "own", "traceback", "hang"]
-    rows = [[name, *(str(found[c]) for c in columns)] for name, found in counts.items()]
+    rows = [[name, *(found[c] for c in columns)] for name, found in sorted(counts.items())]
     total = sum(counts.values(), Counter())
-    rows.append(["all", *(str(total[c]) for c in columns)])
-    header = ["file", "mutated", "right answers", "own errors", "tracebacks", "hangs"]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [header, ["---"] * 6, *rows])
+    rows.append(["all", *(total[c] for c in columns)])
+    header = ["file or format", "mutated", "right answers", "own errors", "tracebacks", "hangs"]
+    return markdown(header, rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e6)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    start = time.perf_counter()
+    torch.set_num_threads(1)
+    if args.log:
+        args.log.touch()
+        args.log = args.log.resolve()
     with tempfile.TemporaryDirectory() as folder:
-        counts, faults = campaign(args.n, args.seed, Path(folder))
+        made = campaign(args.n, args.seed, Path(folder), args.log, 60 * args.minutes)
+    counts, faults = counted(made)
+    words = f"`benchmarks/fuzz.py`, seed {args.seed}: {len(made)} mutated files."
+    write_section("Mutated files", f"{words}\n\n{table(counts)}")
     print(table(counts))
-    print(f"\nseed {args.seed}, {time.perf_counter() - start:.0f} s")
     for fault, count in faults.most_common(20):
         print(f"\n{count} times: {fault}")
     return int(bool(faults))

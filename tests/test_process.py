@@ -1,11 +1,13 @@
 """What only whole processes can show: a run killed with kill -9 and resumed, and bad input said in
 one sentence."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+
+from autolora.runs.processes import perform, submit
 
 ENV = os.environ | {
     "OMP_NUM_THREADS": "1"
@@ -227,3 +231,47 @@ def test_photographs_of_different_shapes_need_a_size(tmp_path):
     )
     measured = autolora("evaluate", tmp_path / "run", "--attacks", "none", "pgd-1")
     assert measured.returncode == 0 and "PGD-1" in measured.stdout, measured.stderr
+
+
+def processes(words):
+    "The ids of the processes in whose command line all of `words` stand."
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found = line.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in found for word in words):
+            yield int(line.parent.name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs autolora[cluster]")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the process in /proc")
+def test_a_schedulers_warning_puts_the_run_into_the_queue_again(tmp_path, one_thread):
+    "submitit's local queue, a real process, the signal by which it warns."
+    short = dict(limit=220, steps=1, lr=0.02, angles=False, test=False, method="at")
+    calls = [
+        {"backbone": "robust_mini_gray", "data": "digits", "epochs": epochs, "out": tmp_path / name}
+        | short
+        for name, epochs in (("whole", 6), ("warned", 6))
+    ]
+    perform(calls[0])
+    jobs = []
+    queue = {"cluster": "local", "folder": tmp_path / "queue", "timeout_min": 5}
+    waiting = threading.Thread(
+        target=lambda: jobs.extend(submit(calls[1:], progress=False, **queue))
+    )
+    waiting.start()
+    deadline = time.monotonic() + 120
+    while not epochs_done(tmp_path / "warned") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (worker,) = processes(["submitit.core._submit", str(tmp_path / "queue")])
+    os.kill(worker, signal.SIGUSR2)
+    waiting.join(240)
+    assert [job.state for job in jobs] == ["finished"], [job.message for job in jobs]
+    said = "".join(path.read_text() for path in (tmp_path / "queue").glob("*_log.*"))
+    assert "Requeued job" in said
+    log = (tmp_path / "warned" / "events.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in log if '"event": "epoch"' in line]
+    assert epochs == list(range(1, 7))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "warned"))
+    assert all(np.array_equal(a[key], b[key]) for key in a)

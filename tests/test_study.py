@@ -204,7 +204,7 @@ def test_an_interrupt_ends_the_workers_and_leaves_what_is_needed_to_go_on(tmp_pa
         ]
     )
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=180)[1]
     assert (
         process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
     )

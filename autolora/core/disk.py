@@ -62,7 +62,8 @@ def write_atomic(path: str | Path, write: Callable[[str], object]) -> None:
         _flush_names(path.parent)
     except BaseException as error:
         if temporary:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a read-only disk it has to stay
+                Path(temporary).unlink()
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         if any(sign in str(error) for sign in _FAILED_WRITE):
@@ -131,7 +132,8 @@ def alone(folder: str | Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is closed: nobody else may have it now
+            with contextlib.suppress(OSError):
+                path.unlink()  # before it is closed: nobody else may have it now
 
 # %% ../../nbs/core/04_disk.ipynb #e450a617
 def _locked(path):

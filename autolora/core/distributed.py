@@ -39,8 +39,9 @@ def _patient():
         yield
     except (RuntimeError, ConnectionError) as error:
         me = f"Process {process_index()} of {world_size()}"
+        why = " ".join(str(error).split())[:120] or type(error).__name__
         raise LostPeer(
-            f"{me} lost the others ({str(error).splitlines()[0][:120]}): one of them ended or "
+            f"{me} lost the others ({why}): one of them ended or "
             "hangs. The last finished epoch is kept, resume with --resume."
         ) from error
 
@@ -129,11 +130,11 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 @torch.no_grad()
 def average_over_processes(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each of the `tensors` that holds floating-point numbers by its mean over all
-    processes."""
+    processes; what is no tensor is left alone."""
     if world_size() == 1:
         return
     for tensor in tensors:
-        if tensor.is_floating_point():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             tensor.copy_(all_reduce(tensor) / world_size())
 
 

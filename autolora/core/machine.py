@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['versions', 'devices', 'peak_memory', 'world_size', 'process_index', 'default_device', 'import_torchvision',
-           'mend_torchvision', 'misfits', 'missing', 'optional', 'obstacles', 'out_of_memory', 'explain']
+           'mend_torchvision', 'misfits', 'missing', 'optional', 'obstacles', 'progress_bar', 'out_of_memory',
+           'OutOfMemory', 'memory_told', 'explain']
 
 # %% ../../nbs/core/02_machine.ipynb #c0de000a
 import contextlib
@@ -16,6 +17,8 @@ import platform
 import re
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -202,12 +205,49 @@ def obstacles(folder: str | Path = ".") -> list[str]:
         )
     return found
 
+# %% ../../nbs/core/02_machine.ipynb #52f779c0
+def progress_bar(**how):
+    "tqdm's bar on stderr, drawn at most once a second, whose times no setting of a clock disturbs."
+    from tqdm import tqdm
+
+    bar = tqdm(mininterval=1, dynamic_ncols=True, **how)
+    bar._time = time.monotonic
+    bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
+
 # %% ../../nbs/core/02_machine.ipynb #d8c83e07
 def out_of_memory(error: BaseException) -> bool:
     "Whether `error` says that the memory of the GPU or of the computer ran out."
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
     words = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
+    return isinstance(error, MemoryError) or any(sign in words for sign in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "alloc_failed",
+)
+
+
+class OutOfMemory(AutoLoRaError):
+    "The memory ran out."
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Inside, memory that runs out is an `OutOfMemory` that says so, whatever whoever met it
+    first took it for: a broken image, a model that can't be copied."""
+    try:
+        yield
+    except Exception as error:
+        causes = [error]
+        while causes[-1].__cause__:
+            causes.append(causes[-1].__cause__)
+        if isinstance(error, OutOfMemory) or not any(map(out_of_memory, causes)):
+            raise
+        raise OutOfMemory(f"The memory ran out: {_LESS}") from error
 
 
 def explain(error: BaseException) -> str:
@@ -216,6 +256,12 @@ def explain(error: BaseException) -> str:
         return str(error)
     kept = "the last finished epoch is kept in the run folder, and resuming goes on from it"
     if out_of_memory(error):
-        return f"The memory ran out: choose a smaller batch_size or smaller images; {kept}."
+        return f"The memory ran out: {_LESS[:-1]}; {kept}."
     words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     return f"The training ended with an error that was not foreseen ({words}); {kept}."
+
+
+_LESS = (
+    "choose a smaller batch_size or smaller images (estimate(...) measures what a run needs), or "
+    "end what else takes memory."
+)

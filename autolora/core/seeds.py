@@ -75,7 +75,7 @@ class OwnRandom(TorchDispatchMode):
 
     def seed(self, seed: int) -> None:
         "Begin anew from `seed`."
-        self.start = seed
+        self.start = int(seed)
         self.generators = {}
 
     def generator(self, device) -> torch.Generator:

@@ -33,11 +33,23 @@ def from_arrays(x, y, size: int | None = None, what: str = "training") -> Split:
 def idx_array(folder: Path, stem: str) -> np.ndarray:
     "The array of one IDX file `stem`, plain or gzipped, in `folder`; `OSError` if it isn't there."
     plain = folder / stem
-    packed = folder / f"{stem}.gz"
-    data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+    if plain.is_file():
+        data = plain.read_bytes()
+    else:
+        with gzip.open(io.BytesIO(_content(folder / f"{stem}.gz"))) as file:
+            data = file.read(_MOST)
     axes = data[3]
     shape = np.frombuffer(data, ">i4", axes, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+_MOST = 2**30  # bytes of one file of these formats, unpacked
+
+
+def _content(path):
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path.name} is no regular file")
+    return path.read_bytes()
 
 # %% ../../nbs/data/04_files.ipynb #eb8d448a
 class _ArrayUnpickler(pickle.Unpickler):
@@ -57,13 +69,13 @@ def cifar_batches(paths: list[Path], size: int | None, what: str, labels: str = 
 
     Raises `AutoLoRaError` where they are incomplete or damaged."""
     try:
-        files = [io.BytesIO(path.read_bytes()) for path in paths]
+        files = [io.BytesIO(_content(path)) for path in paths]
         batches = [_ArrayUnpickler(file, encoding="bytes").load() for file in files]
         x = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
         y = np.concatenate([batch[labels.encode()] for batch in batches])
-    except (OSError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        folder = paths[0].parent
-        raise AutoLoRaError(f"{folder} is damaged ({error}): download it again.") from error
+    except Exception as error:  # a damaged pickle leads its reader wherever it likes
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise AutoLoRaError(f"{paths[0].parent} is damaged ({why}): download it again.") from error
     return from_arrays(x, y, size, what)
 
 # %% ../../nbs/data/04_files.ipynb #e25fba6e
@@ -256,9 +268,10 @@ def load_tensors(path: Path):
     except AutoLoRaError:
         raise
     except Exception as error:  # pickle, zip and torch each have their own ones
+        why = " ".join(str(error).split())[:100] or type(error).__name__
         raise AutoLoRaError(
-            f"{path} can't be read as tensors ({str(error).splitlines()[0][:100]}): save them by "
-            "torch.save((images, labels), path)."
+            f"{path} can't be read as tensors ({why}): save them by torch.save((images, labels), "
+            "path)."
         ) from error
     if isinstance(held, Mapping) or (isinstance(held, (tuple, list)) and len(held) == 2):
         return held if isinstance(held, Mapping) else tuple(held)

@@ -42,8 +42,8 @@ def read_table(path: Path) -> "pd.DataFrame":
         if any(Path(str(name)).suffix.lower() in ENDINGS for name in frame.columns):
             frame = pd.read_csv(path, header=None, **as_text)
         return frame
-    except (OSError, ValueError, UnicodeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # csv and pandas each have their own ones
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise AutoLoRaError(f"{path} is no readable table ({reason}): save it as CSV.") from error
 
 

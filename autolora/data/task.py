@@ -156,7 +156,7 @@ def _check_classes(task):
 # %% ../../nbs/data/05_task.ipynb #91561383
 def _validated(task, limit, seed):
     "`task` with `limit` applied and with a validation split from its training images, by `seed`."
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     train = task.train
     if limit is not None and limit < len(train):
         train = train.take(_draw(train.y, limit, generator, keep=0))

@@ -6,12 +6,20 @@
 __all__ = ['serve']
 
 # %% ../../nbs/lab/09_page.ipynb #78cd82e6
+import contextlib
 import importlib.util
+import json
+import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import webbrowser
 from pathlib import Path
+from threading import Thread
 
 from ..core.errors import AutoLoRaError
 
@@ -24,23 +32,55 @@ def _notebook(root):
     kernel = {"name": "python3", "display_name": "Python 3"}
     return writes(v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}))
 
+# %% ../../nbs/lab/09_page.ipynb #f4b67c9b
+_IDLE = 600  # seconds, after which a kernel without a page ends
+
+
+def _settings(port):
+    "What voila is told, as its settings file `voila.json` takes it."
+    here = f"ws://127.0.0.1:{port} ws://localhost:{port}"
+    sources = f"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: {here}"
+    headers = {"Content-Security-Policy": f"{sources}; frame-ancestors 'self'"}
+    page = {"ip": "127.0.0.1", "port": port, "open_browser": False, "auto_token": True}
+    kernels = {"cull_idle_timeout": _IDLE, "cull_interval": _IDLE // 10}
+    return {
+        "Voila": page | {"tornado_settings": {"headers": headers}},
+        "MappingKernelManager": kernels,
+    }
+
+
+def _open_when_up(url, port, server):
+    "Open `url` in the browser as soon as the `server` at `port` answers."
+    while server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            webbrowser.open(url)
+            return
+        time.sleep(0.2)
+
 # %% ../../nbs/lab/09_page.ipynb #b7e6b6a2
 def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
-    """Serve the lab, with its runs in `root`, until it is ended; `browser`: open the page.
+    """Serve the lab, with its runs in `root`, until it is ended; `browser`: open the page. The
+    address, with its token (or that in the variable JUPYTER_TOKEN), is said on stderr.
 
     Raises `AutoLoRaError` if voila is missing or can't serve."""
     if importlib.util.find_spec("voila") is None:
         raise AutoLoRaError(
             "The page is served by voila, which is not installed: pip install 'autolora[lab]'."
         )
+    token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
+    url = f"http://127.0.0.1:{port}/?token={token}"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "autolora lab.ipynb"
         page.write_text(_notebook(Path(root).resolve()), encoding="utf-8")
-        command = [sys.executable, "-m", "voila", str(page), "--Voila.ip=127.0.0.1"]
-        command += [f"--port={port}"] + ["--no-browser"] * (not browser)
-        with subprocess.Popen(command) as server:
+        (Path(folder) / "voila.json").write_text(json.dumps(_settings(port)))
+        env = os.environ | {"JUPYTER_TOKEN": token}  # which others can't read, unlike a command
+        command = [sys.executable, "-m", "voila", str(page)]
+        with subprocess.Popen(command, cwd=folder, env=env) as server:
             # ended from outside, we must not leave it behind
             signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+            sys.stderr.write(f"The lab is at {url}\n")
+            if browser:
+                Thread(target=_open_when_up, args=(url, port, server), daemon=True).start()
             ended = server.wait()
     if ended not in (0, -signal.SIGTERM):
         raise AutoLoRaError(

@@ -24,9 +24,7 @@ def _new_folder(call, root):
     "A folder under `root` that isn't there yet, for the call of `finetune` with these arguments."
     stem = lambda thing: Path(thing).stem if isinstance(thing, str) else type(thing).__name__
     backbone, data = map(stem, (call["backbone"], call["data"]))
-    path = default_out(call["method"], backbone, data, call["seed"], root)
-    numbered = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
-    return next(free for free in numbered if not free.exists())
+    return default_out(call["method"], backbone, data, call["seed"], root)
 
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
 _TRAINER = Trainer()

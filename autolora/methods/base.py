@@ -65,7 +65,7 @@ class Method(Callback):
         if self.ramp_from > self.ramp_to:
             ends = f"{self.ramp_from:g} and {self.ramp_to:g}"
             raise AutoLoRaError(f"ramp_from and ramp_to must be in rising order, not {ends}.")
-        self.rng = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        self.rng = torch.Generator(next(model.parameters()).device).manual_seed(int(seed))
         self.beside = {}  # what is trained and saved with the model, by name
         self.build(task)
 

@@ -113,6 +113,8 @@ class ADR(AT):
         "The teacher moves a little towards the model."
         own = self.model.state_dict()
         for name, tensor in self.teacher.state_dict().items():
+            if not isinstance(tensor, Tensor):
+                continue
             if tensor.is_floating_point():
                 tensor.lerp_(own[name], 1 - self.momentum)
             else:

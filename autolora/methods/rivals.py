@@ -187,7 +187,7 @@ class RAMP(AT):
     def after_train(self, learner):
         nat = self.natural_copy.state_dict()
         for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 tensor.copy_(_project_change(self.start[name], tensor, nat[name], self.b))
 
 # %% ../../nbs/methods/02_rivals.ipynb #2f348660

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
 from .adoption import Adopted, cannot_take, declared, settled
@@ -203,6 +204,7 @@ def _trial_images(net, backbone):
     raise cannot_take(net, x, type(net).__name__, first)
 
 
+@outside_contexts()
 def open_backbone(
     name: str,
     num_classes: int,

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..core.contexts import outside_contexts
 from ..core.disk import write_atomic
 from ..core.reading import damaged, digest, read_tensors
 from ..core.seeds import isolated_rng
@@ -70,6 +71,7 @@ def _check_size(tensors, path, **sizes):
             raise damaged(path, f"it holds nothing of the size of {name}, {size}")
 
 
+@outside_contexts()
 def rebuilt(config: dict, tensors: dict, path: str | Path, own: nn.Module | None = None):
     """The model of a run's `config` with the `tensors` that were read from `path`, an `nn.Module`
     in eval mode; `own`: the module it was made from, where that was the user's.
@@ -89,6 +91,7 @@ def rebuilt(config: dict, tensors: dict, path: str | Path, own: nn.Module | None
     return _filled(model, tensors, path)
 
 
+@outside_contexts()
 def rebuilt_branch(config: dict, tensors: dict, path: str | Path, model: nn.Module):
     "The `LowRankBranch` of `model`, likewise."
     _check_size(tensors, path, rank=config["rank"])

@@ -8,6 +8,7 @@ __all__ = ['own_memory', 'with_versions', 'save_module', 'load_module', 'check_s
 # %% ../../nbs/models/02_saving.ipynb #8d1048a8
 import copy
 import json
+import operator
 import tempfile
 from collections import OrderedDict
 from functools import partial
@@ -72,7 +73,8 @@ def check_saving(module: nn.Module):
             torch.save(state, Path(folder) / "state.pt")
             torch.load(Path(folder) / "state.pt", weights_only=True)
         for name, value in module.state_dict().items():
-            if isinstance(value, torch.Tensor) and not torch.equal(value, state[name]):
+            same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+            if not same(value, state[name]):
                 raise ValueError(f"{name} comes back changed")
     except Exception as error:
         raise AutoLoRaError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..core.contexts import check_ordinary, outside_contexts
 from ..core.seeds import isolated_rng
 
 # %% ../../nbs/models/00_tracing.ipynb #335348f3
@@ -41,8 +42,8 @@ def untouched(model: nn.Module):
 def trial(model: nn.Module, x: torch.Tensor, training: bool = False) -> tuple:
     """`(output, x)` of a call of `model` on images `x` (N, C, H, W), in eval or in training mode;
     the returned `x` is the leaf of the output's graph."""
-    plain = torch.autocast(x.device.type, enabled=False)
-    with untouched(model), torch.inference_mode(False), torch.enable_grad(), plain:
+    check_ordinary(model)
+    with untouched(model), outside_contexts():
         model.train(training)
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from ..core.contexts import ordinary, with_gradients
 from ..core.errors import unknown
 from ..core.threat import ThreatModel
 from ..models.parts import call_with, eval_mode, split_parameters
@@ -136,6 +137,7 @@ class _Pair:
             torch._foreach_add_(total, side, alpha=n)
 
 # %% ../../nbs/robust/03_angles.ipynb #dab1e2cb
+@with_gradients()
 def gradient_similarity(
     model: nn.Module,
     x: Tensor,
@@ -156,7 +158,8 @@ def gradient_similarity(
     Modes, statistics, gradients and random generators are left as they were. Raises `AutoLoRaError`
     for a natural term that the loss doesn't return. Source: section 3.2 of Xu et al. 2024."""
     found = {"reaching": _Pair(), "natural": _Pair()}
-    with torch.enable_grad(), eval_mode(model), own_random(model, x):
+    x, y = map(ordinary, (x, y))
+    with eval_mode(model), own_random(model, x):
         large = zip(x.split(256), y.split(256), strict=True)  # faster; images don't mix
         x_adv = torch.cat([pgd(model, xs, ys, threat, steps=steps) for xs, ys in large])
         for batch in zip(*(part.split(batch_size) for part in (x, x_adv, y)), strict=True):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.contexts import check_ordinary, ordinary, with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.reading import digest
 from ..core.seeds import OwnRandom, active_random, isolated_rng
@@ -173,14 +174,15 @@ def pgd(
     of steps or a step size that is none, or an unknown loss. Source: Madry et al. 2018; KL: Zhang
     et al. 2019; DLR: Croce & Hein 2020."""
     step_size = _step_size(threat, steps, step_size)
+    check_ordinary(model)
     check_images(x)
     if not callable(loss):
         check_labels(y, x)
-        y = y.long()
     layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), own_random(model, x):
+    with with_gradients(), eval_mode(model), own_random(model, x):
         x = x.detach().clone(memory_format=layout)
-        x_adv = x if start is None else start.to(x)
+        x_adv = x if start is None else ordinary(start.to(x))
+        y = ordinary(y) if callable(loss) else ordinary(y.long())
         if random_start and start is None:
             x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
         with fused_copy(model, x) as net:
@@ -247,13 +249,14 @@ def n_fgsm(
 
     Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm
     statistics do see the noisy images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
+    check_ordinary(model)
     check_images(x)
     check_labels(y, x)
     grey = torch.full_like(x, 0.5)  # around it the pixel range cuts nothing off
     generator = generator or torch.Generator(x.device).manual_seed(0)
-    with torch.enable_grad():
+    with with_gradients():
         start = (x + noise * (threat.start(grey, generator) - grey)).detach().requires_grad_()
         logits = model(start)
         check_logits(logits, y)
-        (grad,) = torch.autograd.grad(margin_loss(logits, y.long()).sum(), start)
+        (grad,) = torch.autograd.grad(margin_loss(logits, ordinary(y.long())).sum(), start)
     return threat.step(start, grad, threat.eps).detach()

@@ -19,6 +19,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from ..core.contexts import with_gradients
 from ..core.errors import AutoLoRaError
 from ..core.threat import ThreatModel
 from .fusion import fused_copy
@@ -130,7 +131,7 @@ def guest_attack(
     guest = pyautoattack()
     guest.checks.funcs.update(dict.fromkeys(guest.checks.funcs, 0))
     x = x.contiguous()
-    with contextlib.ExitStack() as afterwards, torch.inference_mode(False), torch.enable_grad():
+    with contextlib.ExitStack() as afterwards, with_gradients():
         afterwards.callback(sys.settrace, sys.gettrace())
         afterwards.enter_context(_drawing(guest, torch.Generator()))
         net = afterwards.enter_context(fused_copy(model, x))

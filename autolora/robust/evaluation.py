@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ..core.contexts import with_gradients
 from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.reading import digest
@@ -196,6 +197,7 @@ def _rows(measures, counts, order, y, classes, seen):
     return rows, natural
 
 # %% ../../nbs/robust/07_evaluation.ipynb #3a2b11dd
+@with_gradients()
 def evaluate(
     model: nn.Module,
     data: Split | tuple,

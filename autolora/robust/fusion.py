@@ -15,6 +15,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..core.contexts import with_gradients
+
 # %% ../../nbs/robust/00_fusion.ipynb #dd687cb1
 class _FusedConv(nn.Module):
     """What the convolution `conv` computes, with a frozen `weight` (channels last, which kernels
@@ -233,7 +235,7 @@ def _same_gradient(copied, model, x):
         return torch.where(found.isfinite(), found, 0).double()
 
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with with_gradients():
             ours, theirs = map(gradient, (copied.refresh(), model))
     except RuntimeError:
         return False  # no gradient at all

@@ -94,6 +94,7 @@ EVENTS = {
     "failed": {"message": text, "cell": text, "rung": whole(), "number": whole()},
     "stopped": {"epoch": whole(), "by": text},
     "program": {"why": text},
+    "diverged": {"epoch": whole(1), "number": whole(1), "message": text, **_spent},
     "changed": {"what": mapped(text)},
     "part": {
         "key": text,
@@ -110,6 +111,7 @@ _NEEDED = {
     "end": ("best_epoch",),
     "scales": ("scale", "sa", "ra", "n"),
     "failed": ("message",),
+    "diverged": ("epoch", "number", "message"),
     "changed": ("what",),
     "part": ("key", "answers", "seconds", "told"),
     "chosen": ("settings",),

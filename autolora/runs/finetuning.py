@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..core.contexts import outside_contexts
 from ..core.disk import alone, folder_name, sweep
 from ..core.distributed import broadcast
 from ..core.energy import estimated_energy
 from ..core.errors import AutoLoRaError
-from ..core.machine import explain, peak_memory, process_index, world_size
+from ..core.machine import explain, memory_told, peak_memory, process_index, world_size
 from ..core.reading import is_there
 from ..core.settings import accepts
 from ..core.signals import held_back, orderly
@@ -99,20 +100,24 @@ def write_pages(run: Run):
 def default_out(
     method: str, backbone: str, task: str, seed: int, root: str | Path = "runs"
 ) -> Path:
-    "A new folder under `root`, named by what and when; no name leads out of it."
+    """A folder under `root` that isn't there yet, named by what and when, and numbered where that
+    was there before, as when a clock goes back; no name leads out of it."""
     when = f"{datetime.now():%Y%m%d-%H%M%S}"
-    return Path(root) / folder_name(when, method, backbone, task, seed)
+    path = Path(root) / folder_name(when, method, backbone, task, seed)
+    numbered = (path.with_name(f"{path.name}-{i}") for i in count(1))
+    return next(free for free in chain([path], numbered) if not free.exists())
 
 # %% ../../nbs/runs/03_finetuning.ipynb #a36deddd
 def spent(run: Run) -> dict:
-    """What training cost: seconds and attack steps (gradient passes over a batch), the range test's
-    and the head's included, and the peak memory (bytes) so far."""
+    """What training cost: seconds and attack steps (gradient passes over a batch), those of the
+    range test, of the head and of epochs that diverged included; the peak memory (bytes) so far."""
     search = run.last("range_test")
-    head = run.last("head")
-    before = [part.get("seconds", 0.0) for part in (search, head)]
-    steps = 2 * len(search.get("lr", [])) + head.get("attack_steps", 0)
+    lost = [event for event in run.events if event["event"] == "diverged"]
+    parts = [search, run.last("head"), *lost]
+    seconds = sum(part.get("seconds", 0.0) for part in parts)
+    steps = 2 * len(search.get("lr", [])) + sum(part.get("attack_steps", 0) for part in parts)
     return {
-        "seconds": sum(before) + float(run.history.seconds.sum()),
+        "seconds": seconds + float(run.history.seconds.sum()),
         "attack_steps": steps + int(run.history.attack_steps.sum()),
         "peak_memory": peak_memory(),
     }
@@ -262,9 +267,23 @@ def _train_in_order(run, found, resume):
         if not asked:
             raise
     except Exception as error:
-        with suppress(AutoLoRaError):  # a full disk was said already
+        with suppress(AutoLoRaError, MemoryError):  # a full disk was said already
             run.log("failed", message=explain(error))
+            write_report(run)
         raise
+
+
+def _begin_or_go_on(run, found, resume):
+    "Train in order, watched by the settings' control; first say what is to be known of it."
+    settings = found.settings
+    if told := note_changes(run, found.config):
+        warnings.warn(told, stacklevel=3)
+    _keep_program(run, found)
+    if settings.progress and process_index() == 0:
+        _say(found.task.notes)
+    plain = plain_attacks() if settings.speed == "plain" else nullcontext()
+    with settings.control.watching(found.method.model), plain:
+        _train_in_order(run, found, resume)
 
 # %% ../../nbs/runs/03_finetuning.ipynb #a74b4e90
 def _keep_program(run, found):
@@ -299,26 +318,17 @@ def finetune(
     and the method's own, such as `beta=3` of TRADES or `rank=4` of AutoLoRa. Raises `AutoLoRaError`
     in one sentence, before any training, for what can't work. Source: Xu, Zhang, Kankanhalli
     2024."""
-    settings["control"] = control = settings.get("control") or callbacks.Control()
+    settings["control"] = settings.get("control") or callbacks.Control()
     resume = resume or _restarted(out)
-    found = prepare(backbone, data, method, epochs=epochs, seed=seed, **settings)
-    config = found.config
-    folder = out or default_out(config["method"], config["backbone"], config["task"], seed)
-    own_model = backbone if isinstance(backbone, nn.Module) else None
-    plain = plain_attacks() if found.settings.speed == "plain" else nullcontext()
-    device = next(found.method.model.parameters()).device.type
-    single = torch.autocast(device, enabled=False)
-    with orderly(), joined_run(folder, config, resume, own_model) as run:
-        run.task = found.task
-        if run.report and not run.finished:
-            write_pages(run)  # a crash came between the measurement and its pages
-        if run.report:
-            return run
-        if told := note_changes(run, config):
-            warnings.warn(told, stacklevel=2)
-        _keep_program(run, found)
-        if found.settings.progress and process_index() == 0:
-            _say(found.task.notes)
-        with control.watching(found.method.model), single, plain:
-            _train_in_order(run, found, resume)
+    with outside_contexts(), memory_told():
+        found = prepare(backbone, data, method, epochs=epochs, seed=seed, **settings)
+        config = found.config
+        folder = out or default_out(config["method"], config["backbone"], config["task"], seed)
+        own_model = backbone if isinstance(backbone, nn.Module) else None
+        with orderly(), joined_run(folder, config, resume, own_model) as run:
+            run.task = found.task
+            if run.report and not run.finished:
+                write_pages(run)  # a crash came between the measurement and its pages
+            if not run.report:
+                _begin_or_go_on(run, found, resume)
     return run

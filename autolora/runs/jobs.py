@@ -126,7 +126,10 @@ def do(job: Job, control: Control):
     try:
         last = finetune(**job.call, control=control).events[-1]["event"]
         job.state = "stopped" if last == "stopped" else "finished"
-    except Interrupted as error:  # from outside: who started this process shall see it
+    except (
+        Interrupted,
+        SystemExit,
+    ) as error:  # from outside: who started this process shall see it
         job.message = explain(error)
         job.state = "stopped"
         raise

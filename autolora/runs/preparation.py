@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from ..core.contexts import outside_contexts
 from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, peak_memory, world_size
@@ -106,6 +107,7 @@ class Prepared:
     settings: SimpleNamespace
 
 
+@outside_contexts()
 def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prepared:
     """What `finetune` with these arguments would run. Nothing is written.
 
@@ -181,6 +183,7 @@ class Estimate:
     memory: int | None
 
 
+@outside_contexts()
 def cost(method: Method, task: Task, epochs: int, batch_size: int) -> Estimate:
     """The `Estimate` of a run of the prepared `method` on `task`; takes two training steps and
     leaves no trace."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..core.contexts import outside_contexts
 from ..core.disk import write_atomic
-from ..core.machine import default_device, process_index
+from ..core.machine import default_device, memory_told, process_index
 from ..core.seeds import isolated_rng
 from ..core.settings import Setting, Table, accepts
 from ..core.signals import orderly
@@ -61,7 +62,12 @@ def pretrain(
     settings |= {"epochs": epochs, "seed": seed}
     cls = OBJECTIVES[PRETRAINING["objective"].check(settings.get("objective", "fast_at"))]
     common, own = PRETRAINING.parted(settings, cls.settings, cls.name)
-    common = SimpleNamespace(**common)
+    with outside_contexts(), memory_told():
+        return _pretrained(backbone, data, cls, SimpleNamespace(**common), own, out, resume)
+
+
+def _pretrained(backbone, data, cls, common, own, out, resume):
+    "The run of `pretrain` with the objective `cls`, the `common` settings and its `own`."
     wanted = ("root", "limit", "size", "augment", "skip_broken")
     task = load_task(data, **{name: getattr(common, name) for name in wanted})
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)

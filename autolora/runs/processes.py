@@ -20,9 +20,10 @@ from pathlib import Path
 import autolora
 from ..core.disk import cannot_write
 from ..core.errors import AutoLoRaError
-from ..core.machine import optional
-from ..core.signals import Interrupted, end_by
+from ..core.machine import optional, progress_bar
+from ..core.signals import Interrupted, end_by, held_back, obey
 from ..methods.registry import METHODS
+from .folder import plain
 from .jobs import Job, do
 from ..train.callbacks import Control
 
@@ -33,7 +34,7 @@ def checked(calls: list[dict]) -> list[Job]:
     Raises `AutoLoRaError` for what can't be handed to a process of its own."""
     for call in calls:
         try:
-            json.dumps(call, default=os.fspath)
+            json.dumps(plain(call))
         except TypeError as error:
             raise AutoLoRaError(
                 "A run in a process of its own is told by names and paths, not by objects "
@@ -127,7 +128,7 @@ class _Worker:
         command = [sys.executable, "-m", "autolora.runs.processes"]
         with said:
             self.process = subprocess.Popen(command, **streams, **around)
-        order = json.dumps({"call": job.call, "threads": threads}, default=os.fspath)
+        order = json.dumps(plain({"call": job.call, "threads": threads}))
         with contextlib.suppress(BrokenPipeError):  # it has died already: seen at the next look
             self.process.stdin.write(order + "\n")
             self.process.stdin.flush()
@@ -186,8 +187,10 @@ def launch(
         try:
             while waiting or at_work:
                 while waiting and free:
-                    at_work.append(_Worker(waiting.popleft(), free.pop(0), threads))
+                    with held_back():  # a process that was begun is one that is ended
+                        at_work.append(_Worker(waiting.popleft(), free.pop(0), threads))
                 time.sleep(0.1)
+                obey()
                 for worker in [w for w in at_work if w.process.poll() is not None]:
                     at_work.remove(worker)
                     free.append(worker.place)
@@ -204,11 +207,9 @@ def launch(
 # %% ../../nbs/runs/06_processes.ipynb #5b7d51fa
 def _bar(jobs, progress):
     "A bar on stderr that counts `jobs`, drawn at most once a second."
-    from tqdm import tqdm
-
     told = "{l_bar}{bar}| {n:.1f}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]"
-    often = {"mininterval": 1, "miniters": 0, "dynamic_ncols": True}
-    return tqdm(total=len(jobs), unit="run", bar_format=told, disable=not progress, **often)
+    how = {"bar_format": told, "disable": not progress, "miniters": 0}
+    return progress_bar(total=len(jobs), unit="run", **how)
 
 
 def _look(bar, jobs):
@@ -268,6 +269,7 @@ def submit(
                     _settle(job, handle)
             _look(bar, all_jobs)
             time.sleep(0.5)
+            obey()
     return all_jobs
 
 
@@ -275,7 +277,8 @@ def _settle(job, handle):
     "Note in `job` how the scheduler's `handle` ended."
     lost = handle.exception()
     if lost:
-        why, where = str(lost).splitlines()[0], handle.paths.stderr
+        why = " ".join(str(lost).split())[:160] or type(lost).__name__
+        where = handle.paths.stderr
         job.state = "failed"
         job.message = f"The scheduler lost this run ({why}): see {where}."
     else:

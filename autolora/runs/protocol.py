@@ -8,6 +8,7 @@ __all__ = ['arms', 'conditions', 'embedded', 'design', 'cells', 'disagreements',
 # %% ../../nbs/runs/07_protocol.ipynb #c0de00ce
 from functools import reduce
 from itertools import product
+from numbers import Integral
 from operator import or_
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
         SETTINGS.parted({**settings, **choice}, own, "these methods")
     for name in backbones or ():
         BACKBONES[name]
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = [int(seed) for seed in (range(seeds) if isinstance(seeds, Integral) else seeds)]
     if not seeds:
         raise AutoLoRaError("A study needs at least one seed: give their number, or a list.")
     sources = [tasks] if isinstance(tasks, (str, Path)) else tasks

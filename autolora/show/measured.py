@@ -47,7 +47,8 @@ _MEASURED = (
 
 def training_alarms(run) -> list[str]:
     "What spoke against a run's numbers while it was trained, as sentences."
-    return [str(e.get("message")) for e in run.events if e.get("event") == "alarm"]
+    told = ("alarm", "diverged")
+    return [str(e.get("message")) for e in run.events if e.get("event") in told]
 
 
 def _frame(table):
@@ -68,6 +69,8 @@ def measurement(run) -> list[Block]:
     "The final evaluation as a table, with its alarms; or how far an unfinished run has come."
     lines = ", ".join(map(str, getattr(run, "damaged_lines", ())))
     told = [_GARBLED.format(lines)] if lines else []
+    if run.events and run.events[-1].get("event") == "failed":
+        told.append(f"It ended with an error: {run.events[-1]['message']}")
     if not run.report:
         words = _UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))
         alarms = [f"Alarm: {alarm}" for alarm in training_alarms(run)]

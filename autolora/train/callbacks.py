@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..core.disk import write_atomic
+from ..core.machine import progress_bar
 from ..core.numbers import duration, pct
 from ..core.threat import ThreatModel
 from ..data.images import Split
@@ -43,7 +44,7 @@ class Progress(Callback):
             tqdm.write(f"{plan} {start['lr']:.2g}: about {cost}", file=sys.stderr)
         total = learner.epochs * steps
         done = learner.epoch * steps
-        self.bar = tqdm(total=total, initial=done, unit="step", mininterval=1, dynamic_ncols=True)
+        self.bar = progress_bar(total=total, initial=done, unit="step")
 
     def before_step(self, learner):
         self.bar.update(round(learner.progress * self.bar.total) - self.bar.n)
@@ -90,8 +91,8 @@ class FullPassSA(Callback):
         path = learner.method.branch or learner.method.model
         right = seen = 0
         rng_state = learner.data_rng.get_state()
-        with eval_mode(path):
-            for x, y in learner.batches():
+        with eval_mode(path), contextlib.closing(learner.batches()) as batches:
+            for x, y in batches:
                 right += (path(x).argmax(1) == y).sum().item()
                 seen += len(y)
         learner.data_rng.set_state(rng_state)

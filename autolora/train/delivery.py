@@ -38,7 +38,7 @@ def sign_test(earlier: torch.Tensor, later: torch.Tensor) -> float:
 # %% ../../nbs/train/02_delivery.ipynb #c48bbccd
 class WeightAverage:
     """The power average of all of a method's floating-point tensors over the steps of its training;
-    whole numbers are those of the last step. Source: Karras et al. 2024, section 3.1."""
+    of other values the last. Source: Karras et al. 2024, section 3.1."""
 
     gamma = 6.94  # a width of a tenth of the run
 
@@ -57,10 +57,10 @@ class WeightAverage:
         for name, module in method.modules().items():
             kept = self.weights[name]
             for key, tensor in module.state_dict().items():
-                if tensor.is_floating_point():
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                     kept[key].lerp_(tensor, share)
                 else:
-                    kept[key].copy_(tensor)
+                    kept[key] = copy.deepcopy(tensor)
 
     def gather(self):
         "Let the processes of a distributed training agree: BatchNorm's statistics differ in them."

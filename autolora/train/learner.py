@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Callback', 'steps_per_epoch', 'on_device', 'training_batches', 'which_correct', 'count_correct', 'train_step',
-           'check_first_step', 'Learner', 'set_lr']
+           'Learner', 'set_lr']
 
 # %% ../../nbs/train/03_learner.ipynb #7435e1dc
 import contextlib
@@ -20,7 +20,7 @@ from ..core.distributed import all_reduce, all_reduce_gradients, average_buffers
 from ..core.errors import AutoLoRaError
 from ..core.machine import process_index
 from ..core.seeds import OwnRandom
-from ..core.signals import held_back
+from ..core.signals import held_back, obey
 from ..data.images import LazyImages
 from ..data.task import Task
 from ..models.kept import save_weights
@@ -28,7 +28,8 @@ from ..models.parts import eval_mode
 from ..robust.attacks import is_right, own_random, pgd
 from .checkpointing import gradient_checkpointing
 from .delivery import BestEpoch
-from .state import load_checkpoint, save_checkpoint
+from .divergence import Diverged, check_first_step, check_loss, check_weights
+from .state import keep_start, load_checkpoint, save_checkpoint, step_back
 
 # %% ../../nbs/train/03_learner.ipynb #37a4560c
 class Callback:
@@ -95,11 +96,14 @@ def _prefetched(items):
     "The `items`, made in another thread, two ahead; an exception comes where its item would have."
     items = iter(items)
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         coming = deque(thread.submit(next, items, end) for _ in range(2))
         while (item := coming.popleft().result()) is not end:
             coming.append(thread.submit(next, items, end))
             yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 # %% ../../nbs/train/03_learner.ipynb #ac37c6ae
 @torch.no_grad()
@@ -166,23 +170,6 @@ def _check_terms(method, terms):
             "the class's natural, adversarial or other (tuples of names)."
         )
 
-
-def check_first_step(method, loss: float):
-    """Refuse what no learning rate mends: a `loss` of the first step of all, or its gradients (as
-    the step left them), that aren't finite numbers. Raises `AutoLoRaError`."""
-    if not torch.tensor(loss).isfinite():
-        raise AutoLoRaError(
-            "The loss of the very first step is NaN or infinite, before anything is learned: check "
-            "the backbone's weights and what it computes."
-        )
-    for name, module in method.modules().items():
-        for own, parameter in module.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                raise AutoLoRaError(
-                    f"The gradient of {name}.{own} is NaN or infinite in the very first step: some "
-                    "operation of the backbone has no derivative there (a root of zero?), mend it."
-                )
-
 # %% ../../nbs/train/03_learner.ipynb #225c34f5
 class Learner:
     """Trains `method` on `task`, steered by `schedule`, and leaves everything in `run`, whose
@@ -211,6 +198,8 @@ class Learner:
         self.step = 0  # and steps in this one
         self.done = False  # the schedule has ended the run before its last epoch
         self.pool = None  # the training images that an epoch takes, None for all
+        self.cuts = 0  # of the rate, because the training had diverged
+        self.origin = None  # where the first epoch starts, while it lasts
 
     @property
     def steps(self) -> int:
@@ -258,10 +247,16 @@ def fit(self: Learner, resume: bool = False):
     if not self.completed:
         self.check_room()
     self.call("before_fit")
+    if not self.epoch:
+        keep_start(self)
     measure = None  # nobody waits for a measurement where the run is interrupted
     try:
         while not self.completed:
-            self.fit_epoch()
+            began = time.perf_counter()
+            try:
+                self.fit_epoch()
+            except Diverged as diverged:
+                step_back(self, diverged, began)
         measure = lambda: self.hits()[1]
     finally:
         if self.delivery.begun:
@@ -289,6 +284,7 @@ def fit_epoch(self: Learner):
             self.save_weights(self.delivery.best["weights"])
         save_checkpoint(self)
         self.run.log("epoch", **self.record)
+    self.origin = None
 
 # %% ../../nbs/train/03_learner.ipynb #0db569f3
 def set_lr(optimizer: torch.optim.Optimizer, lr: float):
@@ -306,25 +302,28 @@ def train_epoch(self: Learner):
     self.record.setdefault("attack_steps", 0)
     totals = Counter()
     right = seen = 0  # natural images classified correctly, of so many
-    for step, (x, y) in enumerate(self.batches()):
-        self.step = step
-        set_lr(self.optimizer, self.schedule.rate(self.progress))
-        self.call("before_step")
-        self.record.setdefault("lr", self.optimizer.param_groups[0]["lr"])
-        self.record["attack_steps"] += self.method.steps
-        with drawn.around(first=step == 0):
-            totals.update(self.take_step(x, y))  # a Counter adds
-        self.delivery.after_step(self.method)
-        self.call("after_step")
-        if self.method.nat is not None:
-            right += (self.method.nat.argmax(1) == y).sum()
-            seen += len(y)
+    with contextlib.closing(self.batches()) as batches:
+        for step, (x, y) in enumerate(batches):
+            obey()
+            self.step = step
+            set_lr(self.optimizer, self.schedule.rate(self.progress))
+            self.call("before_step")
+            self.record.setdefault("lr", self.optimizer.param_groups[0]["lr"])
+            self.record["attack_steps"] += self.method.steps
+            with drawn.around(first=step == 0):
+                totals.update(self.take_step(x, y))  # a Counter adds
+            self.delivery.after_step(self.method)
+            self.call("after_step")
+            if self.method.nat is not None:
+                right += (self.method.nat.argmax(1) == y).sum()
+                seen += len(y)
     right, seen = all_reduce([float(right), float(seen)])
     means = {name: float(total) / self.steps for name, total in totals.items()}
     self.train_sa = right / seen if seen else float("nan")
     self.record |= means | {"terms": list(means), "loss": sum(means.values())}
     self.record["train_sa"] = self.train_sa
     average_buffers(self.method.modules().values())
+    check_weights(self.method, self.epoch + 1, self.record["lr"])
 
 
 @patch
@@ -336,18 +335,14 @@ def batches(self: Learner):
 
 @patch
 def take_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
-    "The terms of one step. Raises `AutoLoRaError` for undeclared ones and for a loss like NaN."
+    "The terms of one step. Raises `AutoLoRaError` for undeclared ones, `Diverged` for a NaN."
     terms = train_step(self.method, self.optimizer, x, y)
+    loss = sum(terms.values())
     if self.step == 0:
         _check_terms(self.method, terms)
         if self.epoch == 0:
-            check_first_step(self.method, float(sum(terms.values())))
-    if not torch.isfinite(sum(terms.values())):
-        raise AutoLoRaError(
-            f"The loss is no longer a finite number in epoch {self.epoch + 1} at a learning rate "
-            f"of {self.optimizer.param_groups[0]['lr']:.3g}: start again with a smaller lr; the "
-            "last finished epoch is kept in the run folder."
-        )
+            check_first_step(self.method, float(loss))
+    check_loss(loss, self.epoch + 1, self.optimizer.param_groups[0]["lr"])
     return terms
 
 # %% ../../nbs/train/03_learner.ipynb #fc9be8d4

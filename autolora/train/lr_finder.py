@@ -17,17 +17,11 @@ import torch
 from torch.nn import functional as F
 
 from ..core.distributed import all_reduce
-from ..core.errors import AutoLoRaError
-from ..core.machine import out_of_memory
+from ..core.machine import OutOfMemory, out_of_memory
 from ..core.seeds import OwnRandom
 from ..data.task import Task
-from autolora.train.learner import (
-    check_first_step,
-    set_lr,
-    steps_per_epoch,
-    train_step,
-    training_batches,
-)
+from .divergence import check_first_step
+from .learner import set_lr, steps_per_epoch, train_step, training_batches
 
 # %% ../../nbs/train/06_lr_finder.ipynb #27fe648a
 @contextlib.contextmanager
@@ -49,7 +43,7 @@ def _rehearsal(method):
 def _rehearsal_batches(method, task, batch_size, seed):
     "Endless augmented training batches, as the learner makes them, from a generator of their own."
     device = next(method.model.parameters()).device
-    rng = torch.Generator().manual_seed(seed + 1)
+    rng = torch.Generator().manual_seed(int(seed) + 1)
     while True:
         yield from training_batches(task, batch_size, rng, device)
 
@@ -67,7 +61,7 @@ def seconds_per_step(method, task: Task, batch_size: int) -> float:
                 raise
             images = batch_size // method.microbatches
             if method.gradient_checkpointing and images < 16:
-                raise AutoLoRaError(
+                raise OutOfMemory(
                     f"A training step on {images} images doesn't fit in memory: choose a smaller "
                     "backbone, or load the task with a smaller size=."
                 ) from error

@@ -93,12 +93,17 @@ TIMINGS.register("released", _Timing(delay=1, first=1.0, restored=False, spares=
 class Schedule:
     "What steers a learning rate: `rate(progress)` in each step, `step(ra)` at an epoch's end."
 
+    factor = 2  # that a cut divides the rate by
     epoch: int = field(default=0, init=False)  # epochs seen
     best: float = field(default=-1.0, init=False)  # robust validation accuracy
 
     def rate(self, progress: float) -> float:
         "The learning rate of a step, `progress` (in [0, 1)) of the run being done."
         return self.lr
+
+    def cut(self):
+        "Divide every rate from now on: asked for where a training diverged."
+        self.lr /= self.factor
 
     def state_dict(self) -> dict:
         return {"lr": self.lr, "epoch": self.epoch, "best": self.best}
@@ -181,7 +186,7 @@ class AutoLR(Schedule):
         elif not self.found_best and not (self.was_cut and timing.spares):
             reason = 2
         if reason:
-            self.lr /= self.factor
+            self.cut()
             self.previous = self.best if timing.restored else self.previous
         self.passed += 1
         self.improved = 0
@@ -218,6 +223,13 @@ class StepDecay(Schedule):
         new_best = self._count(ra)
         self.lr = self.start / 10 ** sum(self.epoch >= mark for mark in self.milestones)
         return Decision(self.epoch, self.lr, new_best, reason=None, stop=False)
+
+    def cut(self):
+        super().cut()
+        self.start /= self.factor
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"start": self.start}
 
 # %% ../../nbs/train/01_schedule.ipynb #d9373269
 class CoolDown(GetAttr):
