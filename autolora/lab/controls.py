@@ -195,8 +195,8 @@ class Controls(widgets.VBox):
         return self._text("data")
 
     def _about(self, name):
-        "What is chosen in the field `name`, in words."
-        value = self._text(name)
+        "What is chosen in the field `name`, in words; only of names there is more to say."
+        value = self.fields[name].control.value if name in self.own else ""
         if name == "backbone" and value not in self.own_backbones:
             return BACKBONES[value].description
         if name == "data" and value in TASKS and value not in self.own_data:
