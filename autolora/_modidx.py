@@ -520,6 +520,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'autolora/lab/controls.py'),
                                        'autolora.lab.controls.Controls._threat': ( 'lab/controls.html#controls._threat',
                                                                                    'autolora/lab/controls.py'),
+                                       'autolora.lab.controls.Controls.hints': ( 'lab/controls.html#controls.hints',
+                                                                                 'autolora/lab/controls.py'),
                                        'autolora.lab.controls.Controls.observe_all': ( 'lab/controls.html#controls.observe_all',
                                                                                        'autolora/lab/controls.py'),
                                        'autolora.lab.controls.Controls.own': ('lab/controls.html#controls.own', 'autolora/lab/controls.py'),

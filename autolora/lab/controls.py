@@ -140,6 +140,13 @@ class Controls(widgets.VBox):
         self.fields = {name: _Field(name, control) for name, control in controls.items()}
         super().__init__([*self.fields.values(), widgets.HTML(self._help())])
 
+    @property
+    def hints(self) -> dict:
+        "What each field means, by its name, and each method, by its label."
+        apart = {"backbone": _NET, "data": _DATA, "norm": _NORM}
+        methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
+        return apart | {name: setting.help for name, setting in self.table.items()} | methods
+
     def _help(self):
         "HTML, folded: what the fields, the methods and the words mean."
         fields = {setting.label: setting.help for setting in self.table.values()}

@@ -60,17 +60,28 @@ function render({ model, el }) {
   const typed = () => {
     const found = {};
     for (const field of el.closest(".autolora-lab").querySelectorAll(".autolora-field")) {
-      const name = [...field.classList].find(c => c.startsWith("autolora-field-")).slice(15);
       const input = field.querySelector("input[type=text], input[type=number]");
-      if (input) found[name] = input.value;
+      if (input) found[name(field)] = input.value;
     }
     return found;
+  };
+  const name = field => [...field.classList].find(c => c.startsWith("autolora-field-")).slice(15);
+  const explain = ({ target }) => {
+    const box = target.closest(".autolora-field-methods .widget-checkbox, .autolora-field");
+    if (!box || !box.closest(".autolora-lab").contains(el)) return;
+    const hints = model.get("hints");
+    const hint = hints[box.matches(".autolora-field") ? name(box) : box.textContent.trim()];
+    if (hint) for (const part of [box, ...box.querySelectorAll("[title]")]) part.title = hint;
   };
   const look = () => { button.disabled = model.get("disabled"); };
   button.addEventListener("click", () => model.send({ typed: typed() }));
   model.on("change:disabled", look);
   look();
-  return () => model.off("change:disabled", look);
+  document.addEventListener("pointerover", explain);
+  return () => {
+    document.removeEventListener("pointerover", explain);
+    model.off("change:disabled", look);
+  };
 }
 
 export default { render };
@@ -78,14 +89,17 @@ export default { render };
 
 
 class StartButton(anywidget.AnyWidget):
-    "The button *Start*: a `click` enters into `controls` what was typed there, then is heard."
+    """The button *Start*: a `click` enters into `controls` what was typed there, then is heard; it
+    also shows the hints of `controls` on hover."""
 
     _esm = _PRESS
     disabled = traitlets.Bool(False).tag(sync=True)
+    hints = traitlets.Dict().tag(sync=True)
 
     def __init__(self, controls: Controls):
         super().__init__(layout=widgets.Layout(width="auto", flex="1 1 auto"))
         self.controls = controls
+        self.hints = controls.hints
         self._heard = widgets.CallbackDispatcher()
         self.on_click = self._heard.register_callback
         self.on_msg(lambda _, content, buffers: self.click(content["typed"]))

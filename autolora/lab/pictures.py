@@ -246,8 +246,8 @@ def automatic(config: dict, chosen: set) -> pd.DataFrame:
 
 # %% ../../nbs/lab/01_pictures.ipynb #dc120efe
 _THUMBNAIL = (
-    "<figure style='margin:2px;display:inline-block;width:64px;text-align:center;"
-    "vertical-align:top'>"
+    "<figure style='margin:2px;display:inline-block;min-width:44px;max-width:64px;"
+    "text-align:center;vertical-align:top'>"
     "<img alt='{name}' width='40' style='image-rendering:pixelated' src='{uri}'><figcaption style="
     "'font-size:10px;line-height:1.1;overflow-wrap:break-word'>{name}</figcaption></figure>"
 )
