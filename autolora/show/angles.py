@@ -58,7 +58,7 @@ def plot_angles(history: draw.History) -> go.Figure:
             continue
         draw.add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
         if not np.allclose(reaching, natural, equal_nan=True):
-            label = f"{run.label}, if the natural term reached the FE too"
+            label = f"{run.label}, both through the FE"
             draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
     if fig.data:
         _no_conflict(fig, reach)
