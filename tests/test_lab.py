@@ -316,6 +316,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
         page.locator(".lm-Menu-itemLabel").get_by_text("Restart Kernel…", exact=True).click()
         page.get_by_role("button", name="Confirm Kernel Restart").click()
+        page.wait_for_timeout(3000)  # until then the old one may look idle
         held = len(runs(tmp_path)[0].history)
         until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on without a kernel")
         until(lambda: idle_kernel(server), 60, "the new kernel")
