@@ -110,7 +110,7 @@ function tabulate(panel, html) {
 
 function draw(panel, json) {
   const { data, layout } = JSON.parse(json);
-  const { title, annotations = [] } = layout;
+  const { title = {}, annotations = [] } = layout;
   panel.json = json;
   panel.title.textContent = words(title.text);
   panel.said.textContent = words(title.subtitle && title.subtitle.text);
@@ -119,8 +119,9 @@ function draw(panel, json) {
   delete layout.title;
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
   layout.autosize = true;
-  layout.margin.t = annotations.some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
-  panel.plot.style.height = `${layout.height}px`;  // a resize takes the height from here
+  const t = annotations.some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
+  layout.margin = { ...layout.margin, t };
+  panel.plot.style.height = `${layout.height || 400}px`;  // a resize takes the height from here
   const bare = { displayModeBar: false };
   after(panel, plotly => panel.json === json && plotly.react(panel.plot, data, layout, bare));
 }
