@@ -304,7 +304,7 @@ def test_a_trial_that_is_no_longer_wanted_is_ended_and_says_nothing(lab, moods, 
     assert "✕" not in words_of(lab)
     for name in ("autolora", "trades"):
         lab.controls.boxes[name].value = name == "trades"
-    until(lambda: "About" in lab.facts.value and "AutoLoRa" not in lab.facts.value, 60, "trades")
+    until(lambda: "(naive RFT (TRADES) " in lab.facts.value, 60, "one that has no rank")
 
 
 def test_a_choice_that_needs_too_much_memory_is_refused_at_its_field(lab, monkeypatch):

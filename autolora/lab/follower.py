@@ -190,8 +190,9 @@ class Checker:
         self._wish = 0
 
     def changed(self):
-        "A choice was changed: check it soon."
+        "A choice was changed: check it soon; what was said of the last one no longer stands."
         self._wish += 1
+        self.desk.controls.read()
         timer = Timer(0.3, self._check, [self._wish])
         timer.daemon = True
         timer.start()

@@ -119,10 +119,12 @@ class Lab(Desk):
     def _choice(self):
         "What is chosen, or an `AutoLoRaError` where it was refused; that is marked then."
         choice = self.controls.read()
+        refused = choice is None or "refused" in self.checker.costs.known(choice)
+        if refused:
+            self.checker.changed()  # what was refused may be there by now
         if choice is not None:
             self.checker.show(choice)
-        if choice is None or "refused" in self.checker.costs.known(choice):
-            self.checker.changed()  # what was refused may be there by now
+        if refused:
             raise AutoLoRaError("Correct what is marked, then press again.")
         return choice
 
