@@ -73,6 +73,8 @@ class _Verb:
             flags = [f"--{spelling}" for spelling in spelled]
             about = {"dest": setting.name, "help": setting.help.replace("%", "%%")}
             valued = many | {"metavar": "VALUE"}
+            if bool in setting.values and setting.default is None:
+                valued |= {"nargs": "?", "const": True}
             how = {"action": "store_true"} if setting.default is False else valued
             made.add_argument(*flags, default=argparse.SUPPRESS, **about, **how)
         return made

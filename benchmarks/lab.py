@@ -4,12 +4,10 @@ training's slow-down, medians of 5.
 python benchmarks/lab.py all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on
 the path) python benchmarks/lab.py --headless without a page
 
-The slow-down is a ratio: the same run with the live panel and without, taken in turns in one
-process, each epoch's own seconds. A third run has no panel, no angles, and its history's writing is
-not counted: lab, history and angles together against it."""
+The slow-down is a ratio: the same run with the live panel and without, taken in turns, each epoch's
+own seconds. A third run has neither panel nor angles: both together against it."""
 
 import argparse
-import contextlib
 import os
 import statistics
 import subprocess
@@ -39,25 +37,6 @@ def spread(values, unit="s", digits=2):
     )
 
 
-@contextlib.contextmanager
-def timed_log():
-    "A list that fills with the seconds of every write to a run's history."
-    from autolora.runs.folder import Run
-
-    seconds, log = [], Run.log
-
-    def timed(run, event, **fields):
-        start = time.perf_counter()
-        log(run, event, **fields)
-        seconds.append(time.perf_counter() - start)
-
-    Run.log = timed
-    try:
-        yield seconds
-    finally:
-        Run.log = log
-
-
 def settle(lab):
     """Wait until `lab` has drawn the end of a training and measured what the next would cost: that
     isn't what is timed."""
@@ -68,25 +47,23 @@ def settle(lab):
 
 def train(lab, folder, epochs, angles=True):
     """One run in `lab`'s trainer, or without a lab in a trainer of its own: its mean seconds an
-    epoch, without the first, and those of its history's writing."""
+    epoch, without the first."""
     from autolora import Run
-    from autolora.runs.jobs import Trainer
+    from autolora.runs.background import Trainer
 
-    trainer = lab.trainer if lab else Trainer()
-    with timed_log() as writing:
-        trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
-        if lab:
-            lab.follower.soon()
-        trainer.wait()
-    return Run(folder).history.seconds[1:].mean(), sum(writing) / epochs
+    trainer = lab.trainer if lab else Trainer(folder.parent)
+    trainer.start([CALL | {"epochs": epochs, "out": folder, "angles": angles}])
+    if lab:
+        lab.follower.soon()
+    trainer.wait()
+    return Run(folder).history.seconds[1:].mean()
 
 
 def live(folder, epochs, redraws):
     "`train` under a lab of its own; `redraws` gets how many there were."
     from autolora.lab.panel import Lab
-    from autolora.runs.jobs import Trainer
 
-    lab = Lab(folder.with_name(f"{folder.name}-lab"), trainer=Trainer())
+    lab = Lab(folder.with_name(f"{folder.name}-lab"))
     settle(lab)
     seen = []
     lab.canvas.observe(seen.append, "panels")
@@ -99,8 +76,8 @@ def live(folder, epochs, redraws):
 
 
 def slow_down(folder, rounds=5, epochs=8):
-    """Round by round, seconds an epoch with the live panel over those without, and with panel,
-    history and angles over those with none of them; and how many redraws there were."""
+    """Round by round, seconds an epoch with the live panel over those without, and with panel and
+    angles over those with neither; and how many redraws there were."""
     panel, together, redraws = [], [], []
     for i in range(rounds):
         runs = {
@@ -110,8 +87,8 @@ def slow_down(folder, rounds=5, epochs=8):
         }
         names = list(runs)[i % 3 :] + list(runs)[: i % 3]
         found = {name: runs[name]() for name in names}
-        panel.append(found["live"][0] / found["plain"][0])
-        together.append(sum(found["live"]) / found["bare"][0])
+        panel.append(found["live"] / found["plain"])
+        together.append(found["live"] / found["bare"])
     return panel, together, redraws
 
 
@@ -119,7 +96,6 @@ def redraw_cost(folder, rounds=5):
     "Seconds of a redraw of two finished runs of 60 epochs, with nothing else at work."
     from autolora.lab.panel import Lab
     from autolora.runs.folder import create_run
-    from autolora.runs.jobs import Trainer
 
     paths = []
     for method in ("autolora", "trades"):
@@ -159,7 +135,7 @@ def redraw_cost(folder, rounds=5):
                 restored=e - 1 if e % 20 == 0 else None,
             )
         paths.append(run.path)
-    lab, seconds = Lab(folder / "none", runs=paths, trainer=Trainer()), []
+    lab, seconds = Lab(folder / "none", runs=paths), []
     for _ in range(rounds):
         start = time.perf_counter()
         lab.draw(anew=True)
@@ -224,7 +200,7 @@ def main():
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
     panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
     print("epoch seconds with the live panel over without:", spread(panel, "", 3))
-    print("epoch seconds with panel, history and angles over without:", spread(together, "", 3))
+    print("epoch seconds with panel and angles over without:", spread(together, "", 3))
     print(f"redraws in a training: {spread(redraws, '', 0)}")
     save(
         args.results,
@@ -235,10 +211,7 @@ def main():
             "recording": together,
             "the live panel alone: seconds an epoch over those without": panel,
         },
-        notes=[
-            f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles, and "
-            "the writing of the history not counted."
-        ],
+        notes=[f"Redraws in a training: {spread(redraws, '', 0)}. Without: no panel, no angles."],
     )
     if args.headless:
         return

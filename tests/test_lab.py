@@ -14,8 +14,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from test_lab_faults import made
 
 from autolora import Run
+from autolora.runs.background import Trainer
 from autolora.runs.protocol import design
 from autolora.runs.study import create_study
 
@@ -75,6 +77,8 @@ def serving(command, url, folder):
             yield
         finally:
             server.terminate()
+            Trainer(folder / "runs").stop()  # which would outlive it
+            Trainer(folder / "runs").wait(30)
 
 
 @pytest.fixture
@@ -308,6 +312,23 @@ def test_lab_in_jupyterlab(tmp_path, browser):
             "the training in a new panel",
         )
 
+        # the kernel is gone: the training isn't, and the lab run again shows and ends it
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.locator(".lm-Menu-itemLabel").get_by_text("Restart Kernel…", exact=True).click()
+        page.get_by_role("button", name="Confirm Kernel Restart").click()
+        page.wait_for_timeout(3000)  # until then the old one may look idle
+        held = len(runs(tmp_path)[0].history)
+        until(lambda: len(runs(tmp_path)[0].history) > held, 60, "going on without a kernel")
+        until(lambda: idle_kernel(server), 60, "the new kernel")
+        run_all(page)
+        until(
+            lambda: (
+                page.locator(".autolora-lab").count() == 1 and "AutoLoRa: running" in words(page)
+            ),
+            60,
+            "the training in the new kernel's panel",
+        )
+
         # stop keeps the best weights, for both; resume would go on
         press(page, STOP)
         until(lambda: words(page).count(": stopped") == 2, 60, "the stop")
@@ -318,10 +339,11 @@ def test_lab_in_jupyterlab(tmp_path, browser):
             and not page.get_by_title(RESUME).is_disabled()
         )
 
-        # two short runs to the end: results, slider, images, code, report
+        # two short runs to the end: results, slider, images, code, report; what stands in a field
+        # when Start is pressed is what is run, even if its own message never came
         field(page, "Images", 400)
         field(page, "Epochs", 2)
-        field(page, "AutoAttack", 0)
+        page.get_by_label("AutoAttack", exact=True).evaluate("e => { e.value = 0 }")
         press(page, START)
         until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
         until(
@@ -352,13 +374,28 @@ def test_lab_in_jupyterlab(tmp_path, browser):
 
         press(page, "This choice as Python and as a shell command")
         code = until(lambda: page.get_by_title("This choice as code").input_value(), 20, "the code")
-        press(page, "A page for each run shown, to read and to send")
+        field(page, "Seed", 3)
+        until(lambda: "of an earlier choice" in words(page), 20, "that the code is stale")
+        field(page, "Seed", 0)
+        until(lambda: "of an earlier choice" not in words(page), 20, "that the code is right again")
+        button = page.get_by_title("A page for each run shown, to read and to send")
+        button.click()
         link = page.get_by_role("link", name="Report of autolora")
+        assert 0 < link.bounding_box()["y"] - button.bounding_box()["y"] < 100
         with page.expect_popup() as popup:
             link.click()
         popup.value.wait_for_load_state()
         assert "AutoLoRa on digits" in popup.value.title()
+        popup.value.close()
         shoot(page, "finished")
+
+        # the saved notebook keeps the pictures, for whoever has no kernel; the link stays, too
+        page.keyboard.press("Control+s")
+        until(lambda: kept_pictures(tmp_path / "lab.ipynb") == 8, 20, "pictures in the notebook")
+        assert page.locator(".autolora-kept:visible").count() == 0
+        page.reload()
+        page.get_by_role("link", name="Report of autolora").wait_for(timeout=90_000)
+        until(lambda: sum(points(page)) >= 2, 60, "the pictures after a reload")
 
         # both as a study, below the runs
         study = create_study(
@@ -380,6 +417,15 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         shoot(page, "study")
         assert complaints == []
     check_code(code, tmp_path)
+
+
+def kept_pictures(path):
+    "How many pictures a page made of the saved notebook at `path` shows."
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter().from_notebook_node(nbformat.read(path, as_version=4))
+    return page.count("src='data:image/png;base64,") + page.count('src="data:image/png;base64,')
 
 
 def check_code(code, folder):
@@ -437,18 +483,43 @@ def saved_runs(tmp_path_factory):
 def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
 
     shutil.copytree(saved_runs, tmp_path / "runs")
+    for i in range(12):
+        made(tmp_path / "runs", i, 3 + i)
     with jupyterlab(tmp_path, theme) as (address, server):
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         open_notebook(page, address, server)
         chosen = page.get_by_label("Runs")
-        until(lambda: chosen.locator("option").count() == 2, 30, "saved runs in the list")
-        chosen.select_option(index=[0, 1])
+        until(lambda: chosen.locator("option").count() == 14, 30, "saved runs in the list")
+        both = [f"{method} · digits · seed 0 · {method}" for method in ("autolora", "trades")]
+        chosen.select_option(label=both)
         until(lambda: sum(points(page)) >= 2, 30, "the replay of saved runs")
         until(lambda: page.locator("[data-panel=scales] .main-svg").count(), 30, "the last panel")
         for width in (1280, 800):
             page.set_viewport_size({"width": width, "height": 1400})
             until(lambda: clipped(page) == [], 10, f"labels that fit at {width} pixels")
             check_look(page, f"{width}-{theme.split()[1]}", dark="Dark" in theme)
+        check_twelve(page, chosen, theme.split()[1])
+
+
+def check_twelve(page, chosen, theme):
+    "Twelve runs of other layers each: every picture is there, and no two of its words overlap."
+    page.set_viewport_size({"width": 1280, "height": 720})
+    names = chosen.locator("option").all_inner_texts()
+    chosen.select_option(label=[name for name in names if "unfinished" in name])
+    until(lambda: "one of 12 runs" in words(page), 30, "twelve runs")
+    page.get_by_label("In front").select_option(index=5)
+    until(lambda: "can't be drawn" in words(page) or clipped(page) == [], 20, "labels that fit")
+    assert "can't be drawn" not in words(page)
+    assert page.locator(".autolora-plot > .plot-container").count() == 8
+    under = page.locator("[data-panel=example] .xtitle")
+    boxes = [under.nth(i).bounding_box() for i in range(under.count())]
+    ends = sorted((box["x"], box["x"] + box["width"]) for box in boxes)
+    assert len(boxes) == 3 and all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+    if SHOTS:
+        for part in range(6):
+            shoot(page, f"twelve-{theme}-{part}")
+            page.locator(".jp-WindowedPanel-outer").first.evaluate("e => { e.scrollTop += 600 }")
+            page.wait_for_timeout(300)
 
 
 def clipped(page):
@@ -534,10 +605,19 @@ def test_lab_as_a_page_of_voila(tmp_path, browser):
         page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
         field(page, "Images", 400)
+        field(page, "Epochs", 300)
+        press(page, START)
+        until(lambda: sum(points(page)) >= 1, 90, "the first angles")
+        page.reload(timeout=120_000)  # and so another kernel
+        page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
+        until(lambda: "AutoLoRa: running" in words(page), 30, "the training after a reload")
+        press(page, STOP)
+        until(lambda: words(page).count(": stopped") == 2, 60, "the stop")
+        field(page, "Images", 400)
         field(page, "Epochs", 2)
         field(page, "AutoAttack", 0)
         press(page, START)
         until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
         shoot(page, "voila")
     until(lambda: get(address) is None, 20, "the end of the page's server with its command")
-    assert [run.finished for run in runs(tmp_path)] == [True, True]
+    assert [run.finished for run in runs(tmp_path)] == [False, True, True]

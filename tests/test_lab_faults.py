@@ -1,11 +1,11 @@
 """What the lab says and keeps when something goes wrong: pressed without a browser, with real
 trainings."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,10 +16,13 @@ import torch
 from torch import nn
 
 from autolora import Run
+from autolora.lab import follower
 from autolora.lab.canvas import Canvas
-from autolora.lab.painter import Painter
+from autolora.lab.follower import Checker
 from autolora.lab.panel import Lab
-from autolora.runs.jobs import Trainer
+from autolora.methods.registry import METHODS
+from autolora.runs.folder import create_run
+from autolora.show import PANELS
 
 
 def until(condition, seconds, what):
@@ -30,12 +33,24 @@ def until(condition, seconds, what):
         time.sleep(0.02)
 
 
-# what happens to the logits: "train", "validate" -> function of them; a copied net has the same
-MOOD = {}
+def slow(logits):
+    Path(os.environ["MOODY"], "reached").touch()
+    time.sleep(0.2)
+    return logits
+
+
+MOODS = {
+    "NaN loss": lambda logits: logits * float("nan"),
+    "out of memory": lambda logits: torch.empty(2**50) and logits,
+    "torch's own error": lambda logits: logits @ torch.ones(3, 3),
+    "slow": slow,
+    "very slow": lambda logits: [slow(logits) for _ in range(300)][0],
+}
 
 
 class Moody(nn.Module):
-    "A small net of one's own whose forward pass can be told to go wrong."
+    """A small net of one's own whose forward pass can be told to go wrong, in whatever process: a
+    file called train, validate or ever in the folder MOODY names the mood."""
 
     def __init__(self):
         super().__init__()
@@ -47,23 +62,43 @@ class Moody(nn.Module):
         )
 
     def forward(self, x):
+        logits = self.head(self.body(x))
         moment = "train" if self.training else None if torch.is_grad_enabled() else "validate"
-        return MOOD.get(moment, lambda logits: logits)(self.head(self.body(x)))
+        for name in (moment, "ever"):
+            mood = Path(os.environ["MOODY"], name or "never")
+            if mood.is_file():
+                return MOODS[mood.read_text()](logits)
+        return logits
 
 
 @pytest.fixture
-def lab(tmp_path):
-    "A lab set to a training of the moody net that takes long enough to be disturbed."
-    MOOD.clear()
+def moods(tmp_path, monkeypatch):
+    "The folder whose files are the net's moods."
+    folder = tmp_path / "moods"
+    folder.mkdir()
+    monkeypatch.setenv("MOODY", str(folder))
+    return folder
+
+
+def opened(root, **more):
+    "A lab with the moody net, set to a training that takes long enough to be disturbed."
     torch.manual_seed(0)
-    lab = Lab(tmp_path / "runs", backbones={"moody": Moody()}, trainer=Trainer())
+    lab = Lab(root, backbones={"moody": Moody()}, **more)
     choose(lab, backbone="moody", data="digits", limit="400", epochs="400", autoattack=0)
     for box in lab.controls.fields["methods"].control.children[1:]:
         box.value = False
+    return lab
+
+
+@pytest.fixture
+def lab(tmp_path, moods):
+    lab = opened(tmp_path / "runs")
     yield lab
-    MOOD.clear()
+    for mood in moods.iterdir():
+        mood.unlink()
     lab.close()
-    lab.trainer.close()
+    lab.trainer.stop()
+    lab.trainer.wait(30)
 
 
 def choose(lab, **values):
@@ -108,51 +143,41 @@ def goes_on(lab):
 
 
 FAULTS = {
-    "NaN loss": (
-        lambda logits: logits * float("nan"),
-        "The loss is no longer a finite number in epoch",
-    ),
-    "out of memory": (
-        lambda logits: torch.empty(2**50) and logits,
-        "The memory ran out: choose a smaller batch_size",
-    ),
-    "torch's own error": (
-        lambda logits: logits @ torch.ones(3, 3),
-        "not foreseen (RuntimeError: mat1 and mat2 shapes",
-    ),
+    "NaN loss": "The loss is no longer a finite number in epoch",
+    "out of memory": "The memory ran out: choose a smaller batch_size",
+    "torch's own error": "not foreseen (RuntimeError: mat1 and mat2 shapes",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_training_is_one_sentence_and_resume_works(lab, fault):
-    what, sentence = FAULTS[fault]
+def test_a_fault_in_training_is_one_sentence_and_resume_works(lab, moods, fault):
+    sentence = FAULTS[fault]
     start(lab)
-    MOOD["train"] = what
+    (moods / "train").write_text(fault)
     said = ended(lab, "failed")
     assert sentence in said and "Traceback" not in said and said.count("<div>") == 1
     assert sentence in run_of(lab).last("failed")["message"]
-    MOOD.clear()
+    (moods / "train").unlink()
     goes_on(lab)
 
 
-def test_stop_during_validation(lab):
-    reached = threading.Event()
+def test_stop_during_validation(lab, moods):
     start(lab)
-    MOOD["validate"] = lambda logits: (reached.set(), time.sleep(0.2), logits)[-1]
-    assert reached.wait(60)
+    (moods / "validate").write_text("slow")
+    until((moods / "reached").is_file, 60, "a validation")
     done = len(run_of(lab).history)
     lab.stop.click()
     ended(lab, "stopped")
     assert len(run_of(lab).history) == done and (run_of(lab).path / "model.safetensors").is_file()
-    MOOD.clear()
+    (moods / "validate").unlink()
     goes_on(lab)
 
 
 def test_start_pressed_twice(lab):
     start(lab, epochs=1)
     lab.start.click()
-    assert "A training is at work in this kernel already" in lab.state.value
-    assert len(lab.trainer.jobs) == 1 and len(list(lab.root.iterdir())) == 1
+    assert "A training is at work in" in lab.follower.complaint
+    assert len(lab.trainer.jobs) == 1 and len(list(lab.root.glob("*/"))) == 1
     lab.stop.click()
     ended(lab, "stopped")
 
@@ -170,38 +195,11 @@ def test_damaged_data(lab, tmp_path):
             f"the refusal of {data} at the control",
         )
         lab.start.click()
-        said = ended(lab, "failed")
-        assert (
-            "✕" not in said
-            and said.count("<div>") == 1
-            and "not foreseen" not in said
-            and not list(tmp_path.glob("runs/*/config.json"))
-        ), said
+        assert "Correct what is marked" in lab.state.value
+        assert "✕" in lab.controls.fields["data"].note.value, "Start took the mark away"
+    assert not list(tmp_path.glob("runs/*/"))
     choose(lab, data="digits")
     start(lab, epochs=1)  # the next choice is not harmed
-    lab.stop.click()
-    ended(lab, "stopped")
-
-
-@pytest.mark.parametrize("how", ["killed", "hanging"])
-def test_the_painter_is_lost(lab, how):
-    start(lab)
-    follower = lab.follower
-    until(lambda: follower.workshop.painter and follower.stand, 30, "a painter that answers")
-    painter, process = follower.workshop.painter, follower.workshop.painter.process
-    os.kill(process.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-    if how == "hanging":
-        painter.patience = 0.5
-    until(lambda: "are drawn in the kernel now" in lab.state.value, 30, "the sentence")
-    assert (
-        "exit status -9" if how == "killed" else "not answered"
-    ) in lab.state.value and process.poll() is not None
-    shown, done = lab.canvas.panels, len(run_of(lab).history)
-    until(
-        lambda: lab.canvas.panels != shown and len(run_of(lab).history) > done,
-        60,
-        "pictures drawn in the kernel, and the training going on",
-    )
     lab.stop.click()
     ended(lab, "stopped")
 
@@ -219,39 +217,167 @@ def alive(pid):
         return False
 
 
-def test_the_painter_dies_with_the_kernel():
+def test_the_aide_dies_with_the_kernel_and_is_deaf_to_interrupts():
     script = (
-        "import os, signal, sys; from autolora.lab.painter import Painter; "
-        "print(Painter().process.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), "
-        "signal.SIGKILL)"
+        "import os, signal, sys; from autolora.lab.aide import Aide; "
+        "print(Aide('builtins', 'dict').process.pid, flush=True); sys.stdin.read(); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     kernel = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     pid = int(kernel.stdout.readline())
+    time.sleep(1)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.5)
     assert alive(pid)
     kernel.communicate()
     assert kernel.returncode == -9
-    until(lambda: not alive(pid), 30, "the painter's end")
+    until(lambda: not alive(pid), 30, "the aide's end")
 
 
-def test_the_painter_is_of_low_priority_and_deaf_to_interrupts():
-    painter, order = (
-        Painter(),
-        dict(folders=[], opened=[], image=0, scale=0.0, work=None, anew=False),
+def test_a_kernel_that_dies_leaves_its_training_to_the_next(lab, tmp_path):
+    script = (
+        "import os, signal; from test_lab_faults import *; "
+        f"lab = opened({str(lab.root)!r}); lab.start.click(); "
+        "until(lambda: lab.trainer.position, 90, 'the training'); os.kill(os.getpid(), 9)"
     )
-    painter.ask(order)
-    answers = []
-    until(lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer")
-    os.kill(painter.process.pid, signal.SIGINT)
-    painter.ask(order | {"scale": 1.0})
-    until(
-        lambda: answers.append(painter.answer()) or answers[-1], 60, "an answer after an interrupt"
-    )
-    assert [panel[0] for panel in answers[-1]["panels"]] == ["example", "scales"]
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert os.getpriority(os.PRIO_PROCESS, painter.process.pid) == min(19, own + 10)
-    painter.close()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", script], env=env).returncode == -9
+    assert lab.trainer.busy and lab.trainer.jobs[0].state == "running"
+    done = len(run_of(lab).history)
+    until(lambda: len(run_of(lab).history) > done, 60, "going on without its kernel")
+    lab.resume.click()  # nothing is paused: nothing changes, but this lab follows from now on
+    until(lambda: list(lab.shown()) == ["autolora"] and lab.follower.stand, 30, "its pictures here")
+    start = time.monotonic()
+    lab.pause.click()
+    until(lambda: lab.trainer.paused, 5, "the pause")
+    assert time.monotonic() - start < 2, "0.3 s, and what a busy machine adds"
+    lab.resume.click()
+    until(lambda: not lab.trainer.paused, 5, "the resume")
+    lab.stop.click()
+    ended(lab, "stopped")
+    goes_on(lab)
+
+
+def test_a_training_that_was_killed_says_so_and_goes_on(lab):
+    start(lab)
+    pid = int(json.loads((lab.root / ".lock").read_text())["pid"])
+    os.kill(pid, signal.SIGKILL)
+    said = ended(lab, "stopped")
+    assert "was ended from outside" in said and "Resume" in said
+    goes_on(lab)
+
+
+def test_an_unfinished_run_goes_on_from_its_folder_alone(lab, tmp_path, moods):
+    start(lab)
+    lab.stop.click()
+    ended(lab, "stopped")
+    path = run_of(lab).path
+    done = len(run_of(lab).history)
+    bare = Lab(tmp_path / "elsewhere", runs=[path])
+    assert "unfinished" in bare.runs.options[0][0] and not bare.resume.disabled
+    bare.resume.click()  # the net was an object of somebody's
+    assert "trained with a backbone of your own, Moody" in bare.state.value
+    bare.close()
+    again = opened(tmp_path / "elsewhere", runs=[path])
+    again.resume.click()
+    until(lambda: len(Run(path).history) > done, 90, "going on in another lab")
+    again.stop.click()
+    ended(again, "stopped")
+    again.close()
+
+
+def words_of(lab):
+    return lab.facts.value + "".join(f.note.value for f in lab.controls.fields.values())
+
+
+def test_a_trial_that_is_no_longer_wanted_is_ended_and_says_nothing(lab, moods, monkeypatch):
+    monkeypatch.setattr(Checker, "patience", 0.2)
+    (moods / "ever").write_text("very slow")
+    choose(lab, limit="390")
+    until((moods / "reached").is_file, 60, "a trial that takes a minute")
+    pid = Checker._aide.process.pid
+    choose(lab, backbone="robust_mini_gray")
+    until(lambda: not alive(pid), 20, "the end of the unwanted trial")
+    until(lambda: "attack steps" in lab.facts.value, 60, "the trial of the new choice")
+    assert "✕" not in words_of(lab)
+    for name in ("autolora", "trades"):
+        lab.controls.boxes[name].value = name == "trades"
+    until(lambda: "(naive RFT (TRADES) " in lab.facts.value, 60, "one that has no rank")
+
+
+def test_a_choice_that_needs_too_much_memory_is_refused_at_its_field(lab, monkeypatch):
+    monkeypatch.setattr(follower, "free_memory", lambda: 3 * 10**9)
+    choose(lab, backbone="robust_mini_gray", size="1000", limit="")
+    until(lambda: "✕" in lab.controls.fields["size"].note.value, 90, "the refusal")
+    assert "more than the 1.5 GB" in lab.controls.fields["size"].note.value
+    lab.start.click()
+    assert "Correct what is marked" in lab.state.value and not lab.trainer.busy
+    choose(lab, size="", data="  ")
+    lab.checker.timer.join()
+    assert "Choose a data set" in lab.controls.fields["data"].note.value
+
+
+def made(folder, i, layers):
+    "The folder of a made-up run, of a backbone whose layers nobody else has."
+    config = {"method": ["autolora", "trades", "at", "awp"][i % 4], "task": "digits", "seed": i}
+    names = [f"a class with a long name {k}" for k in range(10)]
+    run = create_run(folder / f"run{i:02d}", config | {"epochs": 4, "classes": names})
+    for e in range(1, 5):
+        angles = {f"net{i}.block{k}.conv": 80.0 + e + k for k in range(layers)}
+        given = dict(angle=90.0 + i, angle_natural=95.0 + i, angle_layers=angles)
+        given |= dict(length_nat=1.0 + i, length_adv=2.0, lr=0.1, sa=0.9, ra=0.4 + i / 100)
+        run.log("epoch", epoch=e, seconds=1.0, n_val=100, loss=1.0, ce_nat=0.5, **given)
+    run.log("scales", scale=[0.0, 1.0], sa=[0.8, 0.9], ra=[0.5, 0.4], n=100)
+    x = np.random.default_rng(i).random((8, 1, 16, 16))
+    p = np.eye(10)[np.arange(8)]
+    arrays = dict(nat=x, adv=x, y=np.arange(8), fe_nat=p, fe_adv=np.roll(p, i % 2, 1))
+    np.savez(run.path / "examples.npz", **arrays)
+    return run.path
+
+
+def test_twelve_runs_of_other_layers_each(lab, tmp_path):
+    paths = [made(tmp_path / "many", i, 3 + i) for i in range(12)]
+    for n in (2, 4, 5, 12):
+        lab.runs.value = ()
+        lab.open(*paths[:n])
+        figures = {name: json.loads(figure) for name, figure, _ in lab.canvas.panels}
+        assert len(figures) == 8
+        for name, figure in figures.items():
+            assert figure["data"] and figure["layout"]["title"]["text"] != "Not drawn", (name, n)
+            assert figure["layout"]["height"] < 1400, (name, n)
+        assert (lab.front.layout.display == "none") == (n <= 4)
+    lab.front.value = str(paths[7])
+    arrows = json.loads({name: figure for name, figure, _ in lab.canvas.panels}["gradients"])
+    assert arrows["layout"]["title"]["subtitle"]["text"].startswith("Awp · digits, seed 7:")
+    lab.canvas.opened = [panel[0] for panel in lab.canvas.panels]
+    tables = {name: table for name, _, table in lab.canvas.panels if name != "example"}
+    assert all("<table" in table for table in tables.values())
+
+
+def test_one_pictures_failure_is_its_own(lab, tmp_path, monkeypatch):
+    monkeypatch.setitem(PANELS, "losses", lambda histories: 1 / 0)
+    lab.open(made(tmp_path / "many", 0, 3))
+    figures = {name: json.loads(figure) for name, figure, _ in lab.canvas.panels}
+    assert "ZeroDivisionError" in figures["losses"]["layout"]["title"]["subtitle"]["text"]
+    assert all(figures[name]["data"] for name in figures if name != "losses")
+    assert "✕" not in lab.state.value
+
+
+def test_what_is_new_has_controls_and_words(lab):
+    assert not lab.controls.read()["skip_broken"]
+    choose(lab, skip_broken=True)
+    assert lab.controls.read()["skip_broken"]
+    marks = dict((name, label) for label, name in lab.controls.fields["backbone"].control.options)
+    assert marks["robust_mini_gray"].endswith("· robust")
+    assert marks["resnet18"].endswith("· not robust") and marks["moody"] == "moody"
+    choose(lab, backbone="resnet18")
+    lab.controls.read()
+    assert "ImageNet" in lab.controls.fields["backbone"].note.value
+    told = lab.controls.children[-1].value
+    assert all(cls.label in told for cls in map(METHODS.get, lab.controls.boxes))
+    assert "Zhang et al. 2019" in told and "standard and robust accuracy" in told
 
 
 # a host for the canvas's module, as a front end is one: it imports the text and asks for a view
@@ -287,9 +413,51 @@ def test_a_canvas_without_plotly_says_so_and_keeps_its_words(chromium, fault):
         expect(page.locator("h3")).to_have_text("A title that wraps")
         expect(page.get_by_role("slider", name="s")).to_have_value("0.5")
         if fault:
-            said = page.locator(".autolora-files")
+            said = page.locator(".autolora-trouble")
             expect(said).to_contain_text("plotly.js didn't load (Error: out of memory). Run this")
         expect(page.locator(".main-svg").first).to_be_visible(visible=not fault, timeout=20_000)
         page.evaluate("window.close_view()")
         browser.close()
     assert complaints == []
+
+
+def test_the_canvas_comes_up_on_a_busy_machine(chromium):
+    "A front end gives a widget's module two seconds; here the page has a quarter of the time."
+    from playwright.sync_api import expect, sync_playwright
+
+    canvas = Canvas()
+    canvas.show([["one", go.Figure(go.Scatter(y=[3, 1, 2])).to_json(), ""]])
+    state = {name: getattr(canvas, name) for name in ("panels", "opened", "sliders", "values")}
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        session = page.context.new_cdp_session(page)
+        session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
+        took = page.evaluate(
+            f"async given => {{ const start = performance.now(); await ({HOST})(given); "
+            "return performance.now() - start; }",
+            {"esm": canvas._esm, "state": state | {"plotly": canvas.plotly}},
+        )
+        assert took < 2000
+        session.send("Emulation.setCPUThrottlingRate", {"rate": 1})
+        expect(page.locator(".main-svg").first).to_be_visible(timeout=30_000)
+        browser.close()
+
+
+def test_a_picture_that_the_page_cannot_draw_leaves_the_others(chromium):
+    from playwright.sync_api import expect, sync_playwright
+
+    canvas = Canvas()
+    good = go.Figure(go.Scatter(y=[3, 1, 2])).to_json()
+    canvas.show([["bad", "{}", ""], ["worse", "no JSON", ""], ["good", good, ""]])
+    state = {name: getattr(canvas, name) for name in ("panels", "opened", "sliders", "values")}
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.evaluate(HOST, {"esm": canvas._esm, "state": state | {"plotly": canvas.plotly}})
+        good = page.locator("[data-panel=good] .main-svg").first
+        expect(good).to_be_visible(timeout=20_000)
+        for name in ("bad", "worse"):
+            said = page.locator(f"[data-panel={name}] p")
+            expect(said).to_contain_text("This picture can't be drawn")
+        browser.close()

@@ -29,7 +29,6 @@ from autolora.models.views import FrozenBN, SplitBN
 from autolora.robust.alarms import ALARMS, Look, looks_like_probabilities
 from autolora.robust.attacks import fgsm, is_right, n_fgsm, own_random, pgd
 from autolora.robust.fusion import FusedCopy, explain_speed, fused_copy
-from autolora.runs.jobs import Trainer
 from autolora.train.learner import count_correct
 from autolora.train.overfitting import OverfittingAlarm
 
@@ -599,10 +598,7 @@ def test_a_training_and_the_cell_beside_it_do_not_meet(tmp_path):
     )  # fmt: skip
 
     def trained(name):
-        trainer = Trainer()
-        trainer.start([call | {"out": tmp_path / name}])
-        trainer.wait()
-        assert trainer.jobs[0].state == "finished", trainer.jobs[0].message
+        assert finetune(**call, out=tmp_path / name, progress=False).finished
         return load_file(tmp_path / name / "model.safetensors")
 
     torch.manual_seed(11)

@@ -17,10 +17,13 @@ from numpy.typing import ArrayLike
 from .errors import AutoLoRaError
 
 # %% ../../nbs/core/05_paired.ipynb #4d0d5c7e
-def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+def t_interval(
+    values: ArrayLike, level: float = 0.95, within: tuple = (-math.inf, math.inf)
+) -> tuple[float, float, float]:
     """`(mean, low, high)` of the numbers `values`, NaN left out: Student's interval of the mean.
 
-    Its ends are NaN for fewer than two numbers."""
+    Its ends are NaN for fewer than two numbers, and never beyond `within`, what a mean can be: few
+    values that differ much would promise an accuracy of 123 %."""
     from scipy.stats import t
 
     values = np.asarray(values, float)
@@ -30,7 +33,8 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
         return (float(values[0]) if n else math.nan), math.nan, math.nan
     mean = float(values.mean())
     half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return mean, mean - half, mean + half
+    low, high = np.clip([mean - half, mean + half], *within)
+    return mean, float(low), float(high)
 
 # %% ../../nbs/core/05_paired.ipynb #fef78de2
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ def _effect_interval(t, n):
     return t / math.sqrt(n), low / math.sqrt(n), high / math.sqrt(n)
 
 # %% ../../nbs/core/05_paired.ipynb #ca479ceb
-def difference(a: ArrayLike, b: ArrayLike) -> Difference:
+def difference(a: ArrayLike, b: ArrayLike, within: tuple = (-math.inf, math.inf)) -> Difference:
     """What separates the paired numbers `a` and `b`, one a seed in the same order: a - b, pairs
-    with a NaN left out. Raises `AutoLoRaError` if they aren't as many.
+    with a NaN left out; `within` as in `t_interval`. Raises `AutoLoRaError` if they aren't as many.
 
     Sources: Student 1908; Wilcoxon 1945."""
     from scipy.stats import ttest_1samp, wilcoxon
@@ -90,7 +94,7 @@ def difference(a: ArrayLike, b: ArrayLike) -> Difference:
         )
     each = (a - b)[~np.isnan(a - b)]
     n = len(each)
-    mean = t_interval(each)
+    mean = t_interval(each, within=within)
     if n < 2 or np.ptp(each) < 1e-12:
         return Difference(n, *mean)
     test = ttest_1samp(each, 0)
@@ -138,7 +142,7 @@ def _group_pairs(where, group, measure, against):
     for a, b in combinations(dict.fromkeys(group.arm), 2):
         if against not in (None, a, b):
             continue
-        found = difference(by_seed[a], by_seed[b])
+        found = difference(by_seed[a], by_seed[b], within=(-100, 100))
         lost = f"{len(by_seed) - found.n} of {len(by_seed)} seeds have no pair"
         notes = [found.note, lost if found.n < len(by_seed) else ""]
         compared = {"measure": measure, "a": a, "b": b, **vars(found)}

@@ -44,6 +44,11 @@ class Registry(Mapping):
         self._things[name] = thing
         return thing
 
+    def added(self) -> dict:
+        "What was registered from outside this package, by name: a new process doesn't know it."
+        ours = lambda home: home.startswith("autolora.") or home.endswith(_WHILE_IMPORTED)
+        return {name: it for name, it in self._things.items() if not ours(self._homes[name])}
+
     def _fill(self):
         if self._filled:
             return
@@ -92,3 +97,6 @@ def _home(thing):
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("autolora."):
         frame = frame.f_back
     return f"{type(thing).__qualname__} of {frame.f_globals.get('__name__')}"
+
+
+_WHILE_IMPORTED = " of importlib._bootstrap"  # an instance that a room of ours registers

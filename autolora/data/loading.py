@@ -185,6 +185,8 @@ def _found(source, root: str | Path | None = None, size=None, skip_broken=False,
     if not isinstance(source, (str, Path)):
         return _in_memory(source, size, skip_broken, limit, root)
     name = str(source)
+    if not name.strip():
+        raise AutoLoRaError("The data are named by nothing: give a name, or the path of a folder.")
     path = Path(source).expanduser()
     if name.startswith("hf:"):
         task = _in_memory(from_hub(name.removeprefix("hf:")), size, skip_broken, limit, root)

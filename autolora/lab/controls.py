@@ -31,10 +31,11 @@ def look(words: str, hint: str) -> dict:
 class _Field(widgets.VBox):
     "A `control` and the `note` under it; `refuse` and `say` fill the note, in plain text."
 
-    def __init__(self, control):
+    def __init__(self, name, control):
         self.control = control
         self.note = widgets.HTML(layout=widgets.Layout(margin="0 0 0 92px"))
         super().__init__([control, self.note])
+        self.add_class("autolora-field").add_class(f"autolora-field-{name}")
 
     def say(self, words):
         self.note.value = f"<small>{html.escape(words)}</small>" if words else ""
@@ -83,16 +84,39 @@ def _control_for(setting: Setting) -> widgets.Widget:
     return widgets.Text(placeholder=words, continuous_update=False, **common)
 
 # %% ../../nbs/lab/03_controls.ipynb #9df18e5d
-_NET = "The pre-trained, robust network that is fine-tuned"
+_NET = "The pre-trained network that is fine-tuned; robust ones were trained adversarially before"
 _DATA = "A built-in data set, or the path of an .npz pack or of a folder with a sub-folder a class"
-_METHOD = "One run each, one after another, with the same settings"
 _NORM = "How the size of a perturbation is measured"
 _NORMS = [("as recommended", ""), ("L-inf", "linf"), ("L2", "l2")]
 
 
+def _first(thing):
+    "The first paragraph of a docstring, on one line."
+    return " ".join((thing.__doc__ or "").partition("\n\n")[0].split())
+
+
 def _box(method):
     begun = method in ("autolora", "trades")
-    return widgets.Checkbox(value=begun, indent=True, **look(METHODS[method].label, _METHOD))
+    cls = METHODS[method]
+    return widgets.Checkbox(value=begun, indent=True, **look(cls.label, _first(cls)))
+
+
+def _marked(name):
+    "A backbone's name, with the one thing that everybody should know of it."
+    known = BACKBONES[name]
+    mark = "robust" if known.robust else "not robust" if known.weights else ""
+    return f"{name} · {mark}" if mark else name
+
+
+_GLOSSARY = {
+    "SA, RA": "standard and robust accuracy: on natural images, and on adversarial ones",
+    "eps": "how far the adversary may move an image",
+    "PGD-10": "projected gradient descent, ten steps: the attack of training and validation",
+    "nat, adv": "natural images, and what the adversary made of them",
+    "CE, KL": "cross-entropy; Kullback-Leibler divergence of the two answers p_nat and p_adv",
+    "FE, head": "the feature extractor, all of the network but its last layer, the head",
+    "branch": "low-rank weights beside the FE's, through which AutoLoRa sends natural images",
+}
 
 
 class Controls(widgets.VBox):
@@ -103,7 +127,8 @@ class Controls(widgets.VBox):
         self.own_data = dict(data)
         self.boxes = {method: _box(method) for method in offered()}
         self.table = _shown()
-        nets = [*BACKBONES, *self.own_backbones]
+        nets = [(_marked(name), name) for name in BACKBONES]
+        nets += [(name, name) for name in self.own_backbones]
         tasks = dict(options=[*TASKS, *self.own_data], value=next(iter(TASKS)))
         controls = {
             "backbone": widgets.Dropdown(options=nets, **look("Backbone", _NET)),
@@ -112,8 +137,48 @@ class Controls(widgets.VBox):
             "norm": widgets.Dropdown(options=_NORMS, **look("Threat", _NORM)),
         }
         controls |= {name: _control_for(setting) for name, setting in self.table.items()}
-        self.fields = {name: _Field(control) for name, control in controls.items()}
-        super().__init__(list(self.fields.values()))
+        self.fields = {name: _Field(name, control) for name, control in controls.items()}
+        super().__init__([*self.fields.values(), widgets.HTML(self._help())])
+
+    @property
+    def hints(self) -> dict:
+        "What each field means, by its name, and each method, by its label."
+        apart = {"backbone": _NET, "data": _DATA, "norm": _NORM}
+        methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
+        return apart | {name: setting.help for name, setting in self.table.items()} | methods
+
+    def _help(self):
+        "HTML, folded: what the fields, the methods and the words mean."
+        fields = {setting.label: setting.help for setting in self.table.values()}
+        methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
+        parts = {"Words": _GLOSSARY, "Methods": methods}
+        parts["Fields"] = {"Backbone": _NET, "Data": _DATA, "Threat": _NORM} | fields
+        told = "".join(
+            f"<b>{title}</b><table>{''.join(map(_row, table.items()))}</table>"
+            for title, table in parts.items()
+        )
+        return (
+            f"<details><summary>What do these words mean?</summary><small>{told}</small></details>"
+        )
+
+    @property
+    def own(self) -> dict:
+        "One's own backbones and data, by the argument that they are for, and by name."
+        return {"backbone": self.own_backbones, "data": self.own_data}
+
+    def own_of(self, choice: dict) -> dict:
+        "Those of `own` that a `choice` names."
+        found = {part: (choice[part], self.own[part].get(choice[part])) for part in self.own}
+        return {part: {name: it} for part, (name, it) in found.items() if it is not None}
+
+    def take(self, typed: dict):
+        "Enter what was `typed` (field -> text), where that isn't known yet."
+        for name, text in typed.items():
+            control = self.fields[name].control
+            if isinstance(control, widgets.BoundedIntText):
+                text = int(text) if text.lstrip("-").isdigit() else control.value
+            if control.value != text:
+                control.value = text
 
     def observe_all(self, heard: Callable):
         "Call `heard(change)` whenever a value is changed."
@@ -131,6 +196,20 @@ class Controls(widgets.VBox):
             raise AutoLoRaError("Choose at least one method.")
         return chosen
 
+    def _data(self):
+        if not self._text("data"):
+            raise AutoLoRaError("Choose a data set, or write the path of a file or a folder.")
+        return self._text("data")
+
+    def _about(self, name):
+        "What is chosen in the field `name`, in words; only of names there is more to say."
+        value = self.fields[name].control.value if name in self.own else ""
+        if name == "backbone" and value not in self.own_backbones:
+            return BACKBONES[value].description
+        if name == "data" and value in TASKS and value not in self.own_data:
+            return _first(TASKS[value])
+        return ""
+
     def _threat(self):
         norm, eps = self._text("norm"), self._text("eps")
         if norm and not eps:
@@ -145,9 +224,10 @@ class Controls(widgets.VBox):
 
     def _read(self, name):
         "What the field `name` says, or an `AutoLoRaError`."
-        own = {"backbone": self.own_backbones, "data": self.own_data}
-        if name in own:
-            return own[name].get(self._text(name), self._text(name))
+        if name == "backbone":
+            return self._text(name)
+        if name == "data":
+            return self._data()
         apart = {"methods": self._methods, "eps": self._threat}
         return apart[name]() if name in apart else self._setting(name)
 
@@ -160,8 +240,13 @@ class Controls(widgets.VBox):
                 continue
             try:
                 found["threat" if name == "eps" else name] = self._read(name)
-                field.say("")
+                field.say(self._about(name))
             except AutoLoRaError as error:
                 field.refuse(str(error))
                 refused = True
         return None if refused else found
+
+
+def _row(pair):
+    name, words = map(html.escape, pair)
+    return f"<tr><td>{name}</td><td>{words}</td></tr>"

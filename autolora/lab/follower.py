@@ -6,6 +6,7 @@
 __all__ = ['Follower', 'Checker']
 
 # %% ../../nbs/lab/07_follower.ipynb #d081fbfe
+import base64
 import functools
 import html
 import time
@@ -13,18 +14,23 @@ from collections.abc import Callable
 from threading import Lock, Thread, Timer
 
 from ..core.errors import AutoLoRaError
-from .choices import Costs, task_of
+from ..core.machine import free_memory
+from .aide import Aide
+from .choices import Costs
 from .desk import Desk
-from .painter import Workshop
-from .pictures import alert, outcome, progress, thumbnails
+from .painter import Easel
+from .pictures import alert, outcome, progress
 from ..methods.registry import METHODS
+from ..runs.background import Trainer, parcel
 from ..runs.folder import Run
-from ..runs.jobs import Trainer
 
 # %% ../../nbs/lab/07_follower.ipynb #1580a72b
 @functools.cache
 def _outcome(path):
-    return outcome(Run(path))
+    try:
+        return outcome(Run(path))
+    except AutoLoRaError as error:
+        return str(error)
 
 
 def _line(job, paused):
@@ -34,7 +40,8 @@ def _line(job, paused):
         words = "paused"
     elif job.state == "finished":
         words = _outcome(job.out)
-    method = METHODS[job.call.get("method", "autolora")].label
+    method = job.call.get("method", "autolora")
+    method = METHODS[method].label if method in METHODS else str(method)
     return f"<div><b>{html.escape(method)}</b>: {html.escape(words)}</div>"
 
 # %% ../../nbs/lab/07_follower.ipynb #53dfab75
@@ -49,19 +56,23 @@ class Follower:
 
     `ended`: called when a training is over. `complaint`: what was wrong with the last request."""
 
-    latest = None  # the one that may follow
+    latest = {}  # folder -> the one that may follow what is at work there
 
     def __init__(self, desk: Desk, trainer: Trainer, ended: Callable):
         self.desk = desk
         self.trainer = trainer
         self.ended = ended
-        self.workshop = Workshop()
+        self.easel = Easel()
         self.thread = None
-        self.stand = None  # `pictures.standing` of the run at work, when it was last drawn
+        self.stand = None  # `pictures.standing` of the run at work, when it was last looked at
         self.complaint = ""
         self._undrawn = ""  # why drawing failed
         self._adopted = set()  # the folders of runs that were seen to begin
-        Follower.latest = self
+        Follower.latest[trainer.root] = self
+
+    @property
+    def _is_latest(self):
+        return Follower.latest.get(self.trainer.root) is self
 
     def soon(self):
         "Say how things stand, and follow from now on, if nobody does yet."
@@ -73,12 +84,11 @@ class Follower:
 
     def _follow(self):
         worked = False
-        while Follower.latest is self and self.trainer.busy:
+        while self._is_latest and self.trainer.busy:
             worked = True
             self.look()
             time.sleep(0.2)
         with self.desk.lock:
-            self.workshop.dismiss()
             self.say()  # before the last pictures, which take half a second
         self.look(final=worked)
         with self.desk.lock:
@@ -86,8 +96,8 @@ class Follower:
         self._hand_on(worked)
 
     def _hand_on(self, worked):
-        if Follower.latest is not self:
-            if Follower.latest:
+        if not self._is_latest:
+            if self.trainer.root in Follower.latest:
                 self.desk.state.value = alert(_ANOTHER)
         elif self.trainer.busy:
             self.soon()  # started since
@@ -95,14 +105,13 @@ class Follower:
             self.ended()
 
     def look(self, final: bool = False):
-        "Show what has changed since the last look; the `final` one draws everything, here."
+        "Show what has changed since the last look; the `final` one draws everything."
         with self.desk.lock:
             try:
                 self._adopt()
-                self.draw(anew=final)
-                self._undrawn = ""
-            except Exception as error:  # the training goes on
-                self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
+            except AutoLoRaError as error:
+                self.complaint = str(error)
+            self.draw(anew=final)
             self.say()
 
     def _adopt(self):
@@ -113,61 +122,77 @@ class Follower:
             self.desk.open(*fresh)
 
     def draw(self, anew: bool = False):
-        "Draw what has changed, beside a training for the next look; or all `anew`, at once."
-        desk, job = self.desk, self.trainer.job
+        "Draw what has changed, or all `anew`; what can't be drawn is said, and the rest goes on."
+        desk = self.desk
         with desk.lock:
+            job = self.trainer.job
             work = str(job.out) if job and job.out in self._adopted else None
-            order = desk.wishes() | {"work": work, "anew": anew}
-            beside = self.trainer.busy and Follower.latest is self and not anew
-            answer = self.workshop.paint(order, beside)
-            desk.canvas.show(answer.get("panels", []))
+            try:
+                answer = self.easel.paint(desk.wishes() | {"work": work, "anew": anew})
+                self._undrawn = ""
+            except Exception as error:
+                self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
+                return
+            desk.canvas.show(answer["panels"])
             desk.tables.value = answer.get("tables", desk.tables.value)
-            self.stand = answer.get("work", self.stand)
+            self.stand = answer["work"]
 
     def say(self):
         "Allow what can be pressed; say how each job stands, what went wrong, and how long yet."
         desk, jobs = self.desk, self.trainer.jobs
         busy = self.trainer.busy
-        paused = self.trainer.control.paused
+        paused = self.trainer.paused
         desk.start.disabled = busy
         desk.pause.disabled = not busy or paused
         desk.stop.disabled = not busy
-        desk.resume.disabled = not paused if busy else all(job.state == "finished" for job in jobs)
+        left = [job for job in jobs if job.state != "finished"] or desk.unfinished()
+        desk.resume.disabled = not paused if busy else not left
         lines = [_line(job, paused) for job in jobs]
-        wrong = filter(None, [self.complaint, self.workshop.lost, self._undrawn])
+        wrong = filter(None, [self.complaint, self._undrawn])
         desk.state.value = f"<div role='status'>{''.join([*lines, *map(alert, wrong)])}</div>"
-        desk.pace.value = html.escape(self._pace(self.trainer.job))
+        job = next((job for job in jobs if job.state == "running"), None)
+        desk.pace.value = html.escape(self._pace(job))
 
     def _pace(self, job):
         "How far the job at work is, in words; the bar shows it."
         if job is None:
             return ""
         known = self.stand if self.stand and self.stand["folder"] == str(job.out) else None
-        self.desk.bar.value, words = progress(known, self.trainer.control.position)
+        self.desk.bar.value, words = progress(known, self.trainer.position)
         return words
 
     def close(self):
         "Follow no longer; a training at work goes on."
-        if Follower.latest is self:
-            Follower.latest = None
+        if self._is_latest:
+            del Follower.latest[self.trainer.root]
         if thread := self.thread:
             thread.join(10)
 
 # %% ../../nbs/lab/07_follower.ipynb #cad16a00
-class Checker:
-    """Checks what is chosen on a `desk` and measures its `costs`, a moment after it was `changed`,
-    in a thread of its own, unless the `Trainer`'s lock `at_work` is held."""
+_LATER = "What this choice would cost is measured when the training is over."
 
-    def __init__(self, desk: Desk, at_work: Lock):
+
+class Checker:
+    """Has what is chosen on a `desk` tried and its `costs` measured, a moment after it was
+    `changed`, by an aide; not while a training is at work in the `follower`'s folder.
+
+    `patience`: seconds that the trial of a choice may still take when it is no longer wanted."""
+
+    patience = 3.0
+    _aide = None  # one for all labs of a kernel,
+    _turn = Lock()  # who take turns
+
+    def __init__(self, desk: Desk, follower: Follower):
         self.desk = desk
-        self.at_work = at_work
+        self.follower = follower
         self.costs = Costs()
         self.timer = None
         self._wish = 0
 
     def changed(self):
-        "A choice was changed: check it soon."
+        "A choice was changed: check it soon; what was said of the last one no longer stands."
         self._wish += 1
+        self.desk.controls.read()
         timer = Timer(0.3, self._check, [self._wish])
         timer.daemon = True
         timer.start()
@@ -175,34 +200,67 @@ class Checker:
 
     def _check(self, wish):
         choice = self.desk.controls.read()
-        if wish != self._wish or choice is None:
-            return
-        if not self.at_work.acquire(blocking=False):
-            later = "What this choice would cost is measured when the training is over."
-            self.desk.facts.value = f"<small>{later}</small>"
-            return
-        try:
-            self._try(choice, wish)
-        finally:
-            self.at_work.release()
+        with Checker._turn:  # who tries an older choice leaves soon
+            if wish != self._wish or choice is None:
+                return
+            found = self.costs.known(choice)
+            if (not found or "refused" in found) and not self.follower.trainer.busy:
+                found = self._tried(choice, wish)
+                self.costs.enter(choice, found)
+            if self.follower.trainer.busy and not found:
+                self.desk.facts.value = f"<small>{_LATER}</small>"
+                self.follower.soon()  # which asks again at the end
+            if wish == self._wish:
+                self.show(choice)
 
-    def _try(self, choice, wish):
-        desk, fields = self.desk, self.desk.controls.fields
+    def _tried(self, choice, wish):
+        "What `measured` says of a choice; {} if that is no longer wanted."
+        self.desk.facts.value = "<small>Trying this choice: data, and a training step ...</small>"
         try:
-            task = task_of(choice)
+            self._ask(choice)
+            return self._answer(wish)
         except AutoLoRaError as error:
-            return fields["data"].refuse(str(error))
-        desk.about.value = thumbnails(task)
-        desk.facts.value = "<small>Measuring a training step ...</small>"
-        try:
-            self.costs.measure(choice, task)
-        except AutoLoRaError as error:
-            desk.facts.value = ""
-            return fields["backbone"].refuse(str(error))
-        if wish == self._wish:
-            desk.facts.value = self.costs.words(choice, desk.root)
+            self._dismiss()
+            return {"refused": ["backbone", str(error)]}
+
+    def _ask(self, choice):
+        parcelled = base64.b64encode(parcel(self.desk.controls.own_of(choice))).decode()
+        half = (free_memory() or 0) // 2
+        if Checker._aide is None:
+            Checker._aide = Aide("autolora.lab.choices", "measured")
+        Checker._aide.ask({"choice": choice, "parcel": parcelled, "memory": half})
+
+    def _answer(self, wish):
+        unwanted = 0.0
+        while (found := Checker._aide.answer()) is None:
+            time.sleep(0.05)
+            unwanted += 0.05 * (wish != self._wish)
+            if unwanted > self.patience or self.follower.trainer.busy:
+                self._dismiss()
+                return {}
+        return found
+
+    def _dismiss(self):
+        if Checker._aide:
+            Checker._aide.close()
+        Checker._aide = None
+
+    def show(self, choice: dict):
+        "Show what is known of a choice, where it is still the one on the desk."
+        found = self.costs.known(choice)
+        if not found:
+            return
+        self.desk.about.value = found.get("about", "")
+        self.desk.facts.value = ""
+        if "refused" in found:
+            field, words = found["refused"]
+            self.desk.controls.fields[field].refuse(words)
+        else:
+            self.desk.facts.value = self.costs.words(choice, self.desk.root)
 
     def close(self):
         "Check no longer."
+        self._wish += 1
         self.timer.cancel()
         self.timer.join(10)
+        self._dismiss()

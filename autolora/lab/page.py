@@ -21,14 +21,16 @@ import webbrowser
 from pathlib import Path
 from threading import Thread
 
+from ..core.disk import who_is_in
 from ..core.errors import AutoLoRaError
 
 # %% ../../nbs/lab/09_page.ipynb #bf72239d
 def _notebook(root):
-    "The notebook behind the page, as text."
+    "The notebook behind the page, as text; what is typed there starts from where we are."
     from nbformat import v4, writes
 
-    cell = v4.new_code_cell(f"from autolora import Lab\n\nLab({str(root)!r})")
+    here = f"import os\n\nos.chdir({os.getcwd()!r})"
+    cell = v4.new_code_cell(f"{here}\nfrom autolora import Lab\n\nLab({str(root)!r})")
     kernel = {"name": "python3", "display_name": "Python 3"}
     return writes(v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}))
 
@@ -82,6 +84,11 @@ def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
             if browser:
                 Thread(target=_open_when_up, args=(url, port, server), daemon=True).start()
             ended = server.wait()
+    if at_work := who_is_in(root):
+        sys.stderr.write(
+            f"A training goes on in {root} ({at_work}): `autolora lab` shows it again, and can "
+            "stop it.\n"
+        )
     if ended not in (0, -signal.SIGTERM):
         raise AutoLoRaError(
             f"voila could not serve the page: see its words above; if port {port} is taken, choose "

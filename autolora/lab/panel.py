@@ -7,17 +7,24 @@ __all__ = ['Lab']
 
 # %% ../../nbs/lab/08_panel.ipynb #74751549
 import atexit
+import html
+import json
 from collections.abc import Iterable
 from pathlib import Path
+
+from fastcore.basics import patch
+from IPython.display import HTML, display
 
 from ..core.errors import AutoLoRaError
 from .choices import code_of
 from .desk import Desk
 from .follower import Checker, Follower
-from .pictures import plot_runs, table_html
+from .pictures import alert, plot_runs, table_html
+from ..models.backbones import BACKBONES
+from ..runs.background import Trainer
 from ..runs.finetuning import default_out
-from ..runs.jobs import Trainer
-from ..show.report import write_report
+from ..runs.folder import Run
+from ..show.report import same_call, write_report
 
 # %% ../../nbs/lab/08_panel.ipynb #fc4598a7
 def _new_folder(call, root):
@@ -26,8 +33,29 @@ def _new_folder(call, root):
     backbone, data = map(stem, (call["backbone"], call["data"]))
     return default_out(call["method"], backbone, data, call["seed"], root)
 
+# %% ../../nbs/lab/08_panel.ipynb #e80c6dc0
+_YOURS = (
+    "{} was trained with {} of your own, {}: hand it over as Lab({}={{'a name': ...}}), choose it "
+    "in the panel, then press Resume."
+)
+
+
+def _again(run, controls):
+    "The call that goes on with a `run`, whichever way it was begun."
+    call = same_call(run) | {"out": run.path, "resume": True}
+    nets = {type(net).__name__: name for name, net in controls.own_backbones.items()}
+    call["backbone"] = nets.get(call["backbone"], call["backbone"])
+    if call["backbone"] not in BACKBONES and call["backbone"] not in nets.values():
+        raise AutoLoRaError(
+            _YOURS.format(run.path.name, "a backbone", call["backbone"], "backbones")
+        )
+    if run.config.get("data") is None:
+        call["data"] = controls.fields["data"].control.value
+        if call["data"] not in controls.own_data:
+            raise AutoLoRaError(_YOURS.format(run.path.name, "data", run.config["task"], "data"))
+    return call
+
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
-_TRAINER = Trainer()
 _WITHOUT = (
     "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, "
     "Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
@@ -38,7 +66,7 @@ class Lab(Desk):
     """The panel, to be displayed in a notebook; run folders are made and looked for in `root`.
 
     `backbones`, `data`: dicts name -> one's own `nn.Module`s, and tasks, arrays or `Dataset`s.
-    `runs`: folders to open at once. `trainer`: None is the one that the labs of a kernel share."""
+    `runs`: folders to open at once."""
 
     def __init__(
         self,
@@ -46,29 +74,32 @@ class Lab(Desk):
         backbones: dict = (),
         data: dict = (),
         runs: Iterable[str | Path] = (),
-        trainer: Trainer | None = None,
     ):
         super().__init__(root, backbones, data)
-        self.trainer = trainer or _TRAINER
-        self.checker = Checker(self, self.trainer.at_work)
-        self.follower = Follower(self, self.trainer, ended=self.checker.changed)
+        self.trainer = Trainer(root)
+        self.follower = Follower(self, self.trainer, ended=self._ended)
+        self.checker = Checker(self, self.follower)
+        self._copied = None  # the choice whose code is shown
+        self._kept = None  # the output for those who have no kernel
         self._listen()
         atexit.register(self.close)
         self.open(*runs)
-        self.draw(anew=True)  # here, at once, also beside a training
+        self.draw(anew=True)  # here, at once
         self.follower.soon()
         self.checker.changed()
 
     def _listen(self):
         self._press(self.start, self._begin)
         self._press(self.pause, self.trainer.pause)
-        self._press(self.resume, self.trainer.resume)
+        self._press(self.resume, self._go_on)
         self._press(self.stop, self.trainer.stop)
         self._press(self.copy, self._show_code)
         self._press(self.report, self._hand_over_reports)
-        self.controls.observe_all(lambda change: self.checker.changed())
-        self.runs.observe(lambda change: self.draw(), "value")
+        self.controls.observe_all(lambda change: self._changed())
+        self.runs.observe(lambda change: self._chosen(), "value")
+        self.front.observe(lambda change: self.draw(), "value")
         self.canvas.observe(lambda change: self.draw(), ["opened", "values"])
+        self.canvas.observe(lambda change: self._keep(change["new"]), "shots")
         self.studies.observe(lambda change: self.show_study(change["new"]), "value")
         self.path.observe(lambda change: self._open_path(change["new"].strip()), "value")
 
@@ -83,33 +114,73 @@ class Lab(Desk):
             self.follower.complaint = str(error)
         self.follower.soon()
 
-    def _begin(self):
+    def _choice(self):
+        "What is chosen, or an `AutoLoRaError` where it was refused; that is marked then."
         choice = self.controls.read()
-        if choice is None:
-            raise AutoLoRaError("Correct what is marked, then press Start again.")
+        refused = choice is None or "refused" in self.checker.costs.known(choice)
+        if refused:
+            self.checker.changed()  # what was refused may be there by now
+        if choice is not None:
+            self.checker.show(choice)
+        if refused:
+            raise AutoLoRaError("Correct what is marked, then press again.")
+        return choice
+
+    def _begin(self):
+        choice = self._choice()
         calls = self.checker.costs.calls(choice)
-        self.trainer.start([call | {"out": _new_folder(call, self.root)} for call in calls])
-        self.follower.workshop.lost = ""
+        calls = [call | {"out": _new_folder(call, self.root)} for call in calls]
+        self.trainer.start(calls, self.controls.own_of(choice))
         self.runs.value = ()
 
+    def _go_on(self):
+        known = [str(job.out) for job in self.trainer.jobs]
+        others = [path for path in self.unfinished() if str(Path(path).absolute()) not in known]
+        if self.trainer.busy or not others:
+            return self.trainer.resume(self.controls.own)
+        calls = [_again(Run(path), self.controls) for path in others]
+        self.trainer.start(calls, self.controls.own)
+
+    def _ended(self):
+        "A training is over: its runs are finished in the list, and the next choice can be tried."
+        self.open()
+        self.checker.changed()
+        self.canvas.send("shoot")
+
+    def _changed(self):
+        self.checker.changed()
+        self._date_code()
+
+    def _chosen(self):
+        self.offer_fronts()
+        self.draw()
+        self.follower.say()
+
     def _show_code(self):
-        choice = self.controls.read()
-        if choice is None:
-            return
-        python, shell = code_of(self.checker.costs.calls(choice))
+        choice = self._choice()
+        python, shell = code_of(self.checker.costs.calls(choice), self.controls.own)
         lines = [f"# {line}" for line in shell.splitlines()]
         self.code.value = "\n".join([python, "", "# the same in a shell:", *lines])
         self.code.layout.display = ""
-        self.canvas.send({"copy": python})
+        self._copied = choice
+        self._date_code()
+        self.pages.send(python)
+
+    def _date_code(self):
+        "Say so where the code shown is that of another choice."
+        old = self._copied is not None and self.controls.read() != self._copied
+        words = "The code below is of an earlier choice: press Copy as code again."
+        self.stale.value = alert(words) if old else ""
 
     def _hand_over_reports(self):
         shown = self.shown()
         if not shown:
             raise AutoLoRaError("No run is shown: start one, or choose some in the list of runs.")
+        pages = []
         for name, run in shown.items():
             page = write_report(run)
-            link = f"Report of {name}, also in {page}"
-            self.canvas.send({"name": link, "content": page.read_text(encoding="utf-8")})
+            pages.append([f"Report of {name}", page.read_text(encoding="utf-8"), f"also in {page}"])
+        self.pages.pages = pages
 
     def _open_path(self, path):
         if path:
@@ -130,18 +201,39 @@ class Lab(Desk):
         for figure in plot_runs(self.shown(), wishes["image"], wishes["scale"]).values():
             figure.show()
 
-    def __repr__(self):
-        return _WITHOUT
+# %% ../../nbs/lab/08_panel.ipynb #688f52de
+def _kept_html(lab, shots):
+    "HTML for a page without widgets: the pictures `shots` (name -> data address) and the tables."
+    if not lab.runs.value:
+        return ""
+    titles = {
+        name: json.loads(fig)["layout"]["title"]["text"] for name, fig, _ in lab.canvas.panels
+    }
+    pictures = "".join(
+        f"<h4>{html.escape(titles.get(name, name))}</h4><img alt='{html.escape(name)}' src='{uri}'>"
+        for name, uri in shots.items()
+        if uri.startswith("data:image/png;base64,") and "'" not in uri
+    )
+    if not shots:
+        angles = plot_runs(lab.shown())["angles"]
+        pictures = angles.to_html(full_html=False, include_plotlyjs="cdn") + table_html(angles)
+    return f"<div class='autolora-kept'>{pictures}{lab.tables.value}</div>"
 
-    def _repr_mimebundle_(self, **kwargs):
-        static = {"text/plain": repr(self), "text/html": self._static()}
-        return self.panel._repr_mimebundle_(**kwargs) | static
 
-    def _static(self):
-        "HTML for a page without widgets: why there is no panel, the angles, and the results."
-        why = f"<p>{_WITHOUT}</p>"
-        if not self.runs.value:
-            return why
-        angles = plot_runs(self.shown())["angles"]
-        drawn = angles.to_html(full_html=False, include_plotlyjs="cdn")
-        return why + drawn + table_html(angles) + self.tables.value
+@patch
+def _keep(self: Lab, shots):
+    "Leave what is shown now, with the page's pictures, in the notebook."
+    if self._kept is not None:
+        self._kept.update(HTML(_kept_html(self, shots)))
+
+
+@patch
+def __repr__(self: Lab):
+    return _WITHOUT
+
+
+@patch
+def _ipython_display_(self: Lab):
+    words = {"text/plain": _WITHOUT, "text/html": f"<p>{_WITHOUT}</p>"}
+    display(self.panel._repr_mimebundle_() | words, raw=True)
+    self._kept = display(HTML(_kept_html(self, {})), display_id=True)

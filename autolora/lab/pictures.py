@@ -18,7 +18,7 @@ from ..core.numbers import duration, pct
 from ..robust.results import STAR, Report, compare_rows
 from ..runs.folder import Run
 from ..show.curves import PANELS, best_epoch, plot_scales
-from ..show.drawing import figure_table, run_label
+from ..show.drawing import blank, figure_table, finish, run_label
 from ..show.gallery import image_uri, plot_example, read_examples
 
 # %% ../../nbs/lab/01_pictures.ipynb #c61a7950
@@ -65,23 +65,43 @@ def readable(runs: list[Run]) -> tuple[list[Run], list[str]]:
     return found, told
 
 
+def _drawn(plot, *args):
+    "What `plot` draws of the `args`, or, where it can't, a figure that says so: the others stay."
+    try:
+        fig = plot(*args)
+        fig.to_json()
+        return fig
+    except Exception as error:
+        why = error if isinstance(error, AutoLoRaError) else f"{type(error).__name__}: {error}"
+        words = f"✕ This picture of these runs can't be drawn ({html.escape(str(why))})."
+        return finish(blank(), "Not drawn", words, 260)
+
+
 def moved(runs: dict, image: int, scale: float) -> dict:
     "The figures below a slider: image number `image`, and accuracies at a `scale` in [0, 1]."
     classes = next(filter(None, (run.config.get("classes") for run in runs.values())), None)
     examples = {name: _examples(run) for name, run in runs.items()}
     slides = {name: found for name, run in runs.items() if (found := run.last("scales"))}
-    return {"example": plot_example(examples, image, classes), "scales": plot_scales(slides, scale)}
+    return {
+        "example": _drawn(plot_example, examples, image, classes),
+        "scales": _drawn(plot_scales, slides, scale),
+    }
 
 
 def plot_runs(runs: dict, image: int = 0, scale: float = 0.0) -> dict:
-    "All figures of the dict name -> `Run`, by panel; `image`, `scale`: as in `moved`."
+    """All figures of the dict name -> `Run`, by panel; `image`, `scale`: as in `moved`. Of more
+    than four runs the first one stands in front."""
     histories = {name: _thinned(run.history) for name, run in runs.items()}
-    return {name: plot(histories) for name, plot in PANELS.items()} | moved(runs, image, scale)
+    drawn = {name: _drawn(plot, histories) for name, plot in PANELS.items()}
+    return drawn | moved(runs, image, scale)
 
 # %% ../../nbs/lab/01_pictures.ipynb #2ce6e07c
 def table_html(fig: go.Figure) -> str:
     "The numbers of a figure as an HTML table, or a sentence where there are none; escaped."
-    table = figure_table(fig)
+    try:
+        table = figure_table(fig)
+    except Exception as error:
+        return html.escape(f"These numbers can't be put into a table ({error}).")
     if table.empty:
         return "No numbers yet."
     return table.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format)
@@ -113,12 +133,20 @@ def _results(runs):
     reports = {run_label(name): Report.from_dict(run.report) for name, run in measured.items()}
     header, *rows = compare_rows(reports)
     table = pd.DataFrame(rows, columns=header)
+    table["training"] = [_training_time(run) for run in measured.values()]
+    table = table.drop(columns=header[-1])  # the evaluation's
     on = {str([run.config.get(k) for k in ("task", "data", "threat")]) for run in measured.values()}
     if len(on) > 1:
         apart = "Different data or threats: these rows can't be compared."
         return table.replace(r" \*$", "", regex=True), apart
     chance = "No difference here is larger than chance allows."
     return table, STAR if " *" in str(rows) else chance
+
+
+def _training_time(run):
+    "What the training took, the search for its learning rate included, in words."
+    seconds = run.last("end").get("seconds") or run.history.seconds.sum()
+    return duration(seconds) if seconds else "–"
 
 # %% ../../nbs/lab/01_pictures.ipynb #0f1ce819
 def alert(words: str) -> str:
@@ -142,8 +170,17 @@ def tables_html(runs: dict, wrong: list[str] = ()) -> str:
     alerts = "".join(map(alert, wrong))
     if not runs:
         return alerts
-    reached = titled("Measured on test images", *_results(runs))
-    return alerts + reached + titled("What was set differently", _differences(runs), "")
+    reached = _told(lambda: titled("Measured on test images", *_results(runs)))
+    differ = _told(lambda: titled("What was set differently", _differences(runs), ""))
+    return alerts + reached + differ
+
+
+def _told(made):
+    "The HTML that `made` gives, or why there is none."
+    try:
+        return made()
+    except Exception as error:
+        return alert(f"A table of these runs can't be made ({error}).")
 
 # %% ../../nbs/lab/01_pictures.ipynb #a848541a
 def standing(run: Run) -> dict:
@@ -200,19 +237,24 @@ def automatic(config: dict, chosen: set) -> pd.DataFrame:
         "lr": ("found first", "range test on training images"),
         "loss weights": ("each epoch", "from training accuracy (AutoLoRa)"),
         "halving lr": ("at checkpoints", "from validation accuracy"),
-        "rank": (config["rank"], "as published"),
+        "rank": (config.get("rank"), "as published"),
         "validation": (f"{config['n_val']} images", "drawn from the training images"),
         "test": (f"{config['n_test']} images", "used once, at the end"),
     }
-    kept = [(name, *row) for name, row in rows.items() if name not in chosen]
+    kept = [(name, *row) for name, row in rows.items() if row[0] and name not in chosen]
     return pd.DataFrame(kept, columns=["setting", "value", "where from"])
 
 # %% ../../nbs/lab/01_pictures.ipynb #dc120efe
 _THUMBNAIL = (
-    "<figure style='margin:2px;display:inline-block;text-align:center;width:46px'>"
+    "<figure style='margin:2px;display:inline-block;min-width:44px;max-width:64px;"
+    "text-align:center;vertical-align:top'>"
     "<img alt='{name}' width='40' style='image-rendering:pixelated' src='{uri}'><figcaption style="
-    "'font-size:10px;line-height:1.1;overflow-wrap:anywhere'>{name}</figcaption></figure>"
+    "'font-size:10px;line-height:1.1;overflow-wrap:break-word'>{name}</figcaption></figure>"
 )
+
+
+def _short(name):
+    return name if len(name) <= 22 else f"{name[:21]}…"
 
 
 def thumbnails(task) -> str:
@@ -220,7 +262,7 @@ def thumbnails(task) -> str:
     y = task.train.y.tolist()
     firsts = task.train.images([y.index(k) for k in range(min(10, task.num_classes))])
     figures = "".join(
-        _THUMBNAIL.format(name=html.escape(name[:14]), uri=image_uri(image.numpy()))
+        _THUMBNAIL.format(name=html.escape(_short(name)), uri=image_uri(image.numpy()))
         for name, image in zip(task.classes, firsts, strict=False)
     )
     sizes = " + ".join(str(len(part)) for part in (task.train, task.val, task.test))

@@ -20,6 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.contexts import outside_contexts

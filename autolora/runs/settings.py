@@ -55,7 +55,13 @@ SETTINGS = Table(
         none="where it is looked for",
         label="Data in",
     ),
-    Setting("skip_broken", False, "leave out images that can't be read", (bool,)),
+    Setting(
+        "skip_broken",
+        False,
+        "leave out images that can't be read",
+        (bool,),
+        label="Skip broken images",
+    ),
     Setting(
         "seed", 0, "of everything random: the same seed gives the same run", (int,), 0, label="Seed"
     ),

@@ -100,7 +100,7 @@ def differences(table: pd.DataFrame, against: str | None = None) -> pd.DataFrame
 
 def _spread(values):
     "The mean of shares in percent with its t interval, in words."
-    mean, low, high = t_interval(100 * values)
+    mean, low, high = t_interval(100 * values, within=(0, 100))
     if math.isnan(mean):
         return "–"
     return f"{mean:.1f} " + ("(one seed)" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]")

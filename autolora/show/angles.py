@@ -22,9 +22,14 @@ def _angle_words(runs):
     for run in runs:
         angles = draw.floats(run.data, "angle").dropna()
         conflicts = f"above 90° in {(angles > 90).sum()} of {len(angles)} epochs."
-        if len(angles):
+        if len(angles) and not run.behind:
             said.append(run.says(f"{angles.mean():.0f}° on average, {conflicts}"))
-    return " ".join(said)
+    return " ".join([*said, draw.others(runs, _mean_angle)]).strip()
+
+
+def _mean_angle(history):
+    angles = draw.floats(history, "angle").dropna()
+    return f"{angles.mean():.0f}°" if len(angles) else ""
 
 # %% ../../nbs/show/01_angles.ipynb #20cb5fb6
 def _no_conflict(fig, reach):
@@ -39,7 +44,7 @@ def _no_conflict(fig, reach):
 def plot_angles(history: draw.History) -> go.Figure:
     """The angle (degrees) between the two gradients that reach the feature extractor, epoch by
     epoch; 90 means no conflict. Source: Xu et al. 2024, section 3.2."""
-    runs = draw.runs_of(history)
+    runs = draw.layered(history)
     fig = draw.blank()
     reach = 20.0
     said = dict(hovertemplate="epoch %{x}: %{y:.1f}°")
@@ -48,9 +53,12 @@ def plot_angles(history: draw.History) -> go.Figure:
             draw.floats(run.data, c) for c in ("epoch", "angle", "angle_natural")
         )
         reach = max(reach, *(1.15 * (angles - 90).abs().max() for angles in (reaching, natural)))
+        if run.behind:
+            draw.add_behind(fig, run, x, reaching, **said)
+            continue
         draw.add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
         if not np.allclose(reaching, natural, equal_nan=True):
-            label = f"{run.label}, if the natural term reached the FE too"
+            label = f"{run.label}, both through the FE"
             draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
     if fig.data:
         _no_conflict(fig, reach)
@@ -65,34 +73,55 @@ def _layer_angles(history):
     cells = history["angle_layers"] if "angle_layers" in history else []
     pairs = zip(draw.floats(history, "epoch"), cells, strict=False)
     table = pd.DataFrame({epoch: cell for epoch, cell in pairs if isinstance(cell, dict) and cell})
-    short = lambda name: html.escape(name.removeprefix("net.").removesuffix(".weight"))[-32:]
-    return table.apply(pd.to_numeric, errors="coerce").rename(index=short)
+    return table.apply(pd.to_numeric, errors="coerce").rename(index=_short)
+
+
+def _short(name):
+    "The end of a layer's name, escaped, by which it is known."
+    name = str(name).removeprefix("net.").removesuffix(".weight")
+    return html.escape(name if len(name) <= 32 else f"…{name[-31:]}")
 
 # %% ../../nbs/show/01_angles.ipynb #aebf90a2
+def _heat_maps(tables):
+    """A figure with a heat map of each of the dict label -> angles by layer and epoch: side by side
+    where their layers are the same, else one below the other, with names of their own."""
+    n = max(1, len(tables))
+    same = len({tuple(table.index) for table in tables.values()}) < 2
+    titles = list(tables) if len(tables) > 1 else None
+    if same:
+        place = dict(rows=1, cols=n, shared_yaxes=True, horizontal_spacing=0.04)
+    else:
+        heights = [len(table) for table in tables.values()]
+        place = dict(rows=n, vertical_spacing=0.3 / n, row_heights=heights)
+    fig = draw.grid(**place, subplot_titles=titles)
+    said = "%{y}, epoch %{x}: %{z:.0f}°<extra></extra>"
+    for k, (label, table) in enumerate(tables.items(), 1):
+        cells = dict(z=table, x=table.columns, y=table.index, coloraxis="coloraxis", name=label)
+        where = dict(row=1, col=k) if same else dict(row=k, col=1)
+        fig.add_heatmap(**cells, hovertemplate=said, **where)
+    return fig, same
+
+
 def plot_layers(history: draw.History) -> go.Figure:
     "Each layer's angle (degrees) over the epochs, as a heat map centred on 90."
-    runs = draw.runs_of(history)
-    tables = {run.label: _layer_angles(run.data) for run in runs}
+    runs = draw.layered(history)
+    tables = {run.label: _layer_angles(run.data) for run in runs if not run.behind}
     tables = {label: table for label, table in tables.items() if not table.empty}
-    titles = list(tables) if len(tables) > 1 else None
-    fig = draw.grid(
-        1, len(tables), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles
-    )
+    fig, same = _heat_maps(tables)
     reach = max([10.0, *(np.nanmax(np.abs(t.to_numpy() - 90), initial=0) for t in tables.values())])
-    said = "%{y}, epoch %{x}: %{z:.0f}°<extra></extra>"
-    for col, table in enumerate(tables.values(), 1):
-        cells = dict(z=table, x=table.columns, y=table.index, coloraxis="coloraxis")
-        fig.add_heatmap(**cells, hovertemplate=said, row=1, col=col)
     colours = ["#0072B2", "#F7F7F7", ADVERSARIAL]
     bar = dict(ticksuffix="°", orientation="h", thickness=12)
     bar |= dict(y=0.01, yref="container", yanchor="bottom")
     scale = dict(cmin=90 - reach, cmax=90 + reach, colorscale=colours, colorbar=bar)
     fig.update_layout(coloraxis=scale).update_annotations(font_size=12)
     fig.update_yaxes(autorange="reversed").update_yaxes(title_text="layer, image to head", col=1)
-    draw.epoch_axis(fig, runs, across=len(tables))
+    draw.epoch_axis(fig, runs, None if same else len(tables), len(tables) if same else 1)
     words = "Angles by layer. White: 90°, no conflict. Orange-red: they pull apart. "
     words += "Blue: they pull together."
-    height = 200 + 18 * max([0, *map(len, tables.values())])
+    if any(run.behind for run in runs):
+        words = f"{runs[0].label}, one of {len(runs)} runs. {words}"
+    rows = [len(table) for table in tables.values()]
+    height = 200 + 18 * max([0, *rows]) if same else 200 + 60 * len(rows) + 18 * sum(rows)
     draw.finish(fig, "Which layers are in conflict?", words, min(1100, max(280, height)))
     return fig.update_layout(margin_t=100, margin_b=110)
 
@@ -142,20 +171,30 @@ def _arrows(fig, place, last):
 _SOFT = dict(gridcolor="rgba(128,128,128,.3)", linecolor="rgba(128,128,128,.6)")
 
 
+def _newest_angle(history):
+    last = _newest(history)
+    return f"{last['angle_natural']:.0f}°" if last else ""
+
+
 def plot_gradients(history: draw.History) -> go.Figure:
     """The newest gradients of the natural term, unweighted, and of the adversarial objective, with
-    respect to the feature extractor, as two arrows; lengths in nats per unit of weight."""
-    newest = [(run, last) for run in draw.runs_of(history) if (last := _newest(run.data))]
+    respect to the feature extractor, as two arrows; lengths in nats per unit of weight, on one
+    scale for all runs."""
+    runs = draw.layered(history)
+    newest = [(run, last) for run in runs if not run.behind and (last := _newest(run.data))]
     n = max(1, len(newest))
     titles = [f"{run.label}, epoch {last['epoch']:.0f}" for run, last in newest]
     polar = [[{"type": "polar"}]] * n
-    fig = draw.grid(n, specs=polar, vertical_spacing=0.24, subplot_titles=titles)
+    fig = draw.grid(n, specs=polar, vertical_spacing=0.4 / n, subplot_titles=titles)
     for place, (_, last) in enumerate(newest, 1):
         _arrows(fig, place, last)
+    longest = max((t.r[1] for t in fig.data if t.type == "scatterpolar"), default=0) or 1
+    fig.update_traces(r=[1.1 * longest], selector=dict(type="barpolar"))
     around = dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **_SOFT)
-    along = dict(nticks=4, angle=0, tickangle=0, **_SOFT)
+    along = dict(nticks=4, angle=0, tickangle=0, range=[0, 1.1 * longest], **_SOFT)
     half = dict(sector=[0, 180], bgcolor="rgba(0,0,0,0)")
     fig.update_polars(angularaxis=around, radialaxis=along, **half)
     fig.update_annotations(font_size=12, yshift=22)
-    words = " ".join(run.says(_apart(last)) for run, last in newest)
+    words = [run.says(_apart(last)) for run, last in newest]
+    words = " ".join([*words, draw.others(runs, _newest_angle)]).strip()
     return draw.finish(fig, "The two gradients", words, 130 + 200 * n).update_layout(margin_t=100)

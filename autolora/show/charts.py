@@ -63,11 +63,17 @@ def _pair_names(pairs):
     return a + "<br>− " + b + "<br>" + where + "n = " + pairs.n.astype(str)
 
 
+_ROWS = 24  # pairs in one picture
+
+
 def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
     """The differences of `paired.pairs` (percentage points, 95 % t intervals), a row a pair; filled
     where Holm's p of the t-test is below `alpha`."""
     known = pairs[pairs["mean"].notna()].reset_index(drop=True)
     known = known.assign(name=_pair_names(known), sure=known.holm_t < alpha)
+    every = len(known)
+    known = known.loc[known.holm_t.rank(method="first", na_option="bottom") <= _ROWS]
+    known = known.reset_index(drop=True)
     fig = draw.blank()
     looks = {
         True: (f"corrected p < {alpha:g}", "#0072B2", "circle"),
@@ -84,16 +90,24 @@ def plot_forest(pairs: pd.DataFrame, alpha: float = 0.05) -> go.Figure:
         measure = _MEASURES.get(known.measure[0], known.measure[0])
         words = f"Right of 0: the first one is better. {known.sure.sum()} of {len(known)} "
         words += f"differences stand after Holm's correction for {int(known.family[0])} tests."
+        if every > _ROWS:
+            words += f" Drawn are the {_ROWS} clearest of {every}; the table has all."
     order = dict(autorange="reversed", categoryorder="array", categoryarray=known.name)
     fig.update_xaxes(title_text="difference<br>(percentage points)").update_yaxes(order)
     draw.finish(fig, f"Who is better in {measure}?", words, 190 + 56 * len(known))
     return fig.update_layout(title=dict(x=0.02, xref="container"))
 
 # %% ../../nbs/show/03_charts.ipynb #7b7faf56
+_SHARE = (0, 100)  # percent: no interval of an accuracy goes beyond
+
+
 def _means(group, robust):
     "For each arm of `group` the t intervals of SA and of `robust`, in percent."
     arms = group.groupby("arm", sort=False)
-    return {arm: [t_interval(100 * runs[c]) for c in ("sa", robust)] for arm, runs in arms}
+    return {
+        arm: [t_interval(100 * runs[c], within=_SHARE) for c in ("sa", robust)]
+        for arm, runs in arms
+    }
 
 
 def _front(means):
@@ -148,7 +162,7 @@ def plot_plane(table: pd.DataFrame, robust: str = "ra") -> go.Figure:
 def _rates(fig, row, runs, name, colour, symbol, size, **more):
     "Over each rate of `runs`, a dict rate -> accuracies in percent, their mean with its interval."
     if runs:
-        means = [t_interval(accuracies) for accuracies in runs.values()]
+        means = [t_interval(accuracies, within=_SHARE) for accuracies in runs.values()]
         said = "learning rate %{x:.3g}: %{y:.1f} %"
         more |= dict(error_y=draw.bars(means), hovertemplate=said, **draw.once(fig, name))
         y = [mean for mean, *_ in means]

@@ -70,14 +70,17 @@ _WEIGHTS = {
 
 def plot_lr(history: draw.History) -> go.Figure:
     "Learning rate (log scale), each halving with its reason, and lam1 and lam2."
-    runs = draw.runs_of(history)
-    falls = [n for run in runs if (n := len(decisions(run.data)))]
+    runs = draw.layered(history)
+    falls = [n for run in runs if not run.behind and (n := len(decisions(run.data)))]
     weighted = any(draw.floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
     parts = 1 + weighted
     heights = [0.62, 0.38][:parts]
     fig = draw.grid(parts, shared_xaxes=True, vertical_spacing=0.08, row_heights=heights)
     for run in runs:
         x, lr = (draw.floats(run.data, c) for c in ("epoch", "lr"))
+        if run.behind:
+            draw.add_behind(fig, run, x, lr, "learning rate", 1, line_shape="hvh")
+            continue
         look = dict(dash=run.dash, row=1, line_shape="hvh")
         draw.add_line(fig, x, lr, f"{run.mine}learning rate", run.colour, **look)
         _mark_decisions(fig, run.data, run.colour, words=len(falls) == 1)
@@ -110,6 +113,9 @@ def _add_accuracies(fig, runs, over, n, hover):
     said = dict(hovertemplate=f"{hover}: %{{y:.1f}} %")
     for run in runs:
         x, images = (draw.floats(run.data, c) for c in (over, n))
+        if run.behind:
+            draw.add_behind(fig, run, x, 100 * draw.floats(run.data, "ra"), "RA", **said)
+            continue
         for column, (name, colour, symbol) in _ACCURACIES.items():
             y = draw.floats(run.data, column)
             look = (name, colour, "solid", symbol)
@@ -123,7 +129,7 @@ def _add_accuracies(fig, runs, over, n, hover):
 def _mark_best(fig, run):
     "A star at the best epoch of `run`; what was reached there, in words."
     best = best_epoch(run.data)
-    if best is None:
+    if best is None or run.behind:
         return ""
     star = dict(symbol="star-open", size=18, marker_line_width=2)
     star["hovertemplate"] = "best epoch %{x}: RA %{y:.1f} %<extra></extra>"
@@ -135,13 +141,19 @@ def _mark_best(fig, run):
 
 def plot_accuracy(history: draw.History) -> go.Figure:
     "Standard and robust validation accuracy (percent) with 95 % bands, the best epoch marked."
-    runs = draw.runs_of(history)
+    runs = draw.layered(history)
     fig = draw.blank()
     _add_accuracies(fig, runs, "epoch", "n_val", "epoch %{x}")
-    words = " ".join(filter(None, [_mark_best(fig, run) for run in runs]))
+    words = [*(_mark_best(fig, run) for run in runs), draw.others(runs, _best_ra)]
+    words = " ".join(filter(None, words))
     draw.epoch_axis(fig, runs)
     height = 400 if len(runs) < 2 else 470
     return draw.finish(fig, "Accuracy on the validation images", words, height)
+
+
+def _best_ra(history):
+    best = best_epoch(history)
+    return "" if best is None else f"RA {pct(best.ra)} %"
 
 # %% ../../nbs/show/02_curves.ipynb #67704239
 _TERMS = {
@@ -167,13 +179,15 @@ def _terms(runs):
 
 def plot_losses(history: draw.History) -> go.Figure:
     "The terms of the objective (nats, weighted) and their total, means over each epoch."
-    runs = draw.runs_of(history)
+    runs = draw.layered(history)
     fig = draw.blank()
     draw.add_columns(fig, runs, _terms(runs))
     fig.update_yaxes(title_text="training loss (nats)", rangemode="tozero")
     draw.epoch_axis(fig, runs)
     title = "What the training loss is made of"
     words = "Each term as weighted in the objective; together they are the total."
+    if any(run.behind for run in runs):
+        words += " In grey: the totals of the others."
     return draw.finish(fig, title, words, 430)
 
 # %% ../../nbs/show/02_curves.ipynb #05b45c17
@@ -203,7 +217,7 @@ def plot_range_test(event: dict | None) -> go.Figure:
 def _at_scale(runs, scale):
     "What `runs` reach at `scale`, where it was measured, in words."
     words = []
-    for run in runs:
+    for run in (run for run in runs if not run.behind):
         at = f"{run.label} at" if run.mine else "At"
         for row in run.data[run.data.scale == scale].itertuples():
             reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
@@ -217,7 +231,7 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     fig = draw.blank()
     table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")}, dtype=float)
     measured = {name: table(slid) for name, slid in slides.items() if slid}
-    runs = draw.runs_of(measured)
+    runs = draw.layered(measured)
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))

@@ -43,7 +43,7 @@ def _gallery(rows, title, words, height, apart):
         fig.update_yaxes(title_text=label, row=row, col=1)
     bare = dict(showticklabels=False, showgrid=False, ticks="")
     draw.finish(fig, title, words, height).update_xaxes(bare).update_yaxes(bare)
-    return fig.update_layout(margin_b=48)
+    return fig.update_layout(margin_b=92)
 
 # %% ../../nbs/show/04_gallery.ipynb #186beec3
 def _caption(name, truth):
@@ -84,8 +84,11 @@ def _opinions(saved, i, kind, classes):
         if f"{path}_{kind}" in saved:
             p = saved[f"{path}_{kind}"][i]
             wrong = " ✕" * int(p.argmax() != saved["y"][i])
-            lines.append(f"{words}: {_name(p.argmax(), classes)} ({100 * p.max():.0f} %){wrong}")
-    return "<br>".join(lines) or f"FE: {_name(saved[f'pred_{kind}'][i], classes)}"
+            lines += [
+                f"{words}, {100 * p.max():.0f} %:",
+                f"<b>{_name(p.argmax(), classes)}</b>{wrong}",
+            ]
+    return "<br>".join(lines) or f"FE:<br><b>{_name(saved[f'pred_{kind}'][i], classes)}</b>"
 
 
 def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.Figure:
@@ -93,9 +96,10 @@ def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.
     what FE (the plain model, the robust path) and branch (the natural path) say of it.
 
     `examples`: name -> what `read_examples` gives; `classes`: their names (None: numbers)."""
-    runs = [run for run in draw.runs_of(examples) if run.data and i < len(run.data["y"])]
+    known = {name: saved for name, saved in examples.items() if saved and i < len(saved["y"])}
+    runs = draw.layered(known)
     rows = []
-    for label, saved, *_ in runs:
+    for label, saved, *_ in (run for run in runs if not run.behind):
         nat, adv = (np.asarray(saved[kind][i], float) for kind in ("nat", "adv"))
         factor, change = _amplified(nat, adv)
         of_nat, of_adv = (_opinions(saved, i, kind, classes) for kind in ("nat", "adv"))
@@ -104,9 +108,19 @@ def plot_example(examples: dict, i: int = 0, classes: list | None = None) -> go.
     words = ""
     if runs:
         words = f"Image {i + 1}, truly {_name(runs[0].data['y'][i], classes)}. Left natural, right "
-        words += "adversarial: found by PGD-10 against the FE. ✕: wrong."
-    n = max(1, len(runs))
-    return _gallery(rows, "One image, two paths", words, 60 + 200 * n, 0.24 / n)
+        words += "adversarial: found by PGD-10 against the FE. ✕: wrong. "
+        words += draw.others(runs, lambda saved: _verdict(saved, i)).replace(
+            "In grey", "The others"
+        )
+    n = max(1, len(rows))
+    return _gallery(rows, "One image, two paths", words.strip(), 90 + 230 * n, 0.36 / n)
+
+
+def _verdict(saved, i):
+    "Whether the FE of a run was fooled, by the adversarial image `i`, in a word."
+    p = saved.get("fe_adv")
+    seen = saved["pred_adv"][i] if p is None else p[i].argmax()
+    return "right" if seen == saved["y"][i] else "fooled ✕"
 
 # %% ../../nbs/show/04_gallery.ipynb #71ae3eaf
 def _fault(found):
