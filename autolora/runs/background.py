@@ -27,7 +27,7 @@ from ..data.task import TASKS
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..models.parametrisations import PARAMETRISATIONS
-from ..robust.evaluation import ATTACKS
+from ..robust.measures import ATTACKS
 from .jobs import Job, do
 from ..train.callbacks import Control
 
