@@ -227,7 +227,7 @@ class Checker:
         parcelled = base64.b64encode(parcel(self.desk.controls.own_of(choice))).decode()
         half = (free_memory() or 0) // 2
         if Checker._aide is None:
-            Checker._aide = Aide("autolora.lab.choices", "measured")
+            Checker._aide = Aide("autolora.lab.choices", "answer_of")
         Checker._aide.ask({"choice": choice, "parcel": parcelled, "memory": half})
 
     def _answer(self, wish):

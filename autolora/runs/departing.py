@@ -7,6 +7,7 @@ __all__ = ['check_same_data', 'task_of', 'Departing']
 
 # %% ../../nbs/runs/00_departing.ipynb #d2537468
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
@@ -27,11 +28,13 @@ def check_same_data(run, task) -> None:
 # %% ../../nbs/runs/00_departing.ipynb #38dcb7b5
 def task_of(run, data: str | None = None, root: str | None = None):
     """The `Task` that `run` was made on, or `data` as the run would read it; `root`: the folder of
-    a built-in data set.
+    a built-in data set. A task that `run` has in hand isn't loaded again.
 
     Raises `AutoLoRaError` if the run doesn't say which, or if it can't be had."""
     from autolora.data.loading import load_task
 
+    if not (data or root) and "task" in vars(run):
+        return run.task
     c = run.config
     source = data or c.get("data")
     if not source:
@@ -45,7 +48,7 @@ def task_of(run, data: str | None = None, root: str | None = None):
 
 
 class Departing:
-    "A run of a `config`, a `path`, a `report`, a `model` and a `branch`, that can hand them on."
+    "A run of a `config`, a `path`, a `report`, a `model` and a `branch`: it measures and hands on."
 
     @cached_property
     def task(self):
@@ -55,6 +58,15 @@ class Departing:
         task = task_of(self)
         check_same_data(self, task)
         return task
+
+    def evaluate(self, grade: str = "quick", **settings):
+        "Measure the model by a `grade` and enter it into the report, as `runs.grading.measure`."
+        # by its name: the room stands above this one
+        return import_module("autolora.runs.grading").measure(self, grade=grade, **settings)
+
+    def verify(self, **settings):
+        "What of report and card holds, measured again, as `runs.verifying.verify`."
+        return import_module("autolora.runs.verifying").verify(self, **settings)
 
     def export(self, format: str, path: str | Path | None = None, n: int | None = 256):
         """Write the model to a file of that `format` ("safetensors", "torch.export", "onnx"), or

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -338,15 +337,6 @@ class Run(Departing, Folder):
         except AutoLoRaError as error:
             raise damaged(path, error) from error
         return found
-
-    def evaluate(self, grade: str = "quick", **settings) -> Report:
-        "Measure the model by a `grade` and enter it into the report, as `runs.grading.measure`."
-        # by its name: the room stands above this one
-        return import_module("autolora.runs.grading").measure(self, grade=grade, **settings)
-
-    def verify(self, **settings):
-        "What of report and card holds, measured again, as `runs.verifying.verify`."
-        return import_module("autolora.runs.verifying").verify(self, **settings)
 
     @property
     def finished(self) -> bool:
