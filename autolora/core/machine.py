@@ -280,7 +280,7 @@ def explain(error: BaseException) -> str:
     "`error` as one sentence with its cause and what to do."
     if isinstance(error, AutoLoRaError):
         return str(error)
-    kept = "the last finished epoch is kept in the run folder, and resuming goes on from it"
+    kept = "every finished epoch is kept in the run folder, and resuming goes on from there"
     if out_of_memory(error):
         return f"The memory ran out: {_LESS[:-1]}; {kept}."
     words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

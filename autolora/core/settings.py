@@ -108,7 +108,9 @@ def _truth(value):
 
 
 def _words(value):
-    return [value] if isinstance(value, str) else list(value)
+    words = [value] if isinstance(value, str) else value
+    fits = isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+    return list(words) if fits else None
 
 
 _READ = {int: _whole, float: _number, bool: _truth, str: str, list: _words}

@@ -163,9 +163,13 @@ def _tried(model, split, idx):
 
 
 def _graded(grade, threat, x, classes, surrogate):
-    "The names of what a `grade` has for images `x` of so many `classes`."
+    """`(names, left_out)`: what a `grade` has for images `x` of so many `classes`, and what of it
+    can't be measured, with why."""
     names = GRADES[grade](threat, x[0].numel(), classes)
-    return [name for name in names if name != "transfer" or surrogate is not None]
+    if surrogate is not None or "transfer" not in names:
+        return names, {}
+    why = "there is no other model to make the images (surrogate=, or --transfer a run)"
+    return [name for name in names if name != "transfer"], {"transfer": why}
 
 
 def _masked(subject, split, idx):
@@ -239,7 +243,8 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        names = attacks or _graded(grade, threat, x, classes, surrogate)
+        chosen = _graded(grade, threat, x, classes, surrogate)
+        names, left_out = (attacks, {}) if attacks else chosen
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
@@ -257,4 +262,5 @@ def evaluate(
     alarms = tuple(dict.fromkeys(alarms))
     for alarm in alarms:
         warnings.warn(alarm, stacklevel=2)
-    return Report(tuple(rows), str(threat), alarms=alarms, grade="" if attacks else grade)
+    how = {"grade": "" if attacks else grade, "left_out": left_out}
+    return Report(tuple(rows), str(threat), alarms=alarms, **how)
