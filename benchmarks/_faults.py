@@ -1,6 +1,8 @@
-"""The page of counts, benchmarks/faults.md: a section a script, each replaced by itself alone."""
+"""The page of counts, benchmarks/faults.md: a section a script, each replaced by itself alone; and
+the clock of a core that nobody else uses."""
 
 import re
+import time
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "faults.md"
@@ -23,3 +25,10 @@ def write_section(title, text, page=PAGE):
     parts[title] = f"\n{text.strip()}\n\n"
     sections = "".join(f"## {name}\n{body}" for name, body in sorted(parts.items()))
     page.write_text(f"{HEAD}\n{sections.strip()}\n", encoding="utf-8")
+
+
+def clock(process="thread-self"):
+    """Seconds on the clock, less those for which the (first thread of the) `process` could have run
+    and others held the cores."""
+    waited = Path(f"/proc/{process}/schedstat").read_text().split()[1]
+    return time.monotonic() - int(waited) / 1e9

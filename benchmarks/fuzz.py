@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _data_files import sources
-from _faults import markdown, write_section
+from _faults import clock, markdown, write_section
 from crashes import small_task
 from safetensors.torch import load_file, save_file
 
@@ -398,17 +398,11 @@ OFTEN = {  # which uses a mutation of a file is tried with, and in which share o
 SLOW = 0.05  # the share of mutations after which the folder is checked and mended
 
 
-def _clock():
-    "Seconds on the clock without those in which this thread could run and got no core."
-    waited = Path("/proc/thread-self/schedstat").read_text().split()[1]
-    return time.monotonic() - int(waited) / 1e9
-
-
 _begun = [0.0]  # when the use at hand began
 
 
 def _alarmed(*_):
-    left = PATIENCE - (_clock() - _begun[0])
+    left = PATIENCE - (clock() - _begun[0])
     if left <= 0:
         raise Hang
     signal.setitimer(signal.ITIMER_REAL, left + 0.01)
@@ -416,7 +410,7 @@ def _alarmed(*_):
 
 def attempt(use, folder, wanted):
     "How one use ended: right, own, traceback (with its text) or hang."
-    _begun[:] = [_clock()]
+    _begun[:] = [clock()]
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
