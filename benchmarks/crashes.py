@@ -7,8 +7,9 @@ these calls on the disk is full (no file may grow, by a limit of the system), or
 file that is written is torn, as a disk does that lied about having it; it gets SIGINT, SIGTERM and
 SIGHUP at random moments, once and twice. Then the same call goes on with it. Weights, log, report
 and card must be those of the uninterrupted run, and no temporary file may be left; a signal must be
-obeyed within five seconds (of a core of its own), with the weights and the report of what there is on the disk; what a
-torn file doesn't allow any more must be said in a sentence, and be possible after `autolora check`.
+obeyed within five seconds (of a core of its own), with the weights and the report of what there is
+on the disk; what a torn file doesn't allow any more must be said in a sentence, and be possible
+after `autolora check`.
 
 Trials that stand in the --log are not made again, so that a campaign can be made in pieces, of
 --minutes each."""
@@ -191,7 +192,7 @@ def ended(pid, seconds=900):
 
 
 def _ends_after(pid, start):
-    "After how many seconds of its own `clock` the process ends, which isn't waited for twice as long."
+    "After how many seconds of its own `clock` the process ends; it gets twice those it should."
     asked = os.WEXITED | os.WNOHANG | os.WNOWAIT  # it stays, so that its clock can be read
     while not os.waitid(os.P_PID, pid, asked) and clock(pid) - start < 2 * IN_TIME:
         time.sleep(0.01)
