@@ -157,10 +157,14 @@ def mutated_arrays(data, rng):
     arrays = dict(np.load(io.BytesIO(data)))
     name = rng.choice(sorted(arrays))
     old = arrays[name]
+    figures = old if old.dtype.kind in "biuf" else np.arange(old.size).reshape(old.shape)
+    with np.errstate(all="ignore"):
+        changed = [figures * np.nan, figures.astype(complex), figures - 5, figures * 1e300]
     new = [
-        *(old[:0], old[..., None], old[:1], old.astype(str), old * np.nan, old.astype(complex)),
-        *(old - 5, old * 1e300, np.zeros(()), np.zeros((3, 0)), np.array([{}, 1], dtype=object)),
-        *(np.zeros((8, 9, 16, 16)), old.astype(">f4"), old > 0, np.zeros(2**25, np.uint8), None),
+        *(old[:0], old[..., None], old[:1], old.astype(str), *changed),
+        *(np.zeros(()), np.zeros((3, 0)), np.array([{}, 1], dtype=object)),
+        *(np.zeros((8, 9, 16, 16)), figures.astype(">f4"), figures > 0, np.zeros(2**25, np.uint8)),
+        None,
     ]
     arrays[name] = rng.choice(new)
     if arrays[name] is None:

@@ -34,12 +34,16 @@ def _shares(value):
 
 
 _hexadecimal = lambda v: text(v) and not set(v.removeprefix("0x").lower()) - set(hexdigits)
-_ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": number(0, 1e12)}
+_SECONDS = number(0, 1e12)
+_ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": _SECONDS}
 _facts = mapped(either(text, number(), lambda v: isinstance(v, bool)))
 _ROW |= {"hits": _hexadecimal, "classes": _shares, "settings": _facts}
 _PARTS = {"evaluations": listed(lambda row: isinstance(row, dict)), "threat": text, "split": text}
 _PARTS |= {"alarms": listed(text)}
-_MORE = {"grade": text, "made_with": _facts, "cost": _facts, "left_out": mapped(text)}
+_COST = {"training_seconds": _SECONDS, "evaluation_seconds": _SECONDS, "kwh": _SECONDS}
+_COST |= {"method": text}
+_paid = lambda v: isinstance(v, dict) and not misfit(v, _COST)
+_MORE = {"grade": text, "made_with": mapped(text), "cost": _paid, "left_out": mapped(text)}
 
 
 def _fault(report):
