@@ -8,7 +8,8 @@ from pathlib import Path
 PAGE = Path(__file__).parent / "faults.md"
 HEAD = """# What was broken on purpose, and what came of it
 
-Each section is written by the script that it names, with the counts of its last whole run.
+Each section is written by the script that it names, with the counts of what it has done so far; a
+script that has no section here has not been run on this version.
 """
 
 
