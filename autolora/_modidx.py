@@ -1702,6 +1702,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'autolora.robust.fusion._is_convolution': ( 'robust/fusion.html#_is_convolution',
                                                                                     'autolora/robust/fusion.py'),
                                         'autolora.robust.fusion._is_step': ('robust/fusion.html#_is_step', 'autolora/robust/fusion.py'),
+                                        'autolora.robust.fusion._normalises': ( 'robust/fusion.html#_normalises',
+                                                                                'autolora/robust/fusion.py'),
                                         'autolora.robust.fusion._pairs': ('robust/fusion.html#_pairs', 'autolora/robust/fusion.py'),
                                         'autolora.robust.fusion._same_gradient': ( 'robust/fusion.html#_same_gradient',
                                                                                    'autolora/robust/fusion.py'),

@@ -549,7 +549,7 @@ def main():
         made = campaign(args.n, args.seed, Path(folder), args.log, 60 * args.minutes)
     counts, faults = counted(made)
     words = f"`benchmarks/fuzz.py`, seed {args.seed}: {len(made):,} of {args.n:,} mutated files. "
-    words += f"A hang is {PATIENCE} seconds on the clock, less those for which others had the cores."
+    words += f"A hang is {PATIENCE} seconds on the clock, less those that others had the cores for."
     write_section("Mutated files", f"{words}\n\n{table(counts)}")
     print(table(counts))
     for fault, count in faults.most_common(20):
