@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autolora.core.registry import Registry
+from autolora.core.threat import linf
 from autolora.models.symbolic import Tracer
 from autolora.robust.attacks import pgd
 from autolora.robust.fusion import FusedCopy, fused_copy
@@ -101,11 +102,11 @@ def test_a_layer_may_have_any_name(name):
 
 def test_two_attacks_on_one_net_at_once():
     model = net()
-    alone = pgd(model, X, Y, "linf:0.1", 3, random_start=False)
+    alone = pgd(model, X, Y, linf(0.1), 3, random_start=False)
     found = [None] * 4
 
     def attack(i):
-        found[i] = pgd(model, X, Y, "linf:0.1", 30, random_start=False)
+        found[i] = pgd(model, X, Y, linf(0.1), 30, random_start=False)
 
     together(*(lambda i=i: attack(i) for i in range(4)))
     with fused_copy(model, X) as first, fused_copy(model, X) as second:
