@@ -89,8 +89,7 @@ def test_one_attack_by_its_name():
         found = evaluate(model, data, "linf:0.01", attacks=name)
         assert [row.attack for row in found.rows] == [name]
         assert EVALUATION["attacks"].check(name) == [name]
-    for wrong in (5, ["pgd-10", 5]):
-        assert "attacks must be" in refusal(lambda wrong=wrong: EVALUATION["attacks"].check(wrong))
+    assert "attacks must be" in refusal(lambda: EVALUATION["attacks"].check(5))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,7 +8,7 @@ __all__ = ['Setting', 'Table', 'accepts']
 # %% ../../nbs/core/09_settings.ipynb #4841491d
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,9 +108,9 @@ def _truth(value):
 
 
 def _words(value):
-    words = [value] if isinstance(value, str) else value
-    fits = isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
-    return list(words) if fits else None
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, Iterable) else None
 
 
 _READ = {int: _whole, float: _number, bool: _truth, str: str, list: _words}
