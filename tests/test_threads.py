@@ -18,7 +18,7 @@ from autolora.robust.fusion import FusedCopy, fused_copy
 def net():
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)
-    return nn.Sequential(*layers, nn.BatchNorm2d(8), nn.Flatten(), nn.LazyLinear(3)).eval()
+    return nn.Sequential(*layers, nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 3)).eval()
 
 
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
