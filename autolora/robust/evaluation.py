@@ -249,8 +249,9 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        chosen = _graded(grade, threat, x, classes, surrogate)
-        names, left_out = (attacks, {}) if attacks else chosen
+        names, left_out = (
+            (attacks, {}) if attacks else _graded(grade, threat, x, classes, surrogate)
+        )
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
@@ -268,5 +269,4 @@ def evaluate(
     alarms = tuple(dict.fromkeys(alarms))
     for alarm in alarms:
         warnings.warn(alarm, stacklevel=2)
-    how = {"grade": "" if attacks else grade, "left_out": left_out}
-    return Report(tuple(rows), str(threat), alarms=alarms, **how)
+    return Report(tuple(rows), str(threat), "", alarms, "" if attacks else grade, left_out)
