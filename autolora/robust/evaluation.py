@@ -168,9 +168,11 @@ def _tried(model, split, idx):
     return x, logits.shape[1]
 
 
-def _graded(grade, threat, x, classes, surrogate):
-    """`(names, left_out)`: what a `grade` has for images `x` of so many `classes`, and what of it
-    can't be measured, with why."""
+def _asked(attacks, grade, threat, x, classes, surrogate):
+    """`(names, left_out)`: the `attacks`, or what a `grade` has for images `x` of so many
+    `classes`, and what of that can't be measured, with why."""
+    if attacks:
+        return attacks, {}
     names = GRADES[grade](threat, x[0].numel(), classes)
     if surrogate is not None or "transfer" not in names:
         return names, {}
@@ -249,9 +251,7 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        names, left_out = (
-            (attacks, {}) if attacks else _graded(grade, threat, x, classes, surrogate)
-        )
+        names, left_out = _asked(attacks, grade, threat, x, classes, surrogate)
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
