@@ -204,6 +204,7 @@ def test_memory_that_runs_out_is_one_sentence_and_keeps_the_best(tmp_path):
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
         "[Errno 12] Cannot allocate memory",
         "Unable to allocate 8.00 TiB for an array",
+        "could not create a primitive",
     ],
 )
 def test_every_way_to_say_it_is_understood(words):

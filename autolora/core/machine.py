@@ -244,7 +244,7 @@ def progress_bar(**how):
 # %% ../../nbs/core/02_machine.ipynb #d8c83e07
 def out_of_memory(error: BaseException) -> bool:
     "Whether `error` says that the memory of the GPU or of the computer ran out."
-    words = str(error).lower()
+    words = str(error).lower().replace("a primitive desc", "")
     return isinstance(error, MemoryError) or any(sign in words for sign in _NO_MEMORY)
 
 
@@ -254,6 +254,7 @@ _NO_MEMORY = (
     "not enough memory",
     "unable to allocate",
     "alloc_failed",
+    "could not create a primitive",  # oneDNN; of an operation that it lacks: "... a primitive desc"
 )
 
 
