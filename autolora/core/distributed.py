@@ -42,7 +42,7 @@ def _patient():
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise LostPeer(
             f"{me} lost the others ({why}): one of them ended or "
-            "hangs. The last finished epoch is kept, resume with --resume."
+            "hangs. Every finished epoch is kept, resume with --resume."
         ) from error
 
 # %% ../../nbs/core/06_distributed.ipynb #e82a1e90

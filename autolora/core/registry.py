@@ -8,6 +8,7 @@ __all__ = ['Registry']
 # %% ../../nbs/core/08_registry.ipynb #dbaeb593
 import importlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
@@ -29,6 +30,7 @@ class Registry(Mapping):
         self._things = {}
         self._homes = {}
         self._filled = False
+        self._here = threading.local()  # whether this thread is filling it
 
     def register(self, name: str, thing):
         """Add `thing` under `name`; returns it.
@@ -50,9 +52,17 @@ class Registry(Mapping):
         return {name: it for name, it in self._things.items() if not ours(self._homes[name])}
 
     def _fill(self):
-        if self._filled:
-            return
-        self._filled = True  # first: the rooms read the registry while they are imported
+        if self._filled or getattr(self._here, "filling", False):
+            return  # the rooms read the registry while they are imported
+        self._here.filling = True
+        try:
+            self._take_in()
+            self._filled = True
+        finally:
+            self._here.filling = False
+
+    def _take_in(self):
+        "Import what registers something; of several threads each waits until it is imported."
         for room in self.rooms:
             importlib.import_module(room)
         for point in entry_points(group=self.group) if self.group else ():

@@ -16,6 +16,7 @@ from importlib.resources import files
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
@@ -146,6 +147,19 @@ def backbone_card(name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 # %% ../../nbs/models/11_backbones.ipynb #285b2d64
+_DRAWN = {"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
+
+
+class _Empty(TorchFunctionMode):
+    """Inside, in this thread, tensors of the meta device aren't given first values: there is
+    nowhere to keep them, and finding that out takes most of the time that a net takes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if args and getattr(func, "__name__", "") in _DRAWN and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     """The backbones that the `sets` of tensors of a file fit, by name, with how they are read;
     those with the fewest tensors left over first. torchvision's are looked at if no listed one
@@ -154,7 +168,7 @@ def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     def among(names):
         found = {}
         for name in names:
-            with contextlib.suppress(RuntimeError), torch.device("meta"):  # not all can be there
+            with contextlib.suppress(RuntimeError), torch.device("meta"), _Empty():  # not all can
                 reading = fits(BACKBONES[name].build(10), sets)
                 if reading is not None:
                     found[name] = reading

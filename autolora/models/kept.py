@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core.contexts import outside_contexts
 from ..core.disk import write_atomic
+from ..core.errors import AutoLoRaError
 from ..core.reading import damaged, digest, read_tensors
 from ..core.seeds import isolated_rng
 from .adoption import adopt
@@ -53,13 +54,19 @@ def read_weights(path: str | Path, run: str, strict: bool) -> dict:
         raise damaged(path, "its extra state can't be read") from error
 
 # %% ../../nbs/models/15_kept.ipynb #c6278aff
-def _filled(module, tensors, path):
-    "`module` with `tensors`, in eval mode."
+def _filled(module, tensors, path, own=None):
+    "`module`, made of the user's `own` where there is one, with `tensors`, in eval mode."
     try:
         module.load_state_dict(with_versions(module, tensors))
     except (RuntimeError, TypeError) as error:
         lines = str(error).splitlines()
-        raise damaged(path, f"it doesn't fit the model: {lines[min(1, len(lines) - 1)]}") from error
+        reason = lines[min(1, len(lines) - 1)].strip()
+        if own is not None:
+            raise AutoLoRaError(
+                f"The {type(own).__name__} that was given doesn't take the weights in {path} "
+                f"({reason.rstrip('.')}): give the module that was trained."
+            ) from error
+        raise damaged(path, f"it doesn't fit the model: {reason}") from error
     return module.eval()
 
 
@@ -88,7 +95,7 @@ def rebuilt(config: dict, tensors: dict, path: str | Path, own: nn.Module | None
         if any(name.startswith("adapter.") for name in tensors):  # it carries its branch
             _check_size(tensors, path, rank=config["rank"])
             model = Carrier(model, LowRankBranch(model, config["rank"], "*", "ln_lora"))
-    return _filled(model, tensors, path)
+    return _filled(model, tensors, path, own)
 
 
 @outside_contexts()

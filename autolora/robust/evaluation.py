@@ -168,10 +168,16 @@ def _tried(model, split, idx):
     return x, logits.shape[1]
 
 
-def _graded(grade, threat, x, classes, surrogate):
-    "The names of what a `grade` has for images `x` of so many `classes`."
+def _asked(attacks, grade, threat, x, classes, surrogate):
+    """`(names, left_out)`: the `attacks`, or what a `grade` has for images `x` of so many
+    `classes`, and what of that can't be measured, with why."""
+    if attacks:
+        return attacks, {}
     names = GRADES[grade](threat, x[0].numel(), classes)
-    return [name for name in names if name != "transfer" or surrogate is not None]
+    if surrogate is not None or "transfer" not in names:
+        return names, {}
+    why = "there is no other model to make the images (surrogate=, or --transfer a run)"
+    return [name for name in names if name != "transfer"], {"transfer": why}
 
 
 def _masked(subject, split, idx):
@@ -245,7 +251,7 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        names = attacks or _graded(grade, threat, x, classes, surrogate)
+        names, left_out = _asked(attacks, grade, threat, x, classes, surrogate)
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
@@ -263,4 +269,4 @@ def evaluate(
     alarms = tuple(dict.fromkeys(alarms))
     for alarm in alarms:
         warnings.warn(alarm, stacklevel=2)
-    return Report(tuple(rows), str(threat), alarms=alarms, grade="" if attacks else grade)
+    return Report(tuple(rows), str(threat), "", alarms, "" if attacks else grade, left_out)

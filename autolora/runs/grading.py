@@ -155,7 +155,8 @@ def _merged(old, new):
             rows[row.attack] = row
     grade = max(old.grade, new.grade, key=["", *GRADES].index)
     alarms = tuple(dict.fromkeys([*old.alarms, *new.alarms]))
-    return replace(new, rows=tuple(rows.values()), grade=grade, alarms=alarms)
+    left_out = {k: why for k, why in (old.left_out | new.left_out).items() if k not in rows}
+    return replace(new, rows=tuple(rows.values()), grade=grade, alarms=alarms, left_out=left_out)
 
 
 def _enter(run, found, rests_on):

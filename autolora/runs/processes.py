@@ -166,8 +166,8 @@ def _how_it_ended(status: int, log: Path) -> str:
     if name == "SIGKILL":
         where = "often because the memory ran out: use fewer jobs at once or a smaller batch_size"
     return (
-        f"The process was killed from outside ({name}), {where}; the last finished epoch is kept, "
-        "and resuming goes on from it."
+        f"The process was killed from outside ({name}), {where}; every finished epoch is kept, "
+        "and resuming goes on from there."
     )
 
 # %% ../../nbs/runs/06_processes.ipynb #c80b747e

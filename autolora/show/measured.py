@@ -78,7 +78,7 @@ def measurement(run) -> list[Block]:
     report = Report.from_dict(run.report)
     words = _MEASURED.format(report.split or "not recorded", report.threat)
     words += f" Grade of the evaluation: {report.grade}." * bool(report.grade)
-    blocks = [_frame(report.table()), words, *told]
+    blocks = [_frame(report.table()), words, *report.untold, *told]
     if report.alarms:
         blocks.append([f"Alarm: {alarm}" for alarm in report.alarms])
     for title, table in report.tables().items():
