@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .decoding import THUMB, look_at, open_image, upright
 
 # %% ../../nbs/data/02_images.ipynb #29d2bd69
@@ -169,9 +169,8 @@ class LazyImages:
         except Exception as error:
             if isinstance(error, AutoLoRaError):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise AutoLoRaError(
-                f"Image {self._name(i)} can't be read ({reason}): replace it."
+                f"Image {self._name(i)} can't be read ({reason(error)}): replace it."
             ) from error
         if not hasattr(image, "shape"):
             raise AutoLoRaError(

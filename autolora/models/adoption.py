@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .outputs import Logits, described, locate
 from .parts import as_rows, fresh_head, head_classes, set_head
 from .tracing import trial
@@ -49,7 +49,7 @@ def _taken_instead(model, x):
 
 def cannot_take(model: nn.Module, x: torch.Tensor, name: str, error: Exception) -> AutoLoRaError:
     "The error for a `model`, called `name`, that doesn't take the images `x` (N, C, H, W)."
-    first = " ".join(str(error).split())[:160] or type(error).__name__
+    first = reason(error)
     shape = tuple(x.shape[1:])
     if isinstance(error, TypeError) and "argument" in first:
         return AutoLoRaError(
@@ -132,7 +132,7 @@ def _located(model, x, name, **how):
         if how.get("training"):
             raise AutoLoRaError(
                 f"{name} can be called in eval mode, but not in training mode "
-                f"({' '.join(str(error).split())[:160]}): let its forward(x) give logits in both."
+                f"({reason(error)}): let its forward(x) give logits in both."
             ) from error
         raise cannot_take(model, x, name, error) from error
 

@@ -8,6 +8,7 @@ __all__ = ['BACKBONES', 'MiniResNet', 'register_backbone', 'backbone_card', 'fit
 # %% ../../nbs/models/11_backbones.ipynb #96c55ea9
 import contextlib
 import difflib
+import inspect
 import json
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
-from ..core.registry import Registry
+from ..core.registry import Registry, shown, takes
 from .adoption import Adopted, cannot_take, declared, settled
 from .checkpoints import Reading, fits, load_sets, load_tensors
 from .collections import Backbone, elsewhere, torchvision_backbone, torchvision_names
@@ -75,14 +76,21 @@ class _Backbones(Registry):
     classifiers, `timm:NAME`, `hf:NAME` or a folder, and `package.module:Class`."""
 
     def register(self, name, thing):
-        if not isinstance(thing, Backbone):
-            thing = Backbone((thing.__doc__ or name).splitlines()[0], thing)
+        if takes(thing, 10) and not isinstance(thing, nn.Module):
+            about = inspect.getdoc(getattr(thing, "func", thing)) or str(name)  # of a partial
+            thing = Backbone(about.splitlines()[0], thing)
         return super().register(name, thing)
 
     def __contains__(self, name) -> bool:
-        return super().__contains__(name) or elsewhere(name) is not None
+        return super().__contains__(name) or isinstance(name, str) and elsewhere(name) is not None
 
     def __getitem__(self, name):
+        if not isinstance(name, str):
+            raise AutoLoRaError(
+                f"{shown(name)} is no backbone: give a name ({', '.join(self)}, one of "
+                "torchvision's, timm:NAME, hf:NAME, mypackage.module:Class), or to finetune an "
+                f"nn.Module{', made: the class alone has no weights' * isinstance(name, type)}."
+            )
         if super().__contains__(name):
             return super().__getitem__(name)
         if (found := elsewhere(name)) is not None:
@@ -95,14 +103,21 @@ class _Backbones(Registry):
         )
 
 
-BACKBONES = _Backbones("backbone", group="autolora.backbones")
+BACKBONES = _Backbones(
+    "backbone",
+    group="autolora.backbones",
+    wanted="a function from the number of classes to an nn.Module, or a Backbone of one (a module "
+    "that is there already needs no name: finetune takes it as it is)",
+    fits=lambda thing: isinstance(thing, Backbone) and takes(thing.build, 10),
+)
 
 
 def register_backbone(name: str, backbone: Backbone | Callable[[int], nn.Module]) -> Backbone:
     """Make `backbone` known by `name`, to `load_backbone`, `finetune`, the command and the lab.
 
     A plain function: number of classes -> net that takes images in [0, 1]; its docstring's first
-    line describes it, and whether it takes grey images, colour or both is its own business."""
+    line describes it, and whether it takes grey images, colour or both is its own business. Raises
+    `AutoLoRaError` for what is no such function, and for a name that is taken."""
     return BACKBONES.register(name, backbone)
 
 # %% ../../nbs/models/11_backbones.ipynb #ac1b9c86

@@ -26,8 +26,8 @@ from ..methods.registry import make_method
 from ..models.adoption import Adopted, adopt, cannot_take, check_logits
 from ..models.backbones import BACKBONES, open_backbone
 from ..models.inspection import check_frozen, inspect_model
+from ..models.kept import check_saving
 from ..models.parts import eval_mode
-from ..models.saving import check_saving
 from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
@@ -113,8 +113,10 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
 
     Raises `AutoLoRaError` for what can't work."""
     cls, common, own = chosen_settings(method, given)
-    if isinstance(backbone, str):
-        BACKBONES[backbone]  # an unknown name is told before data are loaded
+    if isinstance(backbone, Path):
+        backbone = str(backbone)
+    if not isinstance(backbone, nn.Module):
+        BACKBONES[backbone]  # what isn't known is told before data are loaded
     threat = parse_threat(common.threat) if common.threat else None
     task = load_task(
         data,
