@@ -47,12 +47,10 @@ class Registry(Mapping):
 
         The same definition again, as when a cell is run twice, takes the place of the old one.
         Raises `AutoLoRaError` for what isn't wanted, and for a name that something else has."""
-        if not (isinstance(name, str) and name.strip()):
-            raise AutoLoRaError(f"A {self.kind}'s name is a text: {shown(name)} is none.")
         if not self.fits(thing):
-            raise AutoLoRaError(
-                f"{shown(thing)} can't be the {self.kind} '{name}': give {self.wanted}."
-            )
+            raise AutoLoRaError(f"{shown(thing)} is no {self.kind}: give {self.wanted}.")
+        if not (isinstance(name, str) and name.strip()):
+            raise AutoLoRaError(f"Each {self.kind} has a name, a text: {shown(name)} is none.")
         home = _home(thing)
         known = self._homes.setdefault(name, home)
         if known != home:

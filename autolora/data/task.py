@@ -190,7 +190,7 @@ TASKS = Registry(
     "task",
     rooms=("autolora.data.builtin", "autolora.data.vision"),
     group="autolora.tasks",
-    wanted="a function (root, size) that returns a Task, and its name as name=",
+    wanted="a function (root, size) that returns a Task (a name is given as name=)",
     fits=lambda builder: takes(builder, root=None, size=None),
 )
 
@@ -206,4 +206,4 @@ def register_task(builder: Callable | None = None, name: str = "") -> Callable:
     task has."""
     if builder is None:
         return functools.partial(register_task, name=name)
-    return TASKS.register(name or getattr(builder, "__name__", "without a name"), builder)
+    return TASKS.register(name or getattr(builder, "__name__", None), builder)
