@@ -65,7 +65,9 @@ def _fault(x):
     fix = "divide by 255 or pass uint8"
     if low < 0:
         fix = "pass the images before normalisation, which belongs inside the model"
-    return f"Image values run from {low:.3g} to {high:.3g}, not within [0, 1]: {fix}."
+    if low >= -0.1 and high <= 1.1:
+        fix = "clip them, x.clip(0, 1), where only rounding leads out"
+    return f"Image values run from {low:.5g} to {high:.5g}, not within [0, 1]: {fix}."
 
 
 def as_images(x) -> torch.Tensor:

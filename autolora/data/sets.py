@@ -280,6 +280,8 @@ def read_set(
     streamed = isinstance(source, (DataLoader, IterableDataset))
     streamed |= hasattr(source, "__iter__") and not hasattr(source, "__getitem__")
     sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if isinstance(source, type):
+        raise AutoLoRaError(f"{source.__name__} is a class, no data: make one of it and pass that.")
     if isinstance(source, (tuple, list)) and not is_hugging_face(source) or not (streamed or sized):
         raise AutoLoRaError(
             f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays "

@@ -148,10 +148,11 @@ def _check_classes(task):
             )
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
-        raise AutoLoRaError(
-            f"Class '{task.classes[int(counts.argmin())]}' has no training images: add some, raise "
-            "limit=..., or drop the class."
-        )
+        lacking = int(counts.argmin())
+        fix = "add some, raise limit=..., or drop the class"
+        if task.classes == list(map(str, range(task.num_classes))):
+            fix = "number the classes from 0 without gaps, pass their names, or raise limit=..."
+        raise AutoLoRaError(f"Class '{task.classes[lacking]}' has no training images: {fix}.")
 
 # %% ../../nbs/data/05_task.ipynb #91561383
 def _validated(task, limit, seed):

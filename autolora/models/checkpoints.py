@@ -18,7 +18,14 @@ from ..core.errors import AutoLoRaError
 from .files import read_tensors
 from .parts import head_name
 from .tracing import layer_of
-from .zoos import CONVERSIONS, batchnorm_sets, converted, normalisation_in, with_set
+from autolora.models.zoos import (
+    CONVERSIONS,
+    batchnorm_sets,
+    converted,
+    doubtful,
+    normalisation_in,
+    with_set,
+)
 
 # %% ../../nbs/models/05_checkpoints.ipynb #3ec49fba
 def _counter(name):
@@ -74,6 +81,7 @@ class Reading:
     misshaped: dict
     unexpected: list
     normalisation: tuple | None
+    doubtful: list  # names of numbers that may be a normalisation, and aren't understood
     others: list = field(default_factory=list)  # labels of readings that fit as well
 
     @property
@@ -128,7 +136,9 @@ def _read(label, prefix, conversion, tensors, wanted, ours) -> Reading:
     left = [name for name in inside if name not in wanted and not _counter(name)]
     label = ".".join(part for part in (label, prefix.rstrip(".")) if part)
     found = normalisation_in(tensors)
-    return Reading(label, conversion, matched, missing, misshaped, left, found)
+    known = {prefix + name for name in wanted} | set(wanted)
+    odd = [] if found else doubtful(tensors, prefix, known)
+    return Reading(label, conversion, matched, missing, misshaped, left, found, odd)
 
 
 def _same_but_ones(there, here):
@@ -252,6 +262,12 @@ def _refusal(reading, origin, model, head):
             "check that it belongs to this backbone (`autolora inspect`), or take it as it is with "
             "weights_partial=True."
         )
+    if reading.doubtful:
+        return (
+            f"{origin} holds {_few(reading.doubtful)}, which may be how its net normalises images "
+            "and isn't understood here: register a backbone with that mean and std "
+            "(register_backbone), or take the weights without it with weights_partial=True."
+        )
     own = known.removeprefix(ours) + "."
     surplus = [name for name in _surplus(reading, wanted) if not name.startswith(own)]
     if surplus:
@@ -325,6 +341,20 @@ def _carry(model, reading, origin) -> str:
     return f"normalisation from the file: {values}"
 
 
+def _check_values(reading, origin):
+    "Refuse tensors from which no weight can be taken."
+    for name, tensor in reading.tensors.items():
+        what = ""
+        if tensor.is_meta:
+            what = "holds shapes without values (they were saved from the meta device)"
+        elif tensor.is_quantized or tensor.layout != torch.strided:
+            what = "holds quantised or sparse numbers, no plain weights"
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            what = "holds NaN or infinite numbers"
+        if what:
+            raise AutoLoRaError(f"{origin} {what} in {name}: take another checkpoint of this net.")
+
+
 def load_sets(
     model: nn.Module,
     sets: dict[str, dict],
@@ -343,6 +373,7 @@ def load_sets(
     if not found:
         raise AutoLoRaError(f"{origin} holds no tensors by name: it is no checkpoint of a net.")
     reading = chosen(found, origin, entry)
+    _check_values(reading, origin)
     refusal = _refusal(reading, origin, model, head)
     if not reading.tensors or refusal and not partial:
         raise AutoLoRaError(refusal or f"{origin} fits nothing of this model.")

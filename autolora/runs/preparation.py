@@ -141,7 +141,10 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
     config["deliver"] = deliver
-    config |= facts_of(task) | {"versions": made_with(), "hashes": made_of(task, model, common.test)}
+    config |= facts_of(task) | {
+        "versions": made_with(),
+        "hashes": made_of(task, model, common.test),
+    }
     config |= {"asked": _asked(cls, common, own), "threads": torch.get_num_threads()}
     adapted = getattr(made.branch, "names", ())
     config["model"] = inspect_model(adopted, trial_images(task), adapted) | {"frozen": frozen}
