@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -95,8 +96,12 @@ class _Backbones(Registry):
             return super().__getitem__(name)
         if (found := elsewhere(name)) is not None:
             return found
-        near = difflib.get_close_matches(str(name), [*self, *torchvision_names()], 1, 0.5)
+        near = difflib.get_close_matches(name, [*self, *torchvision_names()], 1, 0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
+        if Path(name).is_file():
+            hint = (
+                "it is a file, whose weights= go into a backbone (`autolora inspect` tells which). "
+            )
         raise AutoLoRaError(
             f"Unknown backbone '{name}': {hint}Known: {', '.join(self)}, torchvision's "
             "classifiers, timm:NAME, hf:NAME or a folder of Hugging Face's, mypackage.module:Class."

@@ -42,5 +42,5 @@ def with_versions(module: nn.Module, tensors: dict) -> dict:
     """`tensors`, which are of `module`'s own making, as a state dict that says so: some layers ask
     which version of themselves wrote it."""
     state = OrderedDict(tensors)
-    state._metadata = module.state_dict()._metadata
+    state._metadata = getattr(module.state_dict(), "_metadata", {})
     return state

@@ -237,7 +237,8 @@ def evaluate(
     attacks = [attacks] if isinstance(attacks, str) else attacks and [*attacks]
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
-    model, surrogate = (net and as_logits(net, few) for net in (model, surrogate))
+    model = as_logits(model, few)
+    surrogate = surrogate and as_logits(surrogate, few)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     kept = {} if kept is None else kept
     told = []

@@ -73,9 +73,12 @@ def _try(name, model, x, num_classes):
     except Exception as error:
         raise cannot_take(model, x, name, error) from error
     if logits.shape != (2, num_classes):
+        fix = "name the layer that gives the logits with head_layer="
+        if logits.dim() != 2:
+            fix = "end its forward so that it gives one logit a class, as .flatten(1) does"
         raise AutoLoRaError(
             f"The backbone {name} gives an output of shape {tuple(logits.shape)} for two images, "
-            f"not (2, {num_classes}): name the layer that gives the logits with head_layer=."
+            f"not (2, {num_classes}): {fix}."
         )
     _check_finite(name, model, logits)
     check_logits(name, logits)
