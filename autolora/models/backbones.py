@@ -11,7 +11,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
 from ..core.registry import Registry, shown, takes
 from .adoption import Adopted, cannot_take, declared, settled
-from .checkpoints import Reading, fits, load_sets, load_tensors
+from .checkpoints import Reading, fits, load_sets, load_tensors, outline
 from .collections import Backbone, elsewhere, torchvision_backbone, torchvision_names
 from .files import read_tensors
 from .nets import PreActResNet18, WideResNet, cifar_resnet18
@@ -166,16 +166,24 @@ def backbone_card(name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 # %% ../../nbs/models/11_backbones.ipynb #285b2d64
+@cache
+def _outline(build):
+    with torch.device("meta"):
+        return outline(build(10))
+
+
 def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     """The backbones that the `sets` of tensors of a file fit, by name, with how they are read;
     those with the fewest tensors left over first. torchvision's are looked at if no listed one
     fits."""
 
+    made = {}
+
     def among(names):
         found = {}
         for name in names:
-            with contextlib.suppress(RuntimeError), torch.device("meta"):  # not all can be there
-                reading = fits(BACKBONES[name].build(10), sets)
+            with contextlib.suppress(RuntimeError):  # not all can be on the meta device
+                reading = fits(_outline(BACKBONES[name].build), sets, made)
                 if reading is not None:
                     found[name] = reading
         return found
