@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core.errors import AutoLoRaError
+from .blocks import check_values, few, gaps, surplus
 from .files import read_tensors
 from .parts import head_name
 from .tracing import layer_of
@@ -208,41 +209,6 @@ def chosen(found: list[Reading], origin, entry: str | None = None) -> Reading:
     first.others = [label for label in dict.fromkeys(unlike) if label != first.label]
     return first
 
-# %% ../../nbs/models/05_checkpoints.ipynb #0ae7164d
-def _block(name):
-    "The block that a tensor belongs to: up to the first number in its name, else its layer."
-    numbered = re.match(r"(.*?(?:^|[._])\d+)\.", name)
-    return numbered[1] if numbered else name.rpartition(".")[0] or name
-
-
-def _container(name):
-    numbered = re.match(r"(.*?)(?:^|[._])\d+\.", name)
-    return numbered[1] if numbered else None
-
-
-def _gaps(reading, sizes):
-    "The blocks of which a tenth or more isn't there, by tensors or by numbers in them."
-    whole = Counter()
-    gone = Counter()
-    for name, size in sizes.items():
-        lost = name in reading.missing or name in reading.misshaped
-        for kind, weight in (("tensors", 1), ("numbers", size)):
-            whole[_block(name), kind] += weight
-            gone[_block(name), kind] += lost * weight
-    blocks = {block for (block, kind), n in gone.items() if n and n >= 0.1 * whole[block, kind]}
-    return [name for name in sizes if _block(name) in blocks and name not in reading.tensors]
-
-
-def _surplus(reading, wanted):
-    "Tensors of blocks that stand in a row with the model's own, and that it doesn't have."
-    rows = {_container(name) for name in wanted} - {None}
-    blocks = {_block(name) for name in wanted}
-    return [n for n in reading.unexpected if _container(n) in rows and _block(n) not in blocks]
-
-
-def _few(names, n=4):
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
-
 # %% ../../nbs/models/05_checkpoints.ipynb #f6f42195
 def _refusal(reading, origin, model, head):
     "The error for a reading that must not be loaded; None for one that may be."
@@ -263,25 +229,25 @@ def _refusal(reading, origin, model, head):
             f"extractor have another shape ({name} {there} there, {here} here); "
             f"`autolora inspect` tells which backbone it fits."
         )
-    gaps = _gaps(reading, sizes)
-    if gaps:
+    torn = gaps(sizes, reading.tensors)
+    if torn:
         return (
             f"{origin} matches {len(reading.tensors)} of {n} tensors of the feature extractor "
-            f"({reading.share:.1%}), and without {_few(gaps)} it would start from noise there: "
+            f"({reading.share:.1%}), and without {few(torn)} it would start from noise there: "
             "check that it belongs to this backbone (`autolora inspect`), or take it as it is with "
             "weights_partial=True."
         )
     if reading.doubtful:
         return (
-            f"{origin} holds {_few(reading.doubtful)}, which may be how its net normalises images "
+            f"{origin} holds {few(reading.doubtful)}, which may be how its net normalises images "
             "and isn't understood here: register a backbone with that mean and std "
             "(register_backbone), or take the weights without it with weights_partial=True."
         )
     own = known.removeprefix(ours) + "."
-    surplus = [name for name in _surplus(reading, wanted) if not name.startswith(own)]
-    if surplus:
+    more = surplus(reading.unexpected, wanted)
+    if more := [name for name in more if not name.startswith(own)]:
         return (
-            f"{origin} is of a deeper net: it has {_few(surplus)}, which this backbone hasn't; "
+            f"{origin} is of a deeper net: it has {few(more)}, which this backbone hasn't; "
             "choose the backbone that it belongs to (`autolora inspect`), or take what fits with "
             "weights_partial=True."
         )
@@ -309,8 +275,8 @@ def fits(net: tuple[str, dict], sets: dict[str, dict], made: dict | None = None)
     found = readings(sets, body, ours, made) if _enough(sets, body) else []
     if not found or len(found[0].tensors) < len(body):
         return None
-    surplus = [name for name in _surplus(found[0], body) if layer_of(name) != last]
-    return None if surplus else found[0]
+    more = surplus(found[0].unexpected, body)
+    return None if any(layer_of(name) != last for name in more) else found[0]
 
 # %% ../../nbs/models/05_checkpoints.ipynb #2936bcac
 class Loaded(float):
@@ -332,7 +298,7 @@ def _told(reading, origin, carried, model) -> str:
     if reading.conversion:
         words.append(f"names converted ({reading.conversion})")
     if reading.others:
-        words.append(f"also there: {_few(reading.others)} (weights_entry= chooses)")
+        words.append(f"also there: {few(reading.others)} (weights_entry= chooses)")
     words.append(carried)
     for what in ("missing", "misshaped", "unexpected"):
         if names := list(getattr(reading, what)):
@@ -362,20 +328,6 @@ def _carry(model, reading, origin) -> str:
     return f"normalisation from the file: {values}"
 
 
-def _check_values(reading, origin):
-    "Refuse tensors from which no weight can be taken."
-    for name, tensor in reading.tensors.items():
-        what = ""
-        if tensor.is_meta:
-            what = "holds shapes without values (they were saved from the meta device)"
-        elif tensor.is_quantized or tensor.layout != torch.strided:
-            what = "holds quantised or sparse numbers, no plain weights"
-        elif tensor.is_floating_point() and not tensor.isfinite().all():
-            what = "holds NaN or infinite numbers"
-        if what:
-            raise AutoLoRaError(f"{origin} {what} in {name}: take another checkpoint of this net.")
-
-
 def load_sets(
     model: nn.Module,
     sets: dict[str, dict],
@@ -394,7 +346,7 @@ def load_sets(
     if not found:
         raise AutoLoRaError(f"{origin} holds no tensors by name: it is no checkpoint of a net.")
     reading = chosen(found, origin, entry)
-    _check_values(reading, origin)
+    check_values(reading.tensors, origin)
     refusal = _refusal(reading, origin, model, head)
     if not reading.tensors or refusal and not partial:
         raise AutoLoRaError(refusal or f"{origin} fits nothing of this model.")
