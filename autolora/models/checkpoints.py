@@ -130,7 +130,7 @@ def _read(label, prefix, conversion, tensors, wanted, ours) -> Reading:
         if tensor is None:
             continue
         if tensor.shape == shape or _same_but_ones(tensor.shape, shape):
-            matched[ours + name] = tensor.reshape(shape)
+            matched[ours + name] = tensor if tensor.shape == shape else tensor.reshape(shape)
         else:
             misshaped[ours + name] = (tuple(tensor.shape), tuple(shape))
     missing = [ours + name for name in wanted if name not in inside]

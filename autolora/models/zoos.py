@@ -229,7 +229,8 @@ def doubtful(tensors: dict, prefix: str, known: set) -> list[str]:
     """The names in `tensors`, none of them `known`, of numbers that stand beside the net whose
     names begin with `prefix`, or first in it, and that may say how it normalises images."""
     net = prefix.split(".")[:-1]
-    layers = {name.rpartition(".")[0] for name, tensor in tensors.items() if tensor.dim() > 1}
+    large = (name for name, tensor in tensors.items() if tensor.dim() > 1 and tensor.numel() > 4)
+    layers = {name.rpartition(".")[0] for name in large}
     found = []
     for name, tensor in tensors.items():
         above = name.split(".")[:-2]
