@@ -2295,6 +2295,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'autolora.show.pages.Details': ('show/pages.html#details', 'autolora/show/pages.py'),
                                      'autolora.show.pages._figure_html': ('show/pages.html#_figure_html', 'autolora/show/pages.py'),
                                      'autolora.show.pages._line': ('show/pages.html#_line', 'autolora/show/pages.py'),
+                                     'autolora.show.pages._plotly': ('show/pages.html#_plotly', 'autolora/show/pages.py'),
                                      'autolora.show.pages.html_page': ('show/pages.html#html_page', 'autolora/show/pages.py'),
                                      'autolora.show.pages.markdown_page': ('show/pages.html#markdown_page', 'autolora/show/pages.py'),
                                      'autolora.show.pages.to_html': ('show/pages.html#to_html', 'autolora/show/pages.py'),
