@@ -32,7 +32,7 @@ from autolora.models import load_backbone
 PAGE = HERE / "results" / "photographs.md"
 TEXTURES = HERE.parents[1] / "shared" / "data" / "dtd10_128_jpeg.npz"
 CLASSES = 4
-EACH = 30
+EACH = 15
 SHORT = {"size": 224, "limit": 32, "epochs": 1, "lr": 0.01, "batch_size": 8, "steps": 1}
 
 

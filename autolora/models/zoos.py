@@ -222,7 +222,8 @@ def normalisation_in(tensors: dict) -> tuple[list, list] | None:
     return (mean / scale).tolist(), (std / scale).tolist()
 
 
-_CONSTANT = re.compile(r"mean|std|sigma|(^|[._])mu$|var$|norm|shift|offset", re.I)
+_CONSTANT = re.compile(r"mean|std|sigma|mu$|var$|norm|shift|offset|scale|center", re.I)
+_SINGLE = re.compile(r"(^|[._])(mean|std|mu|sigma|shift|offset)$", re.I)  # of grey images
 
 
 def doubtful(tensors: dict, prefix: str, known: set) -> list[str]:
@@ -236,6 +237,7 @@ def doubtful(tensors: dict, prefix: str, known: set) -> list[str]:
         above = name.split(".")[:-2]
         if name in known or name.rpartition(".")[0] in layers or above != net[: len(above)]:
             continue
-        if 1 < tensor.numel() < 5 or tensor.numel() == 1 and _CONSTANT.search(name):
+        words = {1: _SINGLE, 2: _CONSTANT, 3: _CONSTANT, 4: _CONSTANT}.get(tensor.numel())
+        if words and words.search(name):
             found.append(name)
     return found
