@@ -141,7 +141,7 @@ def _located(model, x, name, **how):
 
 
 def _check_layer(net, head, name):
-    "Refuse a head that is no layer, or whose weight another layer has too."
+    "Refuse a head that is no layer with a weight."
     layer = net.get_submodule(head)
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
@@ -150,6 +150,11 @@ def _check_layer(net, head, name):
             f"The logits of {name} come from {place} and no layer: make that an nn.Linear, so that "
             "it can be told from the feature extractor."
         )
+
+
+def _check_untied(net, head, name):
+    "Refuse a head whose weight another layer has too."
+    layer = net.get_submodule(head)
     own = {id(parameter) for parameter in layer.parameters()}
     for other, module in net.named_modules():
         shared = any(id(p) in own for p in module.parameters(recurse=False))
@@ -179,6 +184,7 @@ def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> 
     head = found.heads[0] if found.heads and not found.apart else None
     if head is not None:
         _check_layer(net, head, name)
+        _check_untied(net, head, name)
     training_path, _, _ = _located(net, x, name, training=True, head_layer=head)
     if path or training_path:
         net = Logits(net, path, training_path)

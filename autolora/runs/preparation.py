@@ -72,6 +72,14 @@ def _try(name, model, x, num_classes):
             logits = model(x)
     except Exception as error:
         raise cannot_take(model, x, name, error) from error
+    _check_shape(name, logits, num_classes)
+    _check_finite(name, model, logits)
+    check_logits(name, logits)
+    check_saving(model)
+
+
+def _check_shape(name, logits, num_classes):
+    "Refuse an output that isn't one logit a class, for two images."
     if logits.shape != (2, num_classes):
         fix = "name the layer that gives the logits with head_layer="
         if logits.dim() != 2:
@@ -80,9 +88,6 @@ def _try(name, model, x, num_classes):
             f"The backbone {name} gives an output of shape {tuple(logits.shape)} for two images, "
             f"not (2, {num_classes}): {fix}."
         )
-    _check_finite(name, model, logits)
-    check_logits(name, logits)
-    check_saving(model)
 
 # %% ../../nbs/runs/02_preparation.ipynb #11ff29d2
 def _check_finite(name, model, logits):
