@@ -243,7 +243,8 @@ def evaluate(
     attacks = [attacks] if isinstance(attacks, str) else attacks and [*attacks]
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
-    model, surrogate = (net and as_logits(net, few) for net in (model, surrogate))
+    model = as_logits(model, few)
+    surrogate = None if surrogate is None else as_logits(surrogate, few)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     kept = {} if kept is None else kept
     told = []
@@ -266,7 +267,6 @@ def evaluate(
         alarms = told + answer_alarms(natural, y, rows, split.y)
         if set(counts) != {"none"}:
             alarms += _masked(subject, split, order[natural == y])
-    alarms = tuple(dict.fromkeys(alarms))
-    for alarm in alarms:
+    for alarm in (unique := tuple(dict.fromkeys(alarms))):
         warnings.warn(alarm, stacklevel=2)
-    return Report(tuple(rows), str(threat), "", alarms, "" if attacks else grade, left_out)
+    return Report(tuple(rows), str(threat), "", unique, "" if attacks else grade, left_out)

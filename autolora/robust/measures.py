@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.reading import digest
-from ..core.registry import Registry
+from ..core.registry import Registry, takes
 from ..core.threat import ThreatModel, parse_threat
 from ..models.parts import eval_mode
 from .attacks import check_logits, pgd, restarted_pgd
@@ -47,7 +47,12 @@ def answers_of(model, x, y, batch_size):
 _paper_pgd = partial(pgd, random_start=False)  # from the image itself, as in the paper's evaluation
 
 # %% ../../nbs/robust/06_measures.ipynb #eb614687
-ATTACKS = Registry("attack", group="autolora.attacks")
+ATTACKS = Registry(
+    "attack",
+    group="autolora.attacks",
+    wanted="a function (model, x, y, threat) that returns x_adv",
+    fits=lambda attack: takes(attack, *"model x y threat".split()),
+)
 _KNOWN = {
     "none": (lambda model, x, y, threat: x, "no attack: the natural images"),
     "pgd-10": (_paper_pgd, "PGD of 10 steps from the image itself; so pgd-20, pgd-20x5-dlr"),
@@ -82,11 +87,11 @@ def register_attack(name: str, attack: Callable) -> Callable:
     """Make `attack(model, x, y, threat) -> x_adv` known to `evaluate` as `name`; returns it.
 
     It gets images (N, C, H, W) in [0, 1] that `model`, in eval mode, classifies as `y` (N,); what
-    leaves `threat` or [0, 1] is projected back. Raises `AutoLoRaError` for a name that is taken, or
-    that means something else."""
-    if _PGD.fullmatch(name):
+    leaves `threat` or [0, 1] is projected back. Raises `AutoLoRaError` for what is no such
+    function, and for a name that is taken, or that means something else."""
+    if _PGD.fullmatch(str(name)):
         raise AutoLoRaError(f"'{name}' is PGD with that many steps: choose another name.")
-    if set(name) & set("@:") or name in _OTHERS:
+    if set(str(name)) & set("@:") or name in _OTHERS:
         raise AutoLoRaError(
             f"'{name}' can't be an attack's name: leave out @ and :, choose another."
         )

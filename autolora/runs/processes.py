@@ -19,7 +19,7 @@ from pathlib import Path
 
 import autolora
 from ..core.disk import cannot_write
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from ..core.machine import optional, progress_bar
 from ..core.settings import Setting
 from ..core.signals import Interrupted, end_by, held_back, obey
@@ -280,10 +280,9 @@ def _settle(job, handle):
     "Note in `job` how the scheduler's `handle` ended."
     lost = handle.exception()
     if lost:
-        why = " ".join(str(lost).split())[:160] or type(lost).__name__
         where = handle.paths.stderr
         job.state = "failed"
-        job.message = f"The scheduler lost this run ({why}): see {where}."
+        job.message = f"The scheduler lost this run ({reason(lost)}): see {where}."
     else:
         found = handle.result()
         job.state = found.state
