@@ -214,6 +214,10 @@ _STYLE = """
 .autolora-pages { font: 13px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 :has(.autolora-lab) .autolora-kept { display: none; }
 .autolora-table { overflow: auto; max-height: 260px; }
+.autolora-top { position: sticky; top: 0; z-index: 5; background: var(--jp-layout-color0, Canvas); }
+.autolora-top { border-bottom: 1px solid rgba(128,128,128,.35); padding-bottom: 2px; }
+:is(.jp-OutputArea-child, .jp-OutputArea-output):has(.autolora-top) { overflow: visible; }
+.autolora-tabs .widget-toggle-button { width: auto; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
 :is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
 :is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }

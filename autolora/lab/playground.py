@@ -5,268 +5,12 @@
 # %% auto #0
 __all__ = ['Playground']
 
-# %% ../../nbs/lab/05_playground.ipynb #590557dc
+# %% ../../nbs/lab/05_playground.ipynb #5c40b1c4
 import anywidget
 
-# %% ../../nbs/lab/05_playground.ipynb #7baa1c63
-_NET = """
-const SIZES = [2, 16, 16, 2];
-const LAST = SIZES.length - 2;  // the head; the layers before it are the feature extractor
+from .plane import CLOUDS, NET, TRAINING
 
-function randomNumbers(seed) {
-  let state = seed;
-  return () => (state = (1664525 * state + 1013904223) % 2 ** 32) / 2 ** 32;
-}
-
-const layers = make => SIZES.slice(1).map((m, l) => make(SIZES[l], m, l));
-
-const zeros = () =>
-  layers((n, m) => ({ w: new Float64Array(m * n), b: new Float64Array(m) }));
-
-function newNet(random) {
-  const net = zeros();
-  net.forEach(({ w }, l) => {
-    const bound = Math.sqrt(6 / (SIZES[l] + SIZES[l + 1]));
-    for (let i = 0; i < w.length; i++) w[i] = bound * (2 * random() - 1);
-  });
-  return net;
-}
-
-const copied = net => net.map(({ w, b }) => ({ w: w.slice(), b: b.slice() }));
-
-const values = () => SIZES.map(n => new Float64Array(n));  // of each layer, for one point
-
-function forward(net, point, a) {
-  [a[0][0], a[0][1]] = point;
-  for (let l = 0; l <= LAST; l++) {
-    const n = SIZES[l], { w, b } = net[l], x = a[l], y = a[l + 1];
-    for (let j = 0; j < y.length; j++) {
-      let sum = b[j];
-      for (let i = 0; i < n; i++) sum += w[j * n + i] * x[i];
-      y[j] = l === LAST ? sum : Math.tanh(sum);
-    }
-  }
-  return a[LAST + 1];
-}
-
-// Adds the gradients of the weights to `grads`, where there are some; `d` holds that of the logits
-// in its last part, and at the end that of the point in its first.
-function backward(net, a, d, grads) {
-  for (let l = LAST; l >= 0; l--) {
-    const n = SIZES[l], { w } = net[l], x = a[l], y = a[l + 1], before = d[l].fill(0);
-    for (let j = 0; j < y.length; j++) {
-      const s = l === LAST ? d[l + 1][j] : d[l + 1][j] * (1 - y[j] * y[j]);
-      if (grads) grads[l].b[j] += s;
-      for (let i = 0; i < n; i++) {
-        if (grads) grads[l].w[j * n + i] += s * x[i];
-        before[i] += s * w[j * n + i];
-      }
-    }
-  }
-  return d[0];
-}
-
-function softmax([u, v]) {
-  const p = 1 / (1 + Math.exp(u - v));
-  return [1 - p, p];
-}
-"""
-
-# %% ../../nbs/lab/05_playground.ipynb #b1799b1e
-_TRAINING = """
-const RANK = 2, BETA = 6;
-
-function newBranch(random) {
-  return SIZES.slice(1, -1).map((m, l) => ({
-    a: Float64Array.from({ length: RANK * SIZES[l] }, () => (2 * random() - 1) / Math.sqrt(SIZES[l])),
-    b: new Float64Array(m * RANK),
-  }));
-}
-
-function throughBranch(net, branch) {
-  const changed = copied(net);
-  branch.forEach(({ a, b }, l) => {
-    const n = SIZES[l], { w } = changed[l];
-    for (let k = 0; k < w.length; k++)
-      for (let r = 0; r < RANK; r++) w[k] += b[Math.floor(k / n) * RANK + r] * a[r * n + (k % n)];
-  });
-  return changed;
-}
-
-function branchGrads(branch, grads) {
-  return branch.map(({ a, b }, l) => {
-    const n = SIZES[l], { w } = grads[l];
-    const da = new Float64Array(a.length), db = new Float64Array(b.length);
-    for (let k = 0; k < w.length; k++) {
-      const j = Math.floor(k / n), i = k % n;
-      for (let r = 0; r < RANK; r++) {
-        da[r * n + i] += b[j * RANK + r] * w[k];
-        db[j * RANK + r] += a[r * n + i] * w[k];
-      }
-    }
-    return { a: da, b: db };
-  });
-}
-
-const room = { a: values(), d: values(), a2: values(), d2: values() };
-
-function attack(net, { point, y }, eps, random, steps = 5) {
-  const angle = 2 * Math.PI * random(), radius = eps * Math.sqrt(random());
-  let [dx, dy] = [radius * Math.cos(angle), radius * Math.sin(angle)];
-  for (let step = 0; step < steps; step++) {
-    const moved = [point[0] + dx, point[1] + dy];
-    const p = softmax(forward(net, moved, room.a));
-    for (let k = 0; k < 2; k++) room.d[LAST + 1][k] = p[k] - (k === y);
-    const g = backward(net, room.a, room.d, null);
-    const length = Math.hypot(g[0], g[1]) || 1;
-    dx += (eps / 2) * (g[0] / length);
-    dy += (eps / 2) * (g[1] / length);
-    const size = Math.hypot(dx, dy);
-    if (size > eps) [dx, dy] = [(dx * eps) / size, (dy * eps) / size];
-  }
-  return [point[0] + dx, point[1] + dy];
-}
-
-// What each method adds to the gradients of the logits of the natural and the adversarial point.
-const WEIGHTS = {
-  autolora: sa => ({ nat: 1 - sa, adv: 1, kl: BETA }),
-  trades: () => ({ nat: 1, adv: 0, kl: BETA }),
-  plain: () => ({ nat: 1, adv: 0, kl: 0 }),
-};
-
-function gradsOfLogits({ nat, adv, kl }, p, q, y, dp, dq) {
-  const logs = [Math.log(p[0] / q[0]), Math.log(p[1] / q[1])];
-  const divergence = p[0] * logs[0] + p[1] * logs[1];
-  for (let k = 0; k < 2; k++) {
-    dp[k] = nat * (p[k] - (k === y)) + kl * p[k] * (logs[k] - divergence);
-    dq[k] = adv * (q[k] - (k === y)) + kl * (q[k] - p[k]);
-  }
-}
-
-function gradients(learner, cloud, advs) {
-  const { net, branch, method, sa } = learner;
-  const grads = zeros();
-  const natNet = branch ? throughBranch(net, branch) : net;
-  const natGrads = branch ? zeros() : grads;
-  const weights = WEIGHTS[method](sa);
-  cloud.forEach(({ point, y }, i) => {
-    const p = softmax(forward(natNet, point, room.a)).map(v => Math.max(v, 1e-12));
-    const q = softmax(forward(net, advs[i], room.a2)).map(v => Math.max(v, 1e-12));
-    gradsOfLogits(weights, p, q, y, room.d[LAST + 1], room.d2[LAST + 1]);
-    backward(natNet, room.a, room.d, natGrads);
-    if (weights.adv || weights.kl) backward(net, room.a2, room.d2, grads);
-  });
-  if (!branch) return { net: grads };
-  for (const part of ["w", "b"])
-    natGrads[LAST][part].forEach((v, k) => { grads[LAST][part][k] += v; });
-  return { net: grads, branch: branchGrads(branch, natGrads) };
-}
-
-function descend(weights, grads, speeds, rate) {
-  weights.forEach((layer, l) => {
-    for (const part of Object.keys(layer)) {
-      const w = layer[part], g = grads[l][part], v = (speeds[l][part] ??= new Float64Array(w.length));
-      for (let k = 0; k < w.length; k++) {
-        v[k] = 0.9 * v[k] + g[k];
-        w[k] -= rate * v[k];
-      }
-    }
-  });
-}
-
-function newLearner(method, net, random) {
-  const speeds = () => SIZES.slice(1).map(() => ({}));
-  const branch = method === "autolora" ? newBranch(random) : null;
-  return { method, net: copied(net), branch, speeds: speeds(), slow: speeds(), sa: 0.5, ra: 0, advs: [] };
-}
-
-const answers = (net, point) => {
-  const [u, v] = forward(net, point, room.a);
-  return v > u ? 1 : 0;
-};
-
-function look(learner, cloud, eps, random) {
-  const { net } = learner;
-  learner.advs = cloud.map(one => attack(net, one, eps, random));
-  learner.crossed = cloud.map(({ point, y }, i) =>
-    answers(net, point) === y && answers(net, learner.advs[i]) !== y);
-  const share = right => (cloud.length ? right.filter(Boolean).length / cloud.length : 0);
-  learner.sa = share(cloud.map(({ point, y }) => answers(net, point) === y));
-  learner.ra = share(cloud.map(({ y }, i) => answers(net, learner.advs[i]) === y));
-}
-
-function trainStep(learner, cloud, eps, rate, random) {
-  look(learner, cloud, eps, random);
-  const found = gradients(learner, cloud, learner.advs);
-  const each = rate / Math.max(1, cloud.length);
-  descend(learner.net, found.net, learner.speeds, each);
-  if (learner.branch) descend(learner.branch, found.branch, learner.slow, each);
-}
-
-// The two gradients at one point: of CE(nat) and of CE(adv) in the feature extractor of the net
-// itself, the same two for every method. Their lengths, and the angle between them in degrees.
-function twoGradients(net, { point, y }, adv) {
-  const [one, other] = [point, adv].map(at => {
-    const grads = zeros();
-    const p = softmax(forward(net, at, room.a));
-    for (let k = 0; k < 2; k++) room.d[LAST + 1][k] = p[k] - (k === y);
-    backward(net, room.a, room.d, grads);
-    return grads.slice(0, LAST).flatMap(({ w, b }) => [...w, ...b]);
-  });
-  const dot = (u, v) => u.reduce((sum, x, i) => sum + x * v[i], 0);
-  const lengths = [Math.sqrt(dot(one, one)), Math.sqrt(dot(other, other))];
-  const cosine = dot(one, other) / (lengths[0] * lengths[1] || 1);
-  return { lengths, angle: (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI };
-}
-"""
-
-# %% ../../nbs/lab/05_playground.ipynb #fb688e97
-_CLOUDS = """
-const N = 72;
-
-function moon(i, random, turn) {
-  const y = i % 2, t = Math.PI * random(), noise = () => 0.12 * (random() - 0.5);
-  const x = (y ? 0.5 - Math.cos(t) : Math.cos(t) - 0.5) * 0.62 + noise();
-  const z = (y ? 0.25 - Math.sin(t) : Math.sin(t) - 0.25) * 0.62 + noise();
-  return [x * Math.cos(turn) - z * Math.sin(turn), x * Math.sin(turn) + z * Math.cos(turn)];
-}
-
-const POINTS = {
-  turned: (i, random) => moon(i, random, 1.2),
-  moons: (i, random) => moon(i, random, 0),
-  xor: (i, random) => {
-    const [right, high] = [(i >> 1) % 2, ((i >> 1) + i) % 2];
-    return [(right - 0.5) + 0.45 * (random() - 0.5), (high - 0.5) + 0.45 * (random() - 0.5)];
-  },
-  spirals: (i, random) => {
-    const t = 0.25 + 0.75 * random(), turn = 5.5 * t + Math.PI * (i % 2);
-    return [0.95 * t * Math.cos(turn), 0.95 * t * Math.sin(turn)];
-  },
-};
-
-const NAMES = {
-  turned: "two moons, turned", xor: "XOR", spirals: "spirals", moons: "the moons it knows",
-  own: "my own points",
-};
-
-function cloudOf(name, random) {
-  if (!POINTS[name]) return [];
-  return Array.from({ length: N }, (_, i) => ({ point: POINTS[name](i, random), y: i % 2 }));
-}
-
-let robust;  // trained when it is first needed, once a page
-
-function robustNet() {
-  if (robust) return robust;
-  const random = randomNumbers(1);
-  const cloud = cloudOf("moons", random);
-  const learner = newLearner("trades", newNet(random), random);
-  for (let step = 0; step < 250; step++) trainStep(learner, cloud, 0.12, 0.1, random);
-  return (robust = learner.net);
-}
-"""
-
-# %% ../../nbs/lab/05_playground.ipynb #43ad6372
+# %% ../../nbs/lab/05_playground.ipynb #e4d7c20f
 _VIEW = """
 const COLOURS = [[0, 114, 178], [230, 159, 0]];
 const LABELS = { autolora: "AutoLoRa", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
@@ -282,7 +26,7 @@ function drawBackground(pen, net) {
   const small = new OffscreenCanvas(GRID, GRID), brush = small.getContext("2d");
   const image = brush.createImageData(GRID, GRID);
   for (let i = 0; i < GRID * GRID; i++) {
-    const at = [toPlane(((i % GRID) + 0.5) * SIDE / GRID), toPlane((Math.floor(i / GRID) + 0.5) * SIDE / GRID)];
+    const at = [i % GRID, Math.floor(i / GRID)].map(k => toPlane(((k + 0.5) * SIDE) / GRID));
     const p = softmax(forward(net, at, room.a))[1];
     const sure = Math.abs(2 * p - 1);
     for (let k = 0; k < 3; k++)
@@ -353,7 +97,7 @@ function drawPicture({ pen, words, learner }, state) {
 }
 """
 
-# %% ../../nbs/lab/05_playground.ipynb #ad0053cf
+# %% ../../nbs/lab/05_playground.ipynb #45665734
 _PAGE = """
 function slider(parent, words, range, heard) {
   const label = make("label", parent, { textContent: `${words} ` });
@@ -367,7 +111,8 @@ function slider(parent, words, range, heard) {
 function choice(parent, words, options, heard) {
   const label = make("label", parent, { textContent: `${words} ` });
   const select = keyed(make("select", label));
-  for (const [value, textContent] of Object.entries(options)) make("option", select, { value, textContent });
+  for (const [value, textContent] of Object.entries(options))
+    make("option", select, { value, textContent });
   select.addEventListener("change", () => heard(select.value));
 }
 
@@ -387,7 +132,7 @@ function listen(canvas, state, redraw) {
   const touch = at => {
     if (state.mode === "choose") state.chosen = nearest(state.cloud, at);
     else {
-      state.cloud.push({ point: at, y: Number(state.mode) });
+      state.cloud.push({ point: at, y: Number(state.mode.at(-1)) });
       state.chosen = state.cloud.length - 1;
     }
     redraw();
@@ -417,7 +162,7 @@ function listen(canvas, state, redraw) {
 
 function render({ el }) {
   el.classList.add("autolora-playground");
-  const state = { name: "turned", eps: 0.12, rate: 0.1, speed: 1, mode: "choose", steps: 0 };
+  const state = { name: "turned", eps: 0.2, rate: 0.3, speed: 1, mode: "choose", steps: 0 };
   const above = make("div", el, { className: "autolora-row" });
   const below = make("div", el, { className: "autolora-row" });
   const status = make("output", el, { textContent: "Press Play." });
@@ -465,17 +210,21 @@ function render({ el }) {
     if (name === "own") state.cloud = [];
     reset();
   });
-  slider(above, "eps", { min: 0, max: 40, value: 12 }, v => {
+  slider(above, "eps", { min: 0, max: 40, value: 20 }, v => {
     state.eps = v / 100;
     again();
     return state.eps.toFixed(2);
   });
-  slider(above, "learning rate", { min: -30, max: 15, value: -10 }, v => {
+  slider(above, "learning rate", { min: -30, max: 5, value: -5 }, v => {
     state.rate = 10 ** (v / 10);
     return state.rate.toPrecision(2);
   });
   slider(above, "steps a frame", { min: 1, max: 10, value: 1 }, v => (state.speed = v));
-  press(below, "Step", "One step of training of all three", () => { step(); redraw(); status.textContent = `step ${state.steps}`; });
+  press(below, "Step", "One step of training of all three", () => {
+    step();
+    redraw();
+    status.textContent = `step ${state.steps}`;
+  });
   const play = press(below, "Play", "Train, frame after frame, until it is pressed again", () => {
     playing = !playing;
     play.textContent = playing ? "Pause playground" : "Play";
@@ -483,34 +232,37 @@ function render({ el }) {
     if (playing) requestAnimationFrame(frame);
   });
   press(below, "Reset", "Back to the robust net, before any fine-tuning", reset);
-  choice(below, "A click", { choose: "chooses a point", 0: "sets a ● point", 1: "sets a ■ point" }, mode => {
-    state.mode = mode;
-  });
+  const modes = {
+    choose: "chooses a point", class0: "sets a round point", class1: "sets a square point" };
+  choice(below, "A click", modes, mode => { state.mode = mode; });
   reset();
   return () => { playing = false; };
 }
 
-export { attack, backward, cloudOf, forward, gradients, newLearner, newNet, randomNumbers, robustNet };
-export { trainStep, values };
+export { cloudOf, gradients, newBranch, newLearner, newNet, randomNumbers, robustNet, trainStep };
 export default { render };
 """
 
 _STYLE = """
-.autolora-playground { font: 13px/1.45 system-ui, sans-serif; color: var(--jp-ui-font-color1, inherit); }
+.autolora-playground { font: 13px/1.45 system-ui, sans-serif; }
+.autolora-playground { color: var(--jp-ui-font-color1, inherit); }
 .autolora-playground canvas { width: 100%; max-width: 300px; display: block; margin: 4px 0; }
 .autolora-playground .autolora-row { display: flex; flex-wrap: wrap; gap: 6px 14px; }
 .autolora-playground .autolora-row { align-items: center; margin: 4px 0; }
 .autolora-playground .autolora-arena { display: grid; gap: 8px 16px; }
-.autolora-playground .autolora-arena { grid-template-columns: repeat(auto-fit, minmax(min(100%, 200px), 300px)); }
+.autolora-playground .autolora-arena {
+  grid-template-columns: repeat(auto-fit, minmax(200px, 1fr));
+}
 .autolora-playground p { margin: 0; min-height: 2.9em; }
-.autolora-playground input[type=range] { width: 110px; accent-color: #0072B2; vertical-align: middle; }
+.autolora-playground input[type=range] { width: 110px; accent-color: #0072B2; }
+.autolora-playground input[type=range] { vertical-align: middle; }
 """
 
-# %% ../../nbs/lab/05_playground.ipynb #42883587
+# %% ../../nbs/lab/05_playground.ipynb #4a7b4653
 class Playground(anywidget.AnyWidget):
     """Points in a plane and three small nets, fine-tuned in the page: AutoLoRa, naive RFT, plain.
 
     Nothing of it is asked of the kernel."""
 
-    _esm = _NET + _TRAINING + _CLOUDS + _VIEW + _PAGE
+    _esm = NET + TRAINING + CLOUDS + _VIEW + _PAGE
     _css = _STYLE
