@@ -165,7 +165,7 @@ function render({ el }) {
   const state = { name: "turned", eps: 0.2, rate: 0.3, speed: 1, mode: "choose", steps: 0 };
   const above = make("div", el, { className: "autolora-row" });
   const below = make("div", el, { className: "autolora-row" });
-  const status = make("output", el, { textContent: "Press Play." });
+  const status = make("output", el, { className: "autolora-status" });
   const arena = make("div", el, { className: "autolora-arena" });
   const pictures = Object.keys(LABELS).map(method => {
     const box = make("section", arena);
@@ -176,7 +176,10 @@ function render({ el }) {
     listen(canvas, state, () => redraw());
     return { method, pen: canvas.getContext("2d"), words: make("p", box), learner: null };
   });
-  const redraw = () => pictures.forEach(picture => drawPicture(picture, state));
+  const redraw = (more = "") => {
+    pictures.forEach(picture => drawPicture(picture, state));
+    status.textContent = `step ${state.steps}, ${state.cloud.length} points${more}`;
+  };
   const reset = () => {
     state.random = randomNumbers(7);
     if (!state.cloud || state.name !== "own") state.cloud = cloudOf(state.name, state.random);
@@ -197,11 +200,10 @@ function render({ el }) {
   const frame = () => {
     if (!playing || !el.isConnected) return void (playing = false);
     for (let k = 0; k < state.speed; k++) step();
-    redraw();
     const now = performance.now();
     times = [...times.filter(t => now - t < 1000), now];
     const rate = times.length > 5 ? ((times.length - 1) * 1000) / (now - times[0]) : 0;
-    status.textContent = `step ${state.steps}, ${rate.toFixed(0)} frames a second`;
+    redraw(`, ${rate.toFixed(0)} frames a second`);
     requestAnimationFrame(frame);
   };
   const again = () => { if (pictures[0].learner) redraw(); };
@@ -223,7 +225,6 @@ function render({ el }) {
   press(below, "Step", "One step of training of all three", () => {
     step();
     redraw();
-    status.textContent = `step ${state.steps}`;
   });
   const play = press(below, "Play", "Train, frame after frame, until it is pressed again", () => {
     playing = !playing;

@@ -138,9 +138,9 @@ def _examples(run):
 
 # %% ../../nbs/show/06_report.ipynb #4e4bd17f
 _SLID = (
-    "The finished model is the one at s = 0; run.branch.merged(s) is the one with s times the branch "
-    "added. What that does to both accuracies, on {} validation images, PGD-10 at each s: the "
-    "branch served the training, and needn't improve what came of it."
+    "The finished model is the one at s = 0; run.branch.merged(s) is the one with s times the "
+    "branch added. What that does to both accuracies, on {} validation images, PGD-10 at each s: "
+    "the branch served the training, and needn't improve what came of it."
 )
 
 
