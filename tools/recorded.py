@@ -4,6 +4,7 @@ AutoLoRa, naive RFT and plain fine-tuning of the embedded robust net on the digi
 settings found. Weights are kept in half precision; what only a resume would need is left out."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -41,5 +42,6 @@ def record(name, method):
 
 
 if __name__ == "__main__":
-    for name, method in {"autolora": "autolora", "trades": "trades", "plain": Plain}.items():
-        record(name, method)
+    methods = {"autolora": "autolora", "trades": "trades", "plain": Plain}
+    for name in sys.argv[1:] or methods:
+        record(name, methods[name])
