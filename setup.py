@@ -37,5 +37,5 @@ setup(
         "torch.backends": ["autolora=autolora.core.machine:mend_torchvision"],
     },
     packages=find_packages(include=["autolora*"]),
-    package_data={"": ["*.pyi"], "autolora": ["weights/*", "py.typed"]},
+    package_data={"": ["*.pyi"], "autolora": ["weights/*", "recorded/*/*", "py.typed"]},
 )
