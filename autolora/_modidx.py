@@ -598,6 +598,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'autolora.lab.desk': { 'autolora.lab.desk.Desk': ('lab/desk.html#desk', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk.Desk.__init__': ('lab/desk.html#desk.__init__', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk.Desk._attack': ('lab/desk.html#desk._attack', 'autolora/lab/desk.py'),
+                                   'autolora.lab.desk.Desk._epochs': ('lab/desk.html#desk._epochs', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk.Desk._found': ('lab/desk.html#desk._found', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk.Desk._laid_out': ('lab/desk.html#desk._laid_out', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk.Desk._list_studies': ('lab/desk.html#desk._list_studies', 'autolora/lab/desk.py'),

@@ -361,10 +361,10 @@ def test_lab_in_jupyterlab(tmp_path, browser):
 
         # an attack by hand and the playground, with the kernel's own answers
         look_at(page, "Attack it yourself")
-        page.get_by_role("button", name="Step").click(timeout=60_000)
+        page.get_by_role("button", name="Step", exact=True).click(timeout=60_000)
         until(lambda: "step 1" in words(page), 30, "a step of the attack")
         look_at(page, "Playground 2-D")
-        page.get_by_role("button", name="Play").click(timeout=60_000)
+        page.get_by_role("button", name="Play", exact=True).click(timeout=60_000)
         until(lambda: "frames a second" in words(page), 30, "frames")
         page.get_by_role("button", name="Pause playground").click()
         look_at(page, "Pictures")
@@ -388,7 +388,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
             "an image strip for each run",
         )
         said = page.locator("[data-panel=scales] p").inner_text()
-        page.get_by_role("slider", name="scale s").focus()
+        page.get_by_role("slider", name="share s").focus()
         for _ in range(5):
             page.keyboard.press("ArrowRight")
         until(

@@ -22,6 +22,7 @@ class Plain(Natural):
 
     name = "plain"
     label = "plain fine-tuning"
+    deliver = "last"  # robust accuracy is no aim of it
 
 
 def halved(value):

@@ -51,7 +51,7 @@ def _named(path):
 
 def _label(path):
     if is_recorded(path):
-        return f"recorded · {_named(path)}"
+        return f"recorded · {Path(path).name}"
     told = "" if is_there(Path(path) / "report.json") else " · unfinished"
     return f"{_named(path)}{told}"
 
@@ -155,8 +155,6 @@ class Desk:
         self.stale = widgets.HTML()  # whether that is another choice by now
         self.pages = Pages()
         self.origin = widgets.HTML()  # whether what is shown was recorded
-        back = dict(description="Up to epoch", tooltip="Shows the pictures as they were then")
-        self.epoch = widgets.IntSlider(min=1, max=1, **back, layout=widgets.Layout(width="98%"))
 
     def _make_lists(self):
         runs = look("Runs", "The runs to show together")
@@ -175,21 +173,21 @@ class Desk:
         self.canvas = Canvas(
             sliders={
                 "example": {"label": "image", "min": 1, "max": 8, "step": 1},
-                "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2},
+                "scales": {"label": "share s", "min": 0, "max": 1, "step": 0.2},
+                "accuracy": {"label": "all pictures up to epoch", "min": 1, "max": 1, "step": 1},
             },
-            values={"example": 1, "scales": 0.0},
+            values={"example": 1, "scales": 0.0, "accuracy": 1},
             layout=widgets.Layout(width="100%"),
         )
-        self.controls.fields["data"].children += (self.about,)
         presses = _row(self.start, self.pause, self.resume, self.stop)
         top = widgets.VBox([presses, self.bar, self.pace]).add_class("autolora-top")
-        left = [self.state, self.controls, self.facts, _row(self.copy, self.report)]
+        left = [self.state, self.controls, self.facts, self.about, _row(self.copy, self.report)]
         left += [self.pages, self.stale, self.code]
         left += [self.runs, self.front, self.studies, self.path]
         narrow = widgets.Layout(flex="1 1 300px", min_width="270px")
         wide = widgets.Layout(flex="100 1 480px", min_width="300px")
         side_by_side = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
-        self._pictures = widgets.VBox([self.origin, self.tables, self.epoch, self.canvas])
+        self._pictures = widgets.VBox([self.origin, self.tables, self.canvas])
         right = widgets.VBox([self._made_views()], layout=wide)
         sides = widgets.HBox([widgets.VBox(left, layout=narrow), right], layout=side_by_side)
         return widgets.VBox([top, sides]).add_class("autolora-lab")
@@ -224,7 +222,8 @@ class Desk:
         scale = round(self.canvas.values["scales"], 1)
         opened = sorted(self.canvas.opened)
         folders = sorted(self.runs.value, key=lambda path: path != self.front.value)
-        upto = self.epoch.value if self.epoch.value < self.epoch.max else None
+        epoch, last = self._epochs()
+        upto = epoch if epoch < last else None
         return dict(folders=folders, opened=opened, image=image, scale=scale, upto=upto)
 
     def shown(self) -> dict[str, Run]:
@@ -246,12 +245,19 @@ class Desk:
             self.front.value = kept if kept in chosen else ""
         self.front.layout.display = "" if len(chosen) > MOST else "none"
 
+    def _epochs(self):
+        "At which epoch the slider stands, and the last one that it offers."
+        last = self.canvas.sliders["accuracy"]["max"]
+        return int(self.canvas.values.get("accuracy", last)), last
+
     def offer_epochs(self, n: int):
         "Let the slider go back in `n` epochs; where it stood at the last one, it follows."
-        at_end = self.epoch.value == self.epoch.max
-        self.epoch.max = max(1, n)
-        if at_end:
-            self.epoch.value = self.epoch.max
+        epoch, last = self._epochs()
+        if n and n != last:
+            sliders = self.canvas.sliders
+            self.canvas.sliders = sliders | {"accuracy": sliders["accuracy"] | {"max": n}}
+            epoch = n if epoch == last else min(epoch, n)
+            self.canvas.values = self.canvas.values | {"accuracy": epoch}
 
     def open(self, *paths: str | Path):
         """Show the folders `paths`: runs together with those shown, but for recorded ones, of

@@ -234,12 +234,12 @@ STYLE = """
 .autolora-attack { color: var(--jp-ui-font-color1, inherit); }
 .autolora-row { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; margin: 4px 0; }
 .autolora-arena { display: flex; flex-wrap: wrap; gap: 10px 24px; align-items: flex-start; }
-.autolora-side { min-width: 0; flex: 0 1 280px; }
+.autolora-side { min-width: 0; flex: 0 1 245px; }
 .autolora-paper { width: 192px; display: block; image-rendering: pixelated; touch-action: none; }
 .autolora-paper { border: 1px solid rgba(128,128,128,.6); cursor: crosshair; margin: 4px 0; }
 .autolora-images { display: flex; gap: 10px; }
 .autolora-images figure { margin: 4px 0; }
-.autolora-images img { width: 128px; image-rendering: pixelated; display: block; }
+.autolora-images img { width: 112px; image-rendering: pixelated; display: block; }
 .autolora-side table { border-collapse: collapse; width: 100%; }
 .autolora-side th { text-align: left; font-weight: normal; padding-right: 8px; }
 .autolora-side td { width: 36%; border-bottom: 1px solid rgba(128,128,128,.3); }

@@ -59,8 +59,7 @@ def _again(run, controls):
 
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
 _RECORDED = (
-    "<b>These runs were recorded</b>, with the same calls: press Start for some of your own. What "
-    "you see then takes their place."
+    "<b>These runs were recorded.</b> Press Start for some of your own: they take this place."
 )
 _WITHOUT = (
     "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, "
@@ -105,7 +104,6 @@ class Lab(Desk):
         self.controls.observe_all(lambda change: self._changed())
         self.runs.observe(lambda change: self._chosen(), "value")
         self.front.observe(lambda change: self.draw(), "value")
-        self.epoch.observe(lambda change: self.draw(), "value")
         self.canvas.observe(lambda change: self.draw(), ["opened", "values"])
         self.canvas.observe(lambda change: self._keep(change["new"]), "shots")
         self.studies.observe(lambda change: self.show_study(change["new"]), "value")

@@ -181,20 +181,20 @@ function render({ el }) {
     status.textContent = `step ${state.steps}, ${state.cloud.length} points${more}`;
   };
   const reset = () => {
-    state.random = randomNumbers(7);
-    if (!state.cloud || state.name !== "own") state.cloud = cloudOf(state.name, state.random);
+    if (!state.cloud || state.name !== "own") state.cloud = cloudOf(state.name, randomNumbers(7));
     state.chosen = 0;
     state.steps = 0;
     for (const picture of pictures) {
+      picture.random = randomNumbers(7);
       picture.learner = newLearner(picture.method, robustNet(), randomNumbers(3));
-      look(picture.learner, state.cloud, state.eps, state.random);
+      look(picture.learner, state.cloud, state.eps, picture.random);
     }
     redraw();
   };
   const step = () => {
     state.steps++;
-    for (const { learner } of pictures)
-      trainStep(learner, state.cloud, state.eps, state.rate, state.random);
+    for (const { learner, random } of pictures)
+      trainStep(learner, state.cloud, state.eps, state.rate, random);
   };
   let playing = false, times = [];
   const frame = () => {

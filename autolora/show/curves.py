@@ -246,7 +246,7 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
-    across = "scale s: how much of the branch is added to the finished model"
+    across = "share s of the branch that is added"
     fig.update_xaxes(title_text=across, range=[-0.03, 1.03])
     words = "Measured at the end of a run whose method has a low-rank branch."
     words = _at_scale(runs, scale) if runs else words
@@ -255,9 +255,9 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
 # %% ../../nbs/show/02_curves.ipynb #d1bb0747
 PANELS = {
     "angles": plot_angles,
-    "layers": plot_layers,
-    "lr": plot_lr,
     "accuracy": plot_accuracy,
-    "losses": plot_losses,
     "gradients": plot_gradients,
+    "lr": plot_lr,
+    "layers": plot_layers,
+    "losses": plot_losses,
 }
