@@ -163,7 +163,7 @@ def _as_arm(word):
     return {"method": method} | {name: values[0] for name, values in chosen.items()}
 
 # %% ../nbs/01_cli.ipynb #5ac9a7be
-@verb("runs.study.compare")
+@verb("runs.study.compare", _of_methods)
 def compare(
     call: Callable,
     methods: list | None = None,  # names, or as trades:lr=0.03 (default: autolora trades at)

@@ -1,7 +1,7 @@
 """Which backbones work: every classifier of torchvision, families of timm and of Hugging Face, each
 with random weights, really stepped once, on images as small as it takes.
 
-python benchmarks/models.py                    what is not in results/models.json yet
+python benchmarks/models.py                    what is not in models.json yet
 python benchmarks/models.py --minutes 2        the same, for two minutes at most; call it again
 python benchmarks/models.py swin hf:           those whose names hold these words, in this order
 python benchmarks/models.py --again swin hf:   the same, anew
@@ -34,7 +34,7 @@ from _hugging_face import FAMILIES, folder_of
 from autolora.core.machine import import_torchvision
 from autolora.models.collections import torchvision_names
 
-RESULTS = HERE / "results" / "models.json"
+RESULTS = HERE / "models.json"
 PAGE = HERE / "models.md"
 EXTRAS = ("timm", "transformers")
 COLUMNS = [

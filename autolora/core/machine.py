@@ -126,9 +126,10 @@ def _declared_ops():
 
     if _compiled_ops_load():
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for op in ("nms", "qnms"):
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if not hasattr(torch.ops.torchvision, op):  # torch's own import declares them, see below
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 
@@ -153,9 +154,8 @@ def _builds() -> tuple[str, str] | None:
 
 def mend_torchvision() -> None:
     "Let `import torchvision` work after torch was imported, where a CPU-only torch would end it."
-    with contextlib.suppress(Exception):
-        if _builds():
-            _declared_ops()
+    if _builds():
+        _declared_ops()
 
 
 def misfits() -> list[str]:

@@ -20,6 +20,7 @@ from ..core.contexts import with_gradients
 from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.reading import digest
+from ..core.settings import Setting
 from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split, as_images
 from ..data.labels import as_labels
@@ -59,8 +60,13 @@ def _selected(split, idx):
     return x.cpu(), split.y[idx].long().cpu()
 
 # %% ../../nbs/robust/07_evaluation.ipynb #e98b992d
+_IMAGES = Setting("the number of images", None, "to evaluate on", (int,), 0)
+
+
 def _counts(attacks, n, n_autoattack, available):
     "Attack -> how many images it gets, at most `available`; None is all, or for slow ones `n`."
+    n = _IMAGES.check(n)
+    n_autoattack = _IMAGES.check(n_autoattack)
     counts = {}
     for attack in attacks:
         wanted = n_autoattack if is_slow(attack) and n_autoattack is not None else n

@@ -98,11 +98,16 @@ def _behind(norm):
     return nn.Sequential(*parts)
 
 # %% ../../nbs/robust/00_fusion.ipynb #234c9233
+# whose classes do everywhere what they do where they are tried; a user's may clamp rare values
+_LIBRARIES = ("autolora", "torch", "torchvision", "timm", "transformers")
+
+
 @torch.no_grad()
 def _is_batchnorm(module, dims):
     """Whether `module`, in eval mode, normalises inputs of `dims` dimensions by its running
-    statistics, then does what its children do, and nothing else; tried."""
-    if not (_has_statistics(module) and hasattr(module, "eps") and _bare(module)):
+    statistics, then does what its children do, and nothing else: a library's, and tried."""
+    known = type(module).forward.__module__.partition(".")[0] in _LIBRARIES
+    if not (known and _has_statistics(module) and hasattr(module, "eps") and _bare(module)):
         return False
     mean, var = module.running_mean, module.running_var
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)

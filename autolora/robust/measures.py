@@ -48,10 +48,21 @@ _paper_pgd = partial(pgd, random_start=False)  # from the image itself, as in th
 
 # %% ../../nbs/robust/06_measures.ipynb #eb614687
 ATTACKS = Registry("attack", group="autolora.attacks")
-ATTACKS.register("none", lambda model, x, y, threat: x)
-ATTACKS.register("pgd-10", _paper_pgd)  # any other number of steps is known, too
-for _name in ("autoattack", "apgd-ce", "apgd-dlr", "square-5000"):
-    ATTACKS.register(_name, partial(guest_attack, name=_name))
+_KNOWN = {
+    "none": (lambda model, x, y, threat: x, "no attack: the natural images"),
+    "pgd-10": (_paper_pgd, "PGD of 10 steps from the image itself; so pgd-20, pgd-20x5-dlr"),
+}
+_OF_AUTOATTACK = {
+    "autoattack": "the standard version: APGD-CE, APGD-T, FAB-T, Square",
+    "apgd-ce": "AutoAttack's first: APGD on cross-entropy",
+    "apgd-dlr": "APGD on the difference of logits ratio",
+    "square-5000": "AutoAttack's last: 5,000 queries, without a gradient",
+}
+for _name, _words in _OF_AUTOATTACK.items():
+    _KNOWN[_name] = partial(guest_attack, name=_name), _words
+for _name, (_known, _words) in _KNOWN.items():
+    _known.__doc__ = _words
+    ATTACKS.register(_name, _known)
 
 _PGD = re.compile(r"pgd-(\d+)(?:x(\d+))?(?:-(ce|dlr))?")  # steps, starts, loss
 

@@ -198,8 +198,8 @@ def measure(
     model or its data can't be had, and as `robust.evaluate`."""
     run = run if isinstance(run, Run) else Run.open(run)
     chosen = EVALUATION.check(settings, "an evaluation")
-    model, surrogate = _models(run, chosen["transfer"])
     task = task_of(run, chosen["data"], chosen["root"])
+    model, surrogate = _models(run, chosen["transfer"])
     if chosen["data"] is None:
         check_same_data(run, task)
     threat = parse_threat(chosen["threat"] or run.config["threat"])

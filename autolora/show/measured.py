@@ -9,7 +9,7 @@ __all__ = ['plot_eps', 'training_alarms', 'measurement', 'last_event', 'cost']
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..core.numbers import duration, pct
+from ..core.numbers import counted, duration, pct
 from ..robust.counts import Row, eps_area, label
 from ..robust.results import Report
 from . import drawing as draw
@@ -115,8 +115,9 @@ def cost(run) -> list[Block]:
     trained = run.history["seconds"].sum() if "seconds" in run.history else 0
     measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
     lines.append(
-        f"Finding the learning rate: {duration(search.get('seconds') or 0)}; {len(run.history)} "
-        f"epochs: {duration(trained)}; final evaluation: {duration(measured)}"
+        f"Finding the learning rate: {duration(search.get('seconds') or 0)}; "
+        f"{counted(len(run.history), 'epoch')}: {duration(trained)}; final evaluation: "
+        f"{duration(measured)}"
     )
     paid = (run.report or {}).get("cost") or {}
     if paid.get("kwh") is not None:
