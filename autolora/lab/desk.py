@@ -61,6 +61,7 @@ function render({ model, el }) {
   const button = el.appendChild(document.createElement("button"));
   button.className = "lm-Widget jupyter-widgets jupyter-button widget-button";
   button.title = "Train with this choice";
+  button.dataset.lmSuppressShortcuts = "true";
   button.style.width = "100%";
   button.innerHTML = '<i class="fa fa-play"></i> Start';
   const typed = () => {
