@@ -185,8 +185,8 @@ class Desk:
         left = [self.state, self.controls, self.facts, self.about, _row(self.copy, self.report)]
         left += [self.pages, self.stale, self.code]
         left += [self.runs, self.front, self.studies, self.path]
-        narrow = widgets.Layout(flex="1 1 300px", min_width="270px")
-        wide = widgets.Layout(flex="100 1 480px", min_width="300px")
+        narrow = widgets.Layout(flex="1 1 300px", min_width="min(270px, 100%)")
+        wide = widgets.Layout(flex="100 1 480px", min_width="min(300px, 100%)")
         side_by_side = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
         self._pictures = widgets.VBox([self.origin, self.tables, self.canvas])
         right = widgets.VBox([self._made_views()], layout=wide)
