@@ -233,6 +233,7 @@ _STYLE = """
 .autolora-top .widget-hprogress { height: 14px; min-height: 0; }
 :is(.jp-OutputArea, .jp-OutputArea-child, .jp-OutputArea-output):has(.autolora-top),
 :is(.autolora-lab, .autolora-top).widget-box.widget-box { overflow: visible; }
+.autolora-lab, .autolora-lab > .widget-box { min-width: 0; max-width: 100%; }
 .autolora-tabs .widget-toggle-button { width: auto; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
 :is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
