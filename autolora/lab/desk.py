@@ -84,9 +84,14 @@ function render({ model, el }) {
   button.addEventListener("click", () => model.send({ typed: typed() }));
   model.on("change:disabled", look);
   look();
+  const keep = ({ target }) => {  // JupyterLab takes keys from what is focused, unless it says no
+    if (target.closest?.(".autolora-lab")) target.dataset.lmSuppressShortcuts = "true";
+  };
   document.addEventListener("pointerover", explain);
+  document.addEventListener("focusin", keep);
   return () => {
     document.removeEventListener("pointerover", explain);
+    document.removeEventListener("focusin", keep);
     model.off("change:disabled", look);
   };
 }

@@ -166,8 +166,8 @@ def titled(title: str, table: pd.DataFrame, note: str) -> str:
     "HTML: a DataFrame with a heading and a note; a sentence where it is empty."
     body = "" if note else "<small>Nothing.</small>"
     if len(table):
-        scrolled = "<div style='overflow:auto;max-height:420px'>{}</div>"
-        body = scrolled.format(table.to_html(index=False, border=0))
+        scrolled = f"<div {KEYS} tabindex='0' style='overflow:auto;max-height:420px'>"
+        body = f"{scrolled}{table.to_html(index=False, border=0)}</div>"
     head = f"<h3 style='margin:8px 0 0'>{html.escape(title)}</h3>" if title else ""
     return f"{head}{body}<small>{html.escape(note)}</small>"
 
