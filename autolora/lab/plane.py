@@ -33,14 +33,17 @@ const copied = net => net.map(({ w, b }) => ({ w: w.slice(), b: b.slice() }));
 
 const values = () => SIZES.map(n => new Float64Array(n));  // of each layer, for one point
 
+const tanh = x => 1 - 2 / (Math.exp(2 * x) + 1);  // a third of the time of Math.tanh
+
 function forward(net, point, a) {
-  [a[0][0], a[0][1]] = point;
+  a[0][0] = point[0];
+  a[0][1] = point[1];
   for (let l = 0; l <= LAST; l++) {
     const n = SIZES[l], { w, b } = net[l], x = a[l], y = a[l + 1];
     for (let j = 0; j < y.length; j++) {
       let sum = b[j];
       for (let i = 0; i < n; i++) sum += w[j * n + i] * x[i];
-      y[j] = l === LAST ? sum : Math.tanh(sum);
+      y[j] = l === LAST ? sum : tanh(sum);
     }
   }
   return a[LAST + 1];
@@ -188,11 +191,12 @@ const answers = (net, point) => {
 function look(learner, cloud, eps, random) {
   const { net } = learner;
   learner.advs = cloud.map(one => attack(net, one, eps, random));
-  learner.crossed = cloud.map(({ point, y }, i) =>
-    answers(net, point) === y && answers(net, learner.advs[i]) !== y);
+  const natural = cloud.map(({ point, y }) => answers(net, point) === y);
+  const robust = cloud.map(({ y }, i) => answers(net, learner.advs[i]) === y);
   const share = right => (cloud.length ? right.filter(Boolean).length / cloud.length : 0);
-  learner.sa = share(cloud.map(({ point, y }) => answers(net, point) === y));
-  learner.ra = share(cloud.map(({ y }, i) => answers(net, learner.advs[i]) === y));
+  learner.crossed = cloud.map((_, i) => natural[i] && !robust[i]);
+  learner.sa = share(natural);
+  learner.ra = share(robust);
 }
 
 function trainStep(learner, cloud, eps, rate, random) {

@@ -14,7 +14,7 @@ from .plane import CLOUDS, NET, TRAINING
 _VIEW = """
 const COLOURS = [[0, 114, 178], [230, 159, 0]];
 const LABELS = { autolora: "AutoLoRa", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
-const SIDE = 300, GRID = 44, REACH = 1.15;
+const SIDE = 300, GRID = 40, REACH = 1.15;
 
 const make = (tag, parent, properties = {}) =>
   parent.appendChild(Object.assign(document.createElement(tag), properties));
@@ -22,8 +22,9 @@ const keyed = node => { node.dataset.lmSuppressShortcuts = "true"; return node; 
 const toPixel = v => ((v + REACH) / (2 * REACH)) * SIDE;
 const toPlane = v => (v / SIDE) * 2 * REACH - REACH;
 
+const small = new OffscreenCanvas(GRID, GRID), brush = small.getContext("2d");
+
 function drawBackground(pen, net) {
-  const small = new OffscreenCanvas(GRID, GRID), brush = small.getContext("2d");
   const image = brush.createImageData(GRID, GRID);
   for (let i = 0; i < GRID * GRID; i++) {
     const at = [i % GRID, Math.floor(i / GRID)].map(k => toPlane(((k + 0.5) * SIDE) / GRID));
