@@ -539,6 +539,7 @@ def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
             page.wait_for_timeout(1500)
             shoot(page, f"{view.split()[0]}-{theme.split()[1]}")
             assert violations(page) == []
+        check_keys(page)
         check_twelve(page, chosen, theme.split()[1])
 
 
@@ -550,6 +551,33 @@ def check_reach(page):
     box = page.get_by_title(START).bounding_box()
     assert 0 < box["y"] < page.viewport_size["height"], box
     scrolled.evaluate("e => { e.scrollTop = 0 }")
+
+
+def check_keys(page):
+    "What the panel offers is done by keys alone: views, folds, sliders, menus, boxes."
+
+    def does(target, key, seen, what):
+        target.focus()
+        page.keyboard.press(key)
+        until(seen, 30, f"{key} on {what}")
+
+    button = lambda name: page.get_by_role("button", name=name, exact=True)
+    shown = lambda view: lambda: page.locator(view).count()
+    does(button("Playground 2-D"), "Enter", shown(".autolora-playground:visible"), "a view")
+    does(button("Attack it yourself"), "Space", shown(".autolora-attack:visible"), "a view")
+    does(button("Pictures"), "Enter", shown(".autolora-plot:visible"), "a view")
+    slider = page.get_by_role("slider", name="all pictures up to epoch")
+    does(slider, "Home", lambda: max(points(page, "accuracy")) <= 2, "the way back")
+    does(slider, "End", lambda: max(points(page, "accuracy")) > 2, "the way back")
+    fold = page.locator(".autolora-lab summary", has_text="What was set differently")
+    does(fold, "Enter", shown(".autolora-lab details[open] table"), "a fold")
+    epochs = page.get_by_label("Epochs", exact=True)
+    does(
+        page.get_by_label("Begin with"), "ArrowDown", lambda: epochs.input_value() == "12", "a menu"
+    )
+    box = page.get_by_role("checkbox", name="AutoLoRa", exact=True)
+    does(box, "Space", lambda: not box.is_checked(), "a box")
+    does(box, "Space", lambda: box.is_checked(), "a box")
 
 
 def violations(page):
