@@ -49,7 +49,7 @@ def test_lecture(tmp_path, browser):
         t.shoot(page, "lecture-040")
 
         press(page, "Reset")
-        page.get_by_label("learning rate").focus()
+        page.locator(".autolora-playground").get_by_label("learning rate").focus()
         page.keyboard.press("End")
         press(page, "Play")
         until(lambda: step(page) >= 60, 60, "sixty steps that are too long")

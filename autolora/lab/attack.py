@@ -91,10 +91,11 @@ class Attack(anywidget.AnyWidget):
     def _pick(self, i):
         self._take(self.test.images([i % len(self.test)]), int(self.test.y[i % len(self.test)]))
 
-    def _take(self, x, y):
-        "Begin with the image `x` of class `y`."
+    def _take(self, x, y, painted=False):
+        "Begin with the image `x` of class `y`, perhaps `painted` on the page just now."
         self.duel = Duel(self.models, x, y, self._threat())
-        self.image = {"shape": list(x.shape[1:]), "values": x.flatten().tolist()}
+        values = x.flatten().tolist()
+        self.image = {"shape": list(x.shape[1:]), "values": values, "painted": painted}
         self._show()
 
     def _threat(self):
@@ -119,7 +120,7 @@ class Attack(anywidget.AnyWidget):
 def _paint(attack, values):
     "Take what was painted; its class stays what it was said to be."
     x = torch.tensor(values, dtype=torch.float32).view(1, *attack.image["shape"]).clamp(0, 1)
-    attack._take(x, int(attack.duel.y))
+    attack._take(x, int(attack.duel.y), painted=True)
 
 
 def _limit(attack, norm, share):

@@ -194,7 +194,9 @@ function render({ model, el }) {
   const threat = () => ask("threat", { norm: norm.value, share: Number(eps.value) / 100 });
   norm.addEventListener("change", threat);
   eps.addEventListener("input", threat);
-  const drawImage = () => paper.show(model.get("image"));
+  const drawImage = () => {  // what was painted here is here already, and more by now
+    if (!model.get("image").painted) paper.show(model.get("image"));
+  };
   const drawFrame = () => {
     const frame = model.get("frame");
     trouble.textContent = model.get("trouble");
@@ -216,7 +218,7 @@ function render({ model, el }) {
   model.on("change:image", drawImage);
   model.on("change:frame", drawFrame);
   model.on("change:trouble", drawFrame);
-  drawImage();
+  paper.show(model.get("image"));
   drawFrame();
   return () => {
     playing = false;
