@@ -208,7 +208,8 @@ function trainStep(learner, cloud, eps, rate, random) {
 }
 
 // The two gradients at one point: of CE(nat) and of CE(adv) in the feature extractor of the net
-// itself, the same two for every method. Their lengths, and the angle between them in degrees.
+// itself, the same two for every method. Their lengths, and the angle between them in degrees, NaN
+// where one of them has all but vanished.
 function twoGradients(net, { point, y }, adv) {
   const [one, other] = [point, adv].map(at => {
     const grads = zeros();
@@ -219,7 +220,8 @@ function twoGradients(net, { point, y }, adv) {
   });
   const dot = (u, v) => u.reduce((sum, x, i) => sum + x * v[i], 0);
   const lengths = [Math.sqrt(dot(one, one)), Math.sqrt(dot(other, other))];
-  const cosine = dot(one, other) / (lengths[0] * lengths[1] || 1);
+  if (Math.min(...lengths) < 1e-9) return { lengths, angle: NaN };
+  const cosine = dot(one, other) / (lengths[0] * lengths[1]);
   return { lengths, angle: (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI };
 }
 """

@@ -86,9 +86,12 @@ function drawPicture({ pen, words, learner }, state) {
   if (cloud[chosen] && learner.advs[chosen]) {
     const { lengths, angle } = twoGradients(learner.net, cloud[chosen], learner.advs[chosen]);
     const at = cloud[chosen].point.map(toPixel), longest = Math.max(...lengths) || 1;
-    drawArrow(pen, at, 0, 45 * lengths[0] / longest, "#009E73");
-    drawArrow(pen, at, (angle * Math.PI) / 180, 45 * lengths[1] / longest, "#D55E00");
-    told.push(`gradients at the chosen point: ${angle.toFixed(0)} degrees apart`);
+    if (Number.isNaN(angle)) told.push("no gradient is left at the chosen point");
+    else {
+      drawArrow(pen, at, 0, (45 * lengths[0]) / longest, "#009E73");
+      drawArrow(pen, at, (angle * Math.PI) / 180, (45 * lengths[1]) / longest, "#D55E00");
+      told.push(`gradients at the chosen point: ${angle.toFixed(0)} degrees apart`);
+    }
   }
   if (cursor) {
     Object.assign(pen, { strokeStyle: "black", lineWidth: 1 });
