@@ -636,6 +636,10 @@ def check_look(page, name, dark):
     )
     assert heights and all(abs(box - picture) < 2 and picture > 200 for box, picture in heights)
     assert page.locator(".autolora-lab").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    edges = page.locator(".autolora-lab").evaluate(
+        "e => [e, e.closest('.jp-OutputArea-output')].map(x => x.getBoundingClientRect().right)"
+    )
+    assert edges[0] <= edges[1] + 1
     colours = page.evaluate(
         "[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => "
         "getComputedStyle(t).fill)"
