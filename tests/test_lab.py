@@ -546,7 +546,7 @@ def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
 def check_reach(page):
     "Start stays in sight however far the page is scrolled."
     scrolled = page.locator(".jp-WindowedPanel-outer").first
-    scrolled.evaluate("e => { e.scrollTop += 900 }")
+    scrolled.evaluate("e => { e.scrollTop = 900 }")
     page.wait_for_timeout(300)
     box = page.get_by_title(START).bounding_box()
     assert 0 < box["y"] < page.viewport_size["height"], box
