@@ -226,7 +226,7 @@ def _model(run):
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _branch(run):
     """The low-rank branch of `model` (None where the method has none); `branch(x, scale)` slides
-    from robust (0) to natural (1)."""
+    from the model itself (0) to the natural path (1)."""
     from autolora.models.kept import read_weights, rebuilt_branch
 
     path = run.path / "branch.safetensors"

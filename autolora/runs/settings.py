@@ -35,7 +35,15 @@ SETTINGS = Table(
     Setting(
         "weights_partial", False, "take a checkpoint that lacks parts of the backbone", (bool,)
     ),
-    Setting("lr", "auto", "initial learning rate", ("auto", float), 0, strict=True),
+    Setting(
+        "lr",
+        "auto",
+        "initial learning rate",
+        ("auto", float),
+        0,
+        strict=True,
+        label="Learning rate",
+    ),
     Setting("batch_size", None, "images a step", (int,), 2, none="128, fewer for small data"),
     Setting("head", "random", "or trained alone on adversarial images first, or kept", HEADS),
     Setting("head_layer", None, "the layer that gives the logits", (str,), none="found"),
