@@ -11,6 +11,10 @@ import pytest
 from test_notebooks import PROCESSES
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from slides import slide_page  # noqa: E402
+
 COURSE = ROOT / "nbs" / "course"
 LESSONS = sorted(path for path in COURSE.glob("[0-9]*.ipynb"))
 BLOCK = re.compile(r"^```python\n# (Exercise|Wrong) ([\d.]+)(?:: (.*))?\n(.*?)^```$", re.M | re.S)
@@ -142,3 +146,11 @@ def test_the_glossary_keeps_its_word():
     for term, _, lesson in rows:
         text = "\n".join(cell.source for cell in nbformat.read(LESSONS[int(lesson)], 4).cells)
         assert re.search(rf"\b{re.escape(term)}", text, re.I), f"{term} isn't in lesson {lesson}"
+
+
+@lessons
+def test_slides_need_no_network(path):
+    page = slide_page(path)
+    assert page.count("<section>") >= 5 and page.count("<img ") >= 2
+    assert not re.search(r'(?:src|href)="(?!data:|https?://arxiv)', page)
+    assert "<script src" not in page and "<link" not in page
