@@ -1,15 +1,16 @@
 # make run | test | lab | bench     each does all its own set-up, in .venv, the first time
 # make export | readme | clean      for people who change the notebooks
+# make slides                       of the course's lessons, in _docs/slides
 # Another Python: make run PYTHON=/path/to/python3.12     More arguments: make test ARGS="-k schedule"
 
 PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
 
-.PHONY: help run test lab bench export readme clean
+.PHONY: help run test lab bench export readme slides clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)
@@ -28,6 +29,9 @@ export: .venv/ready
 
 readme: .venv/ready
 	@$(BIN)/python tools/readme.py
+
+slides: .venv/ready
+	@$(BIN)/python tools/slides.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist _proc _docs .pytest_cache .ruff_cache *.egg-info benchmarks/.peers
