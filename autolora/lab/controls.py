@@ -132,6 +132,28 @@ _GLOSSARY = {
 }
 
 
+def _help(table, shown):
+    "HTML, folded: what the fields of a `table`, the methods `shown` and the words mean."
+    fields = {setting.label: setting.help for setting in table.values()}
+    methods = {METHODS[name].label: _first(METHODS[name]) for name in shown}
+    parts = {"Words": _GLOSSARY, "Methods": methods}
+    parts["Fields"] = {"Backbone": _NET, "Data": _DATA, "Threat": _NORM} | fields
+    told = "".join(
+        f"<b>{title}</b><table>{''.join(map(_row, table.items()))}</table>"
+        for title, table in parts.items()
+    )
+    head = f"<summary {KEYS}>What do these words mean?</summary>"
+    return f"<details>{head}<small>{told}</small></details>"
+
+
+def _chosen(boxes):
+    "The methods whose boxes are ticked."
+    chosen = [name for name, box in boxes.items() if box.value]
+    if not chosen:
+        raise AutoLoRaError("Choose at least one method.")
+    return chosen
+
+
 class Controls(widgets.VBox):
     "The choosing part of the lab; one's own `backbones` and `data`, by name, are offered too."
 
@@ -155,7 +177,7 @@ class Controls(widgets.VBox):
         self.more = widgets.ToggleButton(**look("More methods and settings", _MORE))
         first = [self.fields[name] for name in _FIRST]
         others = [field for name, field in self.fields.items() if name not in _FIRST]
-        explained = widgets.HTML(self._help())
+        explained = widgets.HTML(_help(self.table, self.boxes))
         super().__init__([self.preset, *first, self.more, *others, explained])
         self.preset.observe(lambda change: self._begin(change["new"]), "value")
         self.more.observe(lambda change: self._unfold(), "value")
@@ -189,19 +211,6 @@ class Controls(widgets.VBox):
         methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
         return apart | {name: setting.help for name, setting in self.table.items()} | methods
 
-    def _help(self):
-        "HTML, folded: what the fields, the methods and the words mean."
-        fields = {setting.label: setting.help for setting in self.table.values()}
-        methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
-        parts = {"Words": _GLOSSARY, "Methods": methods}
-        parts["Fields"] = {"Backbone": _NET, "Data": _DATA, "Threat": _NORM} | fields
-        told = "".join(
-            f"<b>{title}</b><table>{''.join(map(_row, table.items()))}</table>"
-            for title, table in parts.items()
-        )
-        head = f"<summary {KEYS}>What do these words mean?</summary>"
-        return f"<details>{head}<small>{told}</small></details>"
-
     @property
     def own(self) -> dict:
         "One's own backbones and data, by the argument that they are for, and by name."
@@ -230,12 +239,6 @@ class Controls(widgets.VBox):
     def _text(self, name):
         value = self.fields[name].control.value
         return value.strip() if isinstance(value, str) else value
-
-    def _methods(self):
-        chosen = [name for name, box in self.boxes.items() if box.value]
-        if not chosen:
-            raise AutoLoRaError("Choose at least one method.")
-        return chosen
 
     def _data(self):
         if not self._text("data"):

@@ -122,19 +122,14 @@ class StartButton(anywidget.AnyWidget):
         self._heard(self)
 
 # %% ../../nbs/lab/06_desk.ipynb #5a99b2a2
-class Desk:
-    """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
+class _Widgets:
+    "The widgets of the desk, before they are laid out."
 
-    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
-
-    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
-        self.root = Path(root)
-        self.lock = threading.RLock()
+    def __init__(self, backbones, data):
         self.controls = Controls(backbones, data)
         self._make_buttons()
         self._make_lines()
         self._make_lists()
-        self.panel = self._laid_out()
 
     def _make_buttons(self):
         keep = "End the training and keep the best weights so far"
@@ -174,6 +169,18 @@ class Desk:
         words = "path of a run or a study"
         self.path = widgets.Text(placeholder=words, continuous_update=False, **path)
         self.board = None
+
+
+class Desk(_Widgets):
+    """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
+
+    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
+
+    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
+        super().__init__(backbones, data)
+        self.root = Path(root)
+        self.lock = threading.RLock()
+        self.panel = self._laid_out()
 
     def _laid_out(self):
         self.canvas = Canvas(

@@ -21,7 +21,7 @@ from .desk import Desk
 from .follower import Checker, Follower
 from .pictures import alert, plot_runs, table_html
 from .recorded import SHOWN, is_recorded
-from .sketch import sketch
+from .sketches import sketch
 from ..models.backbones import BACKBONES
 from ..runs.background import Trainer
 from ..runs.finetuning import default_out

@@ -27,7 +27,7 @@ from ..models.backbones import load_backbone
 from .finetuning import default_out, fit, joined_run, report_on, write_pages
 from .folder import Folder, Run
 from .hashes import made_of, made_with
-from .preparation import facts_of, named, recorded
+from .preparation import as_recorded, facts_of, named
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
 from ..train.overfitting import OverfittingAlarm
@@ -81,7 +81,7 @@ def _pretrained(backbone, data, cls, common, own, out, resume):
         method = cls(model, threat, common.seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
-    config |= {"data": named(data)} | recorded(wanted) | facts_of(task) | own
+    config |= {"data": named(data)} | as_recorded(wanted) | facts_of(task) | own
     config |= {"versions": made_with(), "hashes": made_of(task, model)}
     folder = out or default_out("pretrain", backbone, task.name, common.seed)
     callbacks = [OverfittingAlarm()]
