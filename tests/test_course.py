@@ -17,7 +17,7 @@ from slides import slide_page  # noqa: E402
 
 COURSE = ROOT / "nbs" / "course"
 LESSONS = sorted(path for path in COURSE.glob("[0-9]*.ipynb"))
-BLOCK = re.compile(r"^```python\n# (Exercise|Wrong) ([\d.]+)(?:: (.*))?\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```python\n# (Exercise|Wrong) ([\d.]+)(?:: (.+))?\n((?:.*\n)*?)```$", re.M)
 
 lessons = pytest.mark.parametrize("path", LESSONS, ids=[path.stem for path in LESSONS])
 
@@ -46,7 +46,7 @@ def asked(source):
     "The number of the exercise that a cell asks for, and of that which it checks."
     exercise = re.match(r"# Exercise ([\d.]+)", source)
     checked = re.search(r'^@check\("([\d.]+)"\)\ndef (\w+)', source, re.M)
-    return exercise and exercise[1], checked and checked.groups()
+    return exercise and exercise[1].rstrip("."), checked and checked.groups()
 
 
 def walk(path, log):

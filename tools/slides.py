@@ -51,7 +51,8 @@ addEventListener("keydown", event => {{
 
 def rendered(text):
     "Markdown as HTML; links to notebooks lead nowhere from a slide, so their words stay alone."
-    return markdown2html(re.sub(r"\[([^]]+)\]\([^)]+\.ipynb[^)]*\)", r"\1", text))
+    html = markdown2html(re.sub(r"\[([^]]+)\]\([^)]+\.ipynb[^)]*\)", r"\1", text))
+    return re.sub(r'<a class="anchor-link".*?</a>', "", html)
 
 
 def parts(source):
