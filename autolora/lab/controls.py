@@ -272,7 +272,7 @@ class Controls(widgets.VBox):
             return self._text(name)
         if name == "data":
             return self._data()
-        apart = {"methods": self._methods, "eps": self._threat}
+        apart = {"methods": lambda: _chosen(self.boxes), "eps": self._threat}
         return apart[name]() if name in apart else self._setting(name)
 
     def read(self) -> dict | None:
