@@ -34,8 +34,9 @@ setup(
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": ["autolora=autolora._modidx:d"],
-        "torch.backends": ["autolora=autolora.core.machine:mend_torchvision"],
+        "torch.backends": ["autolora=autolora_torch:mend"],
     },
+    py_modules=["autolora_torch"],
     packages=find_packages(include=["autolora*"]),
-    package_data={"": ["*.pyi"], "autolora": ["weights/*", "py.typed"]},
+    package_data={"": ["*.pyi"], "autolora": ["weights/*", "recorded/*/*", "py.typed"]},
 )

@@ -163,7 +163,7 @@ def _as_arm(word):
     return {"method": method} | {name: values[0] for name, values in chosen.items()}
 
 # %% ../nbs/01_cli.ipynb #5ac9a7be
-@verb("runs.study.compare")
+@verb("runs.study.compare", _of_methods)
 def compare(
     call: Callable,
     methods: list | None = None,  # names, or as trades:lr=0.03 (default: autolora trades at)
@@ -374,9 +374,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough; what is left must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
-        words = "the same command goes on from it (finetune: with --resume)"
+        words = "the same command goes on after it (finetune: with --resume)"
         if process_index() == 0:
-            told = f"autolora: interrupted; the last finished epoch is kept: {words}."
+            told = f"autolora: interrupted; what was finished is kept: {words}."
             print(told, file=sys.stderr)
         return 128 + getattr(error, "number", 2)
     return 0

@@ -1,4 +1,5 @@
-"""What the lab costs and how fast it answers: redraws, Pause and Stop, the first picture, and the
+"""What the lab costs and how fast it answers: redraws, Pause and Stop, Run All to all pictures,
+steps of the attack, frames of the playground, the kernel's memory over starts and stops, and the
 training's slow-down, medians of 5.
 
 python benchmarks/lab.py all of it; the parts with a page need a Chromium (AUTOLORA_CHROMIUM or on
@@ -144,29 +145,92 @@ def redraw_cost(folder, rounds=5):
     return seconds
 
 
+def attack_rate(steps=200):
+    "Steps a second of the attack against two models, with all that the page is sent."
+    from autolora.lab.attack import Attack
+    from autolora.lab.recorded import PLAIN, SHOWN
+
+    attack = Attack({"robust": SHOWN[0], "plain": PLAIN})
+    attack.hear({"do": "step"})
+    rates = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(steps // 5):
+            attack.hear({"do": "step"})
+        rates.append(steps / 5 / (time.perf_counter() - start))
+    return rates
+
+
+def frame_rate(rounds=5):
+    "Frames a second of the playground, three nets trained and drawn in each."
+    sys.path.insert(0, str(ROOT / "tests"))
+    from playwright.sync_api import sync_playwright
+    from test_lab_faults import HOST
+
+    from autolora.lab.playground import Playground
+
+    rates = []
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.evaluate(HOST, {"esm": Playground()._esm, "state": {}})
+        page.get_by_role("button", name="Play").click()
+        for _ in range(rounds):
+            page.wait_for_timeout(2000)
+            said = page.locator(".autolora-status").inner_text()
+            rates.append(float(said.split(" frames")[0].split()[-1]))
+        browser.close()
+    return rates
+
+
+def memory(folder, starts):
+    "The kernel's resident memory in MB after each of so many trainings, started and stopped."
+    from autolora.lab.panel import Lab
+
+    lab, seen = Lab(folder / "memory"), []
+    settle(lab)
+    for i in range(starts):
+        lab.trainer.start([CALL | {"epochs": 50, "out": folder / "memory" / f"{i}"}])
+        lab.follower.soon()
+        while not lab.trainer.position:
+            time.sleep(0.05)
+        lab.stop.click()
+        lab.trainer.wait()
+        settle(lab)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        seen.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    lab.close()
+    return seen
+
+
+def chromium():
+    "The path of a Chromium that starts."
+    found = ["sh", ROOT / "tests" / "find_chromium.sh"]
+    given = os.environ.get("AUTOLORA_CHROMIUM")
+    return given or subprocess.run(found, capture_output=True, text=True).stdout.strip()
+
+
 def page_times(rounds=5):
-    """Seconds from Run All to the first picture, from a click on Pause and on Stop to its word on
-    the page, each several times in a fresh JupyterLab."""
+    """Seconds from Run All to the first picture and to all eight, from a click on Pause and on Stop
+    to its word on the page, each several times in a fresh JupyterLab."""
     sys.path.insert(0, str(ROOT / "tests"))
     import test_lab as t
     from playwright.sync_api import sync_playwright
 
-    chromium = (
-        os.environ.get("AUTOLORA_CHROMIUM")
-        or subprocess.run(
-            ["sh", ROOT / "tests" / "find_chromium.sh"], capture_output=True, text=True
-        ).stdout.strip()
-    )
-    first, pause, stop = [], [], []
+    first, full, pause, stop = [], [], [], []
     for _ in range(rounds):
         folder = Path(tempfile.mkdtemp())
         with sync_playwright() as p, t.jupyterlab(folder) as (address, server):
-            browser = p.chromium.launch(executable_path=chromium, args=t.FLAGS)
+            browser = p.chromium.launch(executable_path=chromium(), args=t.FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 1400})
             first.append(t.open_notebook(page, address, server))
+            start = time.time()
+            drawn = page.locator(".autolora-plot > .plot-container")
+            t.until(lambda: drawn.count() == 8, 60, "all pictures")  # noqa: B023
+            full.append(first[-1] + time.time() - start)
             t.until(lambda: "attack steps" in t.words(page), 60, "the estimate")  # noqa: B023
             t.field(page, "Epochs", 300)
-            t.press(page, t.START)
+            t.begun(page)
             t.until(lambda: sum(t.points(page, "lr")) >= 2, 120, "training")  # noqa: B023
             for times, hint, word in (
                 (pause, t.PAUSE, "paused"),
@@ -185,7 +249,7 @@ def page_times(rounds=5):
                     times.append(time.time() - start)
                 page.wait_for_timeout(1500)
             browser.close()
-    return first, pause, stop
+    return first, full, pause, stop
 
 
 def main():
@@ -193,11 +257,15 @@ def main():
     parser.add_argument("--headless", action="store_true", help="leave the page out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=30, help="trainings for the memory")
     parser.add_argument(
         "--results", type=Path, default=HERE / "results", help="folder of the JSON results"
     )
     args, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     print("a redraw of two runs of 60 epochs:", spread(redraw_cost(folder), digits=3))
+    print("steps of the attack a second:", spread(attack_rate(), "", 0))
+    used = memory(folder, args.starts)
+    print(f"MB of the kernel after each of {len(used)} trainings:", [round(mb) for mb in used])
     panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
     print("epoch seconds with the live panel over without:", spread(panel, "", 3))
     print("epoch seconds with panel and angles over without:", spread(together, "", 3))
@@ -215,9 +283,9 @@ def main():
     )
     if args.headless:
         return
-    for what, seconds in zip(
-        ("Run All to the first picture", "Pause", "Stop"), page_times(), strict=True
-    ):
+    print("frames of the playground a second:", spread(frame_rate(), "", 0))
+    told = ("Run All to the first picture", "Run All to all pictures", "Pause", "Stop")
+    for what, seconds in zip(told, page_times(args.rounds), strict=True):
         print(f"{what}: {spread(seconds)}")
 
 

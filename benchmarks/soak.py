@@ -26,7 +26,8 @@ from PIL import Image
 from torch import nn
 
 from autolora.lab.panel import Lab
-from autolora.runs.jobs import Trainer
+from autolora.runs.jobs import Job, do
+from autolora.train.callbacks import Control
 
 
 class Small(nn.Module):
@@ -60,41 +61,65 @@ def wait(condition, what, seconds=120):
 
 
 class Trained:
-    "Starts and stops a training, as the library's own `Trainer` does."
+    "Starts and stops a training in a thread of this process."
 
     def __init__(self, folder, data, batch_size):
-        self.trainer = Trainer()
         self.folder = Path(folder)
         self.call = {"backbone": Small(), "data": str(data), "method": "at", "lr": 0.01, "steps": 1}
-        self.call |= {"epochs": 1000, "batch_size": batch_size, "angles": False}
+        self.call |= {"epochs": 1000, "batch_size": batch_size, "angles": False, "progress": False}
         self.number = 0
+
+    @property
+    def busy(self):
+        return self.thread.is_alive()
+
+    @property
+    def position(self):
+        return self.control.position
 
     def start(self):
         self.number += 1
-        self.trainer.start([self.call | {"out": self.folder / str(self.number)}])
+        self.control = Control()
+        self.job = Job(self.call | {"out": self.folder / str(self.number)})
+        self.thread = threading.Thread(target=do, args=(self.job, self.control))
+        self.thread.start()
 
     def stop(self):
-        self.trainer.stop()
+        self.control.stop()
 
     def clear(self):
+        self.thread.join()
         shutil.rmtree(self.folder / str(self.number))
 
 
 class Pressed:
-    "The same by the lab's buttons."
+    "The same by the lab's buttons, in the process that the lab starts."
 
     def __init__(self, folder, data, batch_size):
-        self.trainer = Trainer()
         self.folder = Path(folder)
-        self.lab = Lab(folder, backbones={"small": Small()}, trainer=self.trainer)
+        self.lab = Lab(folder, backbones={"small": Small()})
+        self.trainer = self.lab.trainer
         wanted = {"backbone": "small", "data": str(data), "epochs": "1000", "autoattack": 0}
         for name, value in wanted.items():
             self.lab.controls.fields[name].control.value = value
         for box in self.lab.controls.fields["methods"].control.children[1:]:
             box.value = False
 
+    @property
+    def busy(self):
+        return self.trainer.busy
+
+    @property
+    def position(self):
+        return self.trainer.position
+
+    @property
+    def job(self):
+        return self.trainer.jobs[0]
+
     def start(self):
         self.lab.start.click()
+        assert self.busy, self.lab.state.value
 
     def stop(self):
         self.lab.stop.click()
@@ -111,17 +136,15 @@ def cycle(site, rng):
     "One start and one stop: what is left behind, and the seconds that both took."
     start = time.monotonic()
     site.start()
-    trainer = site.trainer
-    job = trainer.jobs[0]
-    wait(lambda: trainer.control.position or not trainer.busy, "a first step")
-    assert trainer.busy, job.message
+    wait(lambda: site.position or not site.busy, "a first step")
+    assert site.busy, site.job.message
     began = time.monotonic() - start
     time.sleep(rng.uniform(0, 0.5))
     start = time.monotonic()
     site.stop()
-    wait(lambda: not trainer.busy, "the end")
+    wait(lambda: not site.busy, "the end")
     ended = time.monotonic() - start
-    assert job.state == "stopped", job.message
+    assert site.job.state == "stopped", site.job.message
     site.clear()
     return {
         "memory (MB)": memory("VmRSS") / 1e6,

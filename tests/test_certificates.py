@@ -111,9 +111,9 @@ def test_bounds_on_a_published_net(name):
     x = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)[::500]
     y = torch.from_numpy(labels)[::500]
     net = lenet5(name).eval()
-    classes, radii = certify(net, x, 0.25, n=250)
-    attacked = smoothed_answers(net, x, y, l2(0.5), 0.25, n=250) == y
+    classes, radii = certify(net, x, 0.25, n=500)
+    attacked = smoothed_answers(net, x, y, l2(0.5), 0.25, n=500) == y
     proved = (classes == y) & (radii >= 0.5)
     assert not (proved & ~attacked).any()
     if name == "mnist_lenet5_adv":
-        assert proved.sum() >= 2 and (majority(net, x, 0.25, 250) == y).sum() >= 8
+        assert proved.sum() >= 2 and (majority(net, x, 0.25, 500) == y).sum() >= 8

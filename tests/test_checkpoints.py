@@ -199,6 +199,38 @@ def check_logits(theirs, ours, size=64):
         assert torch.allclose(theirs.eval()(x), ours.eval()(x), atol=1e-4)
 
 
+UNCLEAR = {
+    "one of them": {"mean": torch.rand(3)},
+    "the inverse": {"mean": torch.rand(3, 1, 1), "inv_std": torch.rand(3, 1, 1)},
+    "other words": {"pre.shift": torch.rand(3), "pre.scale": torch.rand(3)},
+    "a BatchNorm": {f"bn0.{name}": torch.rand(3) for name in ("running_mean", "running_var")},
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_constants_that_may_be_a_normalisation_are_a_question(kind):
+    net = {f"net.{name}": value for name, value in R18.items()}
+    for tensors in (R18 | UNCLEAR[kind], net | UNCLEAR[kind]):
+        model = load_backbone("resnet18", 3, weights=None)
+        with pytest.raises(AutoLoRaError, match=f"holds {next(iter(UNCLEAR[kind]))}.*normalises"):
+            load_tensors(model, tensors, "c.pt")
+        assert load_tensors(model, tensors, "c.pt", partial=True) == 1
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.to("meta"), "shapes without values"),
+        (lambda t: t * torch.nan, "NaN or infinite"),
+        (lambda t: t.to_sparse(), "quantised or sparse"),
+    ],
+)
+def test_tensors_that_hold_no_weights_are_named(change, words):
+    tensors = R18 | {"layer3.0.conv1.weight": change(R18["layer3.0.conv1.weight"])}
+    with pytest.raises(AutoLoRaError, match=f"{words}.*layer3.0.conv1.weight"):
+        load_tensors(load_backbone("resnet18", 3, weights=None), tensors, "c.pt")
+
+
 def test_small_nets_of_the_field_take_their_own_files():
     for build in (cifar_resnet18, PreActResNet18, lambda k: WideResNet(k, 10, 1)):
         torch.manual_seed(0)

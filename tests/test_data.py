@@ -365,7 +365,7 @@ def test_a_registered_task_is_known_by_name(registry):
     with pytest.raises(AutoLoRaError, match="did you mean 'squares'"):
         load_task("square")
     with pytest.raises(AutoLoRaError, match="already"):
-        register_task(Task, name="digits")
+        register_task(lambda root, size: None, name="digits")
     register_task(name="nothing")(lambda root, size: None)
     with pytest.raises(AutoLoRaError, match="must return a Task"):
         load_task("nothing")

@@ -159,3 +159,12 @@ def test_a_registered_attack_is_taken_by_its_name(threat, dual, monkeypatch):
     assert report["downhill"].correct == survivors(model, x, y, threat.eps, dual)
     with pytest.raises(AutoLoRaError, match="did you mean 'downhill'"):
         evaluate(model, (x, y), threat, ("none", "downhil"))
+
+
+@pytest.mark.parametrize("wrong", ["ten", -1, 2.5, True, [3]])
+def test_a_number_of_images_that_is_none_is_refused(wrong):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    data = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
+    for name in ("n", "n_autoattack"):
+        with pytest.raises(AutoLoRaError, match="number of images must be a whole number"):
+            evaluate(net, data, "linf:0.1", ["none"], **{name: wrong})

@@ -6,6 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from autolora import AutoLoRaError
+from autolora.data import register_task
+from autolora.methods import register_method
+from autolora.models import register_backbone, register_parametrisation
+from autolora.robust import register_attack
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--epochs", "1", "--lr", "0.05", "--angles", "false"]
@@ -89,3 +96,28 @@ def test_it_keeps_the_contract(run):
 def test_a_name_of_ours_is_not_taken(code):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "already" in done.stderr and "choose another name" in done.stderr
+
+
+WRONG = {
+    "attack": (register_attack, "model, x, y, threat", [3, None, lambda x: x, "pgd"]),
+    "backbone": (register_backbone, "number of classes", [3, None, lambda: 1, nn.Linear(2, 2)]),
+    "parametrisation": (register_parametrisation, "description, init, delta", [3, None, print]),
+    "task": (lambda _, it: register_task(it or 0), "root, size", [3, None, "a", lambda: 1]),
+    "method": (lambda _, it: register_method(it), "derived from Method", [3, None, nn.Linear]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_none_of_its_kind_is_refused_at_once(kind):
+    register, words, things = WRONG[kind]
+    for thing in things:
+        with pytest.raises(AutoLoRaError, match=f"is no {kind}: give .*{words}"):
+            register("wrong", thing)
+
+
+@pytest.mark.parametrize(
+    "register", [register_attack, register_backbone, lambda name, it: register_task(it, name)]
+)
+def test_a_name_is_a_text(register):
+    with pytest.raises(AutoLoRaError, match="has a name, a text: 3 is none"):
+        register(3, lambda *args, **kwargs: None)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from autolora import AutoLoRaError, Run, finetune
+from autolora.cli import main
 from autolora.core.disk import alone, leftovers
 from autolora.core.reading import read_arrays
 from autolora.data.loading import load_task
@@ -304,7 +305,7 @@ def test_two_processes_on_one_folder(folder):
     assert not (folder / ".lock").exists()
 
 
-def test_data_that_changed_are_refused(tmp_path):
+def test_data_that_changed_are_refused(tmp_path, capsys):
     task = load_task("digits", limit=400)
     images, labels = task.train.images(), task.train.y.clone()
     path = tmp_path / "run"
@@ -317,12 +318,10 @@ def test_data_that_changed_are_refused(tmp_path):
     pixels = (images * 255).byte().numpy()
     np.savez(pack, train_x=pixels, train_y=labels.numpy())
     run = finetune("robust_mini_gray", pack, out=tmp_path / "packed", **SHORT)
-    command = [sys.executable, "-m", "autolora", "evaluate", str(run.path), "--n", "20"]
-    fine = subprocess.run(command, env=ENV, capture_output=True, text=True)
-    assert fine.returncode == 0, fine.stderr
+    command = ["evaluate", str(run.path), "--n", "20"]
+    assert main(command) == 0, capsys.readouterr().err
     np.savez(pack, train_x=pixels, train_y=labels.roll(1).numpy())
-    told = subprocess.run(command, env=ENV, capture_output=True, text=True)
-    assert told.returncode == 2 and "changed since" in told.stderr, told.stdout + told.stderr
+    assert main(command) == 2 and "changed since" in capsys.readouterr().err
 
 
 def test_versions_that_changed_are_told_and_recorded(folder):

@@ -111,6 +111,9 @@ def test_three_splits_nested_and_unlabelled(tmp_path):
         (("train/cat", "Training/cat", "test/cat"), "two train folders"),
         (("train/cat", "train/dog", "extra/cat"), "beside them, 'extra'"),
         (("cat/train", "cat/test", "dog/train", "dog/test"), "splits within"),
+        (("tr/cat", "tr/dog", "te/cat", "te/dog"), "hold the same folders .cat, dog."),
+        (("gallery/cat", "gallery/dog", "query/cat", "query/dog"), "call the outer ones train"),
+        (("a/images", "a/masks", "b/images", "b/masks"), "hold the same folders .images, masks."),
         (("train/cat", "train/dog", "test/cat", "test/cow"), "class folder 'cow'"),
     ],
 )

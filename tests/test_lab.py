@@ -40,6 +40,8 @@ def get(url):
     "What is at `url` as text, None while nobody answers there."
     try:
         return urllib.request.urlopen(url, timeout=20).read().decode()
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return None
 
@@ -169,6 +171,23 @@ def run_all(page):
     return time.time() - start
 
 
+def unfold(page):
+    "Show every method and setting."
+    page.get_by_role("button", name="More methods and settings").click()
+    page.get_by_label("Images", exact=True).wait_for()
+
+
+def begun(page):
+    "Press Start, and wait until what was recorded has made room."
+    assert "were recorded" in words(page)
+    press(page, START)
+    until(lambda: "were recorded" not in words(page), 30, "the end of the recorded runs")
+
+
+def look_at(page, view):
+    page.get_by_role("button", name=view).click()
+
+
 def shoot(page, name):
     if SHOTS:
         page.screenshot(path=Path(SHOTS) / f"{name}.png")
@@ -223,6 +242,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         )
 
         # a wrong choice is refused at the control, and nothing starts
+        unfold(page)
         field(page, "eps", 8)
         press(page, START)
         until(
@@ -237,7 +257,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         field(page, "AutoAttack", 0)
 
         # start: the trace grows while another cell runs
-        press(page, START)
+        begun(page)
         until(lambda: sum(points(page)) >= 2, 90, "the first angles")
         seen, cell = sum(points(page)), page.locator(".jp-CodeCell").last
         cell.locator(".cm-content").click()
@@ -339,8 +359,19 @@ def test_lab_in_jupyterlab(tmp_path, browser):
             and not page.get_by_title(RESUME).is_disabled()
         )
 
+        # an attack by hand and the playground, with the kernel's own answers
+        look_at(page, "Attack it yourself")
+        page.get_by_role("button", name="Step", exact=True).click(timeout=60_000)
+        until(lambda: "step 1" in words(page), 30, "a step of the attack")
+        look_at(page, "Playground 2-D")
+        page.get_by_role("button", name="Play", exact=True).click(timeout=60_000)
+        until(lambda: "frames a second" in words(page), 30, "frames")
+        page.get_by_role("button", name="Pause playground").click()
+        look_at(page, "Pictures")
+
         # two short runs to the end: results, slider, images, code, report; what stands in a field
         # when Start is pressed is what is run, even if its own message never came
+        unfold(page)
         field(page, "Images", 400)
         field(page, "Epochs", 2)
         page.get_by_label("AutoAttack", exact=True).evaluate("e => { e.value = 0 }")
@@ -357,7 +388,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
             "an image strip for each run",
         )
         said = page.locator("[data-panel=scales] p").inner_text()
-        page.get_by_role("slider", name="scale s").focus()
+        page.get_by_role("slider", name="share s").focus()
         for _ in range(5):
             page.keyboard.press("ArrowRight")
         until(
@@ -489,16 +520,71 @@ def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         open_notebook(page, address, server)
         chosen = page.get_by_label("Runs")
-        until(lambda: chosen.locator("option").count() == 14, 30, "saved runs in the list")
+        until(lambda: chosen.locator("option").count() == 17, 30, "saved and recorded runs")
         both = [f"{method} · digits · seed 0 · {method}" for method in ("autolora", "trades")]
         chosen.select_option(label=both)
         until(lambda: sum(points(page)) >= 2, 30, "the replay of saved runs")
         until(lambda: page.locator("[data-panel=scales] .main-svg").count(), 30, "the last panel")
-        for width in (1280, 800):
-            page.set_viewport_size({"width": width, "height": 1400})
-            until(lambda: clipped(page) == [], 10, f"labels that fit at {width} pixels")
-            check_look(page, f"{width}-{theme.split()[1]}", dark="Dark" in theme)
+        page.set_viewport_size({"width": 1280, "height": 720})
+        assert page.get_by_title(START).bounding_box()["y"] < 400  # no scrolling to it
+        for width, height in ((1280, 720), (1280, 900), (800, 900), (400, 800)):
+            page.set_viewport_size({"width": width, "height": height})
+            if width >= 800:
+                until(lambda: clipped(page) == [], 10, f"labels that fit at {width} pixels")
+            check_look(page, f"{width}x{height}-{theme.split()[1]}", dark="Dark" in theme)
+            check_reach(page)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        for view in ("Attack it yourself", "Playground 2-D", "Pictures"):
+            look_at(page, view)
+            page.wait_for_timeout(1500)
+            shoot(page, f"{view.split()[0]}-{theme.split()[1]}")
+            assert violations(page) == []
+        check_keys(page)
         check_twelve(page, chosen, theme.split()[1])
+
+
+def check_reach(page):
+    "Start stays in sight however far the page is scrolled."
+    scrolled = page.locator(".jp-WindowedPanel-outer").first
+    scrolled.evaluate("e => { e.scrollTop = 900 }")
+    page.wait_for_timeout(300)
+    box = page.get_by_title(START).bounding_box()
+    assert 0 < box["y"] < page.viewport_size["height"], box
+    scrolled.evaluate("e => { e.scrollTop = 0 }")
+
+
+def check_keys(page):
+    "What the panel offers is done by keys alone: views, folds, sliders, menus, boxes."
+
+    def does(target, key, seen, what):
+        target.focus()
+        page.keyboard.press(key)
+        until(seen, 30, f"{key} on {what}")
+
+    button = lambda name: page.get_by_role("button", name=name, exact=True)
+    shown = lambda view: lambda: page.locator(view).count()
+    does(button("Playground 2-D"), "Enter", shown(".autolora-playground:visible"), "a view")
+    does(button("Attack it yourself"), "Space", shown(".autolora-attack:visible"), "a view")
+    does(button("Pictures"), "Enter", shown(".autolora-plot:visible"), "a view")
+    slider = page.get_by_role("slider", name="all pictures up to epoch")
+    does(slider, "Home", lambda: max(points(page, "accuracy")) <= 4, "the way back")
+    does(slider, "End", lambda: max(points(page, "accuracy")) > 4, "the way back")
+    fold = page.locator(".autolora-lab summary", has_text="What was set differently")
+    does(fold, "Enter", shown(".autolora-lab details[open] table"), "a fold")
+    epochs = page.get_by_label("Epochs", exact=True)
+    does(
+        page.get_by_label("Begin with"), "ArrowDown", lambda: epochs.input_value() == "12", "a menu"
+    )
+    box = page.get_by_role("checkbox", name="AutoLoRa", exact=True)
+    does(box, "Space", lambda: not box.is_checked(), "a box")
+    does(box, "Space", lambda: box.is_checked(), "a box")
+
+
+def violations(page):
+    "What axe-core finds wrong with the lab, in words."
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page, context=".autolora-lab").response["violations"]
+    return [f"{v['id']}: {node['html'][:200]}" for v in found for node in v["nodes"]]
 
 
 def check_twelve(page, chosen, theme):
@@ -550,6 +636,10 @@ def check_look(page, name, dark):
     )
     assert heights and all(abs(box - picture) < 2 and picture > 200 for box, picture in heights)
     assert page.locator(".autolora-lab").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    edges = page.locator(".autolora-lab").evaluate(
+        "e => [e, e.closest('.jp-OutputArea-output')].map(x => x.getBoundingClientRect().right)"
+    )
+    assert edges[0] <= edges[1] + 1
     colours = page.evaluate(
         "[...document.querySelectorAll('.autolora-plot .xtitle, .autolora-plot .ytitle')].map(t => "
         "getComputedStyle(t).fill)"
@@ -564,21 +654,20 @@ def check_look(page, name, dark):
         page.wait_for_timeout(300)
 
 
-def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path, saved_runs):
+def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path):
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
     nb = nbformat.read(ROOT / "nbs" / "lab.ipynb", as_version=4)
-    cell = next(cell for cell in nb.cells if cell.source.endswith("Lab()"))
-    cell.source = cell.source.replace("Lab()", f"Lab(runs=[{str(saved_runs / 'autolora')!r}])")
     NotebookClient(
         nb, store_widget_state=False, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     page, _ = HTMLExporter().from_notebook_node(nb)
     assert "its panel needs a notebook whose front end draws Jupyter widgets" in page
     assert (
-        "Plotly.newPlot" in page
+        "<polyline" in page
+        and "cdn.plot.ly" not in page
         and "Do the two gradients work against each other?" in page
         and "Measured on test images" in page
     )
@@ -600,19 +689,26 @@ def test_lab_as_a_page_of_voila(tmp_path, browser):
         "0",
     ]
     with serving(command, f"{address}/voila/static/voila.js", tmp_path):
+        said = until(
+            lambda: re.search(r"The lab is at (\S+)", (tmp_path / "server.log").read_text()),
+            60,
+            "the address with its token",
+        )
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        page.goto(address, timeout=120_000)
+        page.goto(said[1], timeout=120_000)
         page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
+        unfold(page)
         field(page, "Images", 400)
         field(page, "Epochs", 300)
-        press(page, START)
+        begun(page)
         until(lambda: sum(points(page)) >= 1, 90, "the first angles")
         page.reload(timeout=120_000)  # and so another kernel
         page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
         until(lambda: "AutoLoRa: running" in words(page), 30, "the training after a reload")
         press(page, STOP)
         until(lambda: words(page).count(": stopped") == 2, 60, "the stop")
+        unfold(page)
         field(page, "Images", 400)
         field(page, "Epochs", 2)
         field(page, "AutoAttack", 0)

@@ -21,8 +21,8 @@ from autolora.models.adoption import adopt, as_logits
 from autolora.models.backbones import BACKBONES, load_backbone
 from autolora.models.collections import IMAGENET, Normalise
 from autolora.models.inspection import check_frozen, inspect_model
+from autolora.models.kept import check_saving, read_weights, rebuilt, save_weights
 from autolora.models.parts import call_with, head_name, split_parameters
-from autolora.models.saving import check_saving, load_module, save_module
 from autolora.models.views import LowRankBranch, SplitBN, adaptable, frozen_call
 from autolora.runs.preparation import prepare
 
@@ -113,6 +113,14 @@ class Cosine(Net):
         return self.scale * F.linear(F.normalize(self.body(x)), F.normalize(self.fc.weight))
 
 
+class Aliased(Net):
+    "Its head's weight has another name besides, which comes first."
+
+    def __init__(self):
+        super().__init__()
+        self.weights = self.fc.weight
+
+
 HEADS = {
     "fc": Net,
     "fc ": Projected,
@@ -122,6 +130,7 @@ HEADS = {
     "6": lambda: nn.Sequential(*body()[:6], nn.Conv2d(12, 7, 1), nn.ReLU(), *POOL),
     "fc  ": Cosine,
     "net.fc": lambda: Net(lambda net, x, h, z: (h, z)),
+    "fc   ": Aliased,
     "3": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.ReLU(), nn.Linear(16, 7)),
 }
 
@@ -231,6 +240,12 @@ def test_such_a_model_is_trained_saved_and_opened(name, tmp_path):
     assert "head" in (again.path / "config.json").read_text()
 
 
+@pytest.mark.parametrize("wrong", [None, 3, "robust_mini_rgb", Net, lambda x: x])
+def test_evaluate_takes_modules_alone(wrong):
+    with pytest.raises(AutoLoRaError, match="is no nn.Module"):
+        evaluate(wrong, (X, Y), "linf:0.1", ["none"])
+
+
 def test_evaluate_takes_them_too():
     own = Net(lambda net, x, h, z: {"logits": z})
     report = evaluate(own, (X, Y), "linf:0.1", ["none"])
@@ -305,10 +320,21 @@ class Stateful(Net):
 def test_a_state_that_is_no_tensor(tmp_path):
     own = Stateful()
     own.state = {"version": 2}
-    save_module(own, tmp_path / "own.safetensors")
-    assert load_module(Stateful(), tmp_path / "own.safetensors").state == {"version": 2}
+    save_weights(tmp_path / "own.safetensors", own.state_dict(), "a run")
+    again = Stateful()
+    again.load_state_dict(read_weights(tmp_path / "own.safetensors", "a run", strict=True))
+    assert again.state == {"version": 2}
     own.state = print
     refused("can't be saved and read again", own)
+
+
+class Selective(Net):
+    def state_dict(self, *args, **kwargs):
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if "fc" not in k}
+
+
+def test_a_state_that_lacks_the_head_is_refused_with_the_cause():
+    refused("can't be saved and read again .*fc", Selective())
 
 
 # weights that are computed
@@ -384,7 +410,47 @@ class LazyLast(nn.Module):
         return self.fc(self.body(x))
 
 
+class Bare(nn.Module):
+    "Its last weight belongs to no layer."
+
+    def __init__(self, how=F.linear):
+        super().__init__()
+        self.body = body()
+        self.weights = nn.Parameter(torch.rand(7, 12))
+        self.how = how
+
+    def forward(self, x):
+        return self.how(self.body(x), self.weights)
+
+
+def tied_head():
+    net = Tied()
+    net.fc = nn.Linear(12, 12)
+    net.fc.weight = net.a.weight
+    return net
+
+
+class Twice(nn.Module):
+    "One layer serves within and at the end."
+
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.fc = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.fc(self.fc(self.body(x)).relu())
+
+
 REFUSED = {
+    "come from a parameter of its own and no layer": Bare,
+    "come from a parameter of its own and no layer: make": lambda: Bare(
+        lambda h, w: torch.einsum("nd,kd->nk", h, w)
+    ),
+    "shares its weight with": tied_head,
+    "its 'fc' is used elsewhere in it": Twice,
+    "numbers of type int64": lambda: Net(lambda net, x, h, z: z.argmax(1)),
+    "one logit a class": lambda: Net(lambda net, x, h, z: z[:, :, None, None]),
     "lazy layers": LazyLast,
     "meta device": on_meta,
     "TorchScript": scripted,
@@ -499,6 +565,16 @@ def test_a_net_in_a_module_path_works_in_the_command_and_reopens(tmp_path):
     assert "[2, 3]" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("wrong", [None, 3, Net, ("a", "b"), Net().state_dict(), lambda x: x])
+def test_what_is_no_backbone_is_said(wrong):
+    refused("is no backbone: give a name .*nn.Module", wrong)
+
+
+def test_a_file_is_no_backbone(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"")
+    refused("it is a file, whose weights=", str(tmp_path / "weights.pt"))
+
+
 def test_known_names():
     for name in ("robust_mini_gray", "robust_mini_rgb", "resnet18", "resnet152"):
         assert name in list(BACKBONES)
@@ -590,9 +666,9 @@ def test_a_net_that_keeps_what_it_computed_can_be_copied():
 
 
 def test_a_net_whose_layers_ask_for_their_version_comes_back(tmp_path):
-    net = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
-    save_module(net, tmp_path / "net.safetensors")
-    again = import_torchvision("models").get_model("mnasnet0_5", num_classes=3)
-    load_module(again, tmp_path / "net.safetensors")
-    assert torch.equal(again.classifier[1].weight, net.classifier[1].weight)
+    net = load_backbone("mnasnet0_5", 3, weights=None)
     check_saving(net)
+    save_weights(tmp_path / "net.safetensors", net.state_dict(), "a run")
+    tensors = read_weights(tmp_path / "net.safetensors", "a run", strict=True)
+    again = rebuilt({"backbone": "mnasnet0_5", "num_classes": 3}, tensors, tmp_path)
+    assert torch.equal(again.net.classifier[1].weight, net.net.classifier[1].weight)

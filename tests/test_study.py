@@ -24,6 +24,7 @@ from autolora.data.loading import load_task
 from autolora.runs.finetuning import finetune
 from autolora.runs.folder import Run
 from autolora.runs.processes import launch
+from autolora.runs.protocol import design
 from autolora.runs.search import Search
 from autolora.runs.study import Study, compare
 from autolora.runs.tuning import Tuning, tune
@@ -311,3 +312,60 @@ def test_holm_is_the_closed_test_of_bonferroni():
 def test_a_study_is_read_from_its_folder(whole):
     assert Study.open(whole.path).table.equals(whole.table)
     assert json.loads((whole.path / "study.json").read_text())["threads"] >= 1
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"methods": []}, "at least one method"),
+        ({"methods": 3}, "Unknown method '3'"),
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": 3}, "given by name or path"),
+        ({"seeds": "two"}, "seeds must be a whole number of 1 or more, not 'two'"),
+        ({"seeds": 0}, "seeds must be a whole number"),
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [0, "one"]}, "seed must be"),
+        ({"seeds": True}, "seeds must be a whole number"),
+        ({"backbones": 3}, "Unknown backbone '3'"),
+        ({"vary": ["lr"]}, "vary takes a dict"),
+        ({"vary": {"lr": []}}, "at least one value of lr"),
+        ({"jobs": "two"}, "jobs must be"),
+        ({"jobs": 0}, "jobs must be"),
+        ({"steps": "ten"}, "steps must be a whole number"),
+    ],
+)
+def test_a_study_that_cannot_work_is_refused_before_anything_is_written(wrong, words, tmp_path):
+    how = {"methods": "at", "tasks": "digits", "out": tmp_path / "study"} | wrong
+    with pytest.raises(AutoLoRaError, match=words):
+        compare(**how)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [3, print, [3], [object()], "Progress"])
+def test_what_is_no_callback_is_refused(wrong, tmp_path):
+    with pytest.raises(AutoLoRaError, match="list of Callback objects"):
+        finetune("robust_mini_gray", "digits", callbacks=wrong, out=tmp_path / "run")
+    with pytest.raises(AutoLoRaError, match="takes a Control"):
+        finetune("robust_mini_gray", "digits", control=wrong, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_text_means_one_and_a_setting_given_as_text_is_what_it_says():
+    protocol = design("at", "digits", "robust_mini_gray", "2", {"lr": "auto"}, {"epochs": "3"})
+    assert protocol["seeds"] == [0, 1] and list(protocol["conditions"]) == ["lr=auto"]
+    assert protocol["settings"] == {"epochs": 3}
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"jobs": 0}, "jobs must be"),
+        ({"budget": "much"}, "budget must be a number above 0"),
+        ({"search": 3}, "search takes a Search"),
+        ({"method": "trade"}, "did you mean 'trades'"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_anything_is_written(wrong, words, tmp_path):
+    with pytest.raises(AutoLoRaError, match=words):
+        tune("robust_mini_gray", "digits", **{"out": tmp_path / "search"} | wrong)
+    assert not list(tmp_path.iterdir())

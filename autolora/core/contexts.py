@@ -35,8 +35,9 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_ordinary(model: torch.nn.Module) -> None:
-    "Raise `AutoLoRaError` for a `model` that was made in inference mode."
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    "Raise `AutoLoRaError` for a `model`, perhaps a plain function, made in inference mode."
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    if any(weight.is_inference() for weight in weights):
         raise AutoLoRaError(
             "The model was made inside torch.inference_mode(), so no gradient can pass its weights:"
             " make or load it outside."

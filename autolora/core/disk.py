@@ -8,6 +8,7 @@ __all__ = ['cannot_write', 'flush', 'write_atomic', 'leftovers', 'sweep', 'check
 
 # %% ../../nbs/core/04_disk.ipynb #81d6cd93
 import contextlib
+import errno
 import json
 import os
 import re
@@ -21,11 +22,27 @@ from pathlib import Path
 from .errors import AutoLoRaError
 
 # %% ../../nbs/core/04_disk.ipynb #0dfe0f30
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
+
+
+def _cause(path, error):
+    "Why writing `path` ended in `error`, and what to do, in words."
+    if error.errno in _FULL:
+        return error.strerror, "free some space or choose another out folder"
+    if error.errno == errno.EISDIR:
+        return error.strerror, "take it away"
+    places = [Path(path), *Path(path).parents] if error.errno in _IN_THE_WAY else []
+    blocking = next((place for place in places if place.is_file()), None)
+    reason = f"{blocking} is a file, no folder" if blocking else error.strerror or error
+    return reason, "choose another out folder"
+
+
 def cannot_write(path: str | Path, error: OSError) -> AutoLoRaError:
     "What to raise when writing `path` ended in `error`."
+    reason, advice = _cause(path, error)
     return AutoLoRaError(
-        f"{path} can't be written ({error.strerror or error}): free some space or choose another "
-        "out folder; what was saved before is untouched."
+        f"{path} can't be written ({reason}): {advice}; what was saved before is untouched."
     )
 
 # %% ../../nbs/core/04_disk.ipynb #0961d0e5

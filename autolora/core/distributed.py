@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .errors import AutoLoRaError
+from .errors import AutoLoRaError, reason
 from .machine import process_index, world_size
 
 # %% ../../nbs/core/06_distributed.ipynb #03d3f3ba
@@ -39,10 +39,9 @@ def _patient():
         yield
     except (RuntimeError, ConnectionError) as error:
         me = f"Process {process_index()} of {world_size()}"
-        why = " ".join(str(error).split())[:120] or type(error).__name__
         raise LostPeer(
-            f"{me} lost the others ({why}): one of them ended or "
-            "hangs. The last finished epoch is kept, resume with --resume."
+            f"{me} lost the others ({reason(error)}): one of them ended or "
+            "hangs. Every finished epoch is kept, resume with --resume."
         ) from error
 
 # %% ../../nbs/core/06_distributed.ipynb #e82a1e90

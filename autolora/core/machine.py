@@ -126,9 +126,10 @@ def _declared_ops():
 
     if _compiled_ops_load():
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for op in ("nms", "qnms"):
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if not hasattr(torch.ops.torchvision, op):  # torch's own import declares them, see below
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 
@@ -153,9 +154,8 @@ def _builds() -> tuple[str, str] | None:
 
 def mend_torchvision() -> None:
     "Let `import torchvision` work after torch was imported, where a CPU-only torch would end it."
-    with contextlib.suppress(Exception):
-        if _builds():
-            _declared_ops()
+    if _builds():
+        _declared_ops()
 
 
 def misfits() -> list[str]:
@@ -244,7 +244,7 @@ def progress_bar(**how):
 # %% ../../nbs/core/02_machine.ipynb #d8c83e07
 def out_of_memory(error: BaseException) -> bool:
     "Whether `error` says that the memory of the GPU or of the computer ran out."
-    words = str(error).lower()
+    words = str(error).lower().replace("a primitive desc", "")
     return isinstance(error, MemoryError) or any(sign in words for sign in _NO_MEMORY)
 
 
@@ -254,6 +254,7 @@ _NO_MEMORY = (
     "not enough memory",
     "unable to allocate",
     "alloc_failed",
+    "could not create a primitive",  # oneDNN; of an operation that it lacks: "... a primitive desc"
 )
 
 
@@ -280,7 +281,7 @@ def explain(error: BaseException) -> str:
     "`error` as one sentence with its cause and what to do."
     if isinstance(error, AutoLoRaError):
         return str(error)
-    kept = "the last finished epoch is kept in the run folder, and resuming goes on from it"
+    kept = "every finished epoch is kept in the run folder, and resuming goes on from there"
     if out_of_memory(error):
         return f"The memory ran out: {_LESS[:-1]}; {kept}."
     words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

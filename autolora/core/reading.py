@@ -77,7 +77,8 @@ def read_bytes(path: str | Path, most: int = 2**26) -> bytes:
         raise damaged(path, "there is no such file")
     try:
         with open(path, "rb") as file:
-            found = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            found = file.read(min(size, most + 1))  # so much memory is taken before it is read
     except OSError as error:
         raise damaged(path, error.strerror or error) from error
     if len(found) > most:

@@ -8,7 +8,7 @@ __all__ = ['Setting', 'Table', 'accepts']
 # %% ../../nbs/core/09_settings.ipynb #4841491d
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,9 @@ def _truth(value):
 
 
 def _words(value):
-    return [value] if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, Iterable) else None
 
 
 _READ = {int: _whole, float: _number, bool: _truth, str: str, list: _words}

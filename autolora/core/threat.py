@@ -195,10 +195,16 @@ NORMS = {"linf": linf, "l2": l2, "l1": l1}
 def parse_threat(spec: str | ThreatModel) -> ThreatModel:
     """A `ThreatModel` from itself or from `norm:eps`, such as `"linf:8/255"`, which is `str` of it.
 
-    Raises `AutoLoRaError` for a norm that isn't in `NORMS` and for a wrong eps."""
+    Raises `AutoLoRaError` for a norm that isn't in `NORMS`, for a wrong eps and for one alone."""
     if isinstance(spec, ThreatModel):
         return spec
-    norm, _, eps = str(spec).partition(":")
+    norm, colon, eps = str(spec).partition(":")
+    if not colon:
+        lacking = "an eps" if norm in NORMS else "a norm"
+        raise AutoLoRaError(
+            f"The threat model {spec!r} lacks {lacking}: write norm:eps, such as 'linf:8/255' (the "
+            f"norms are {', '.join(NORMS)})."
+        )
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
     return NORMS[norm](eps)

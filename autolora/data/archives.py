@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .decoding import ENDINGS, open_image
 from .files import kind_of
 from .images import from_encoded
@@ -90,8 +90,9 @@ def unpacked_folder(path: Path) -> Path:
     except AutoLoRaError:
         raise
     except Exception as error:  # zlib, lzma, zipfile and tarfile each have their own ones
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AutoLoRaError(f"{path} can't be unpacked ({reason}): fetch it again.") from error
+        raise AutoLoRaError(
+            f"{path} can't be unpacked ({reason(error)}): fetch it again."
+        ) from error
     return folder
 
 # %% ../../nbs/data/09_archives.ipynb #886cf653

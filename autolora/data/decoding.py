@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..core.errors import reason
+
 # %% ../../nbs/data/00_decoding.ipynb #87cae212
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 ENDINGS |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
@@ -130,7 +132,7 @@ def look_at(read: Callable, n: int) -> list[Look | str]:
         try:
             return _look(read(i))
         except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-            return " ".join(str(error).split()) or type(error).__name__
+            return reason(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(tried, range(n)))

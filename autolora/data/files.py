@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .images import PackedImages, Split, as_images, fit
 from .labels import as_labels, named_labels
 
@@ -74,8 +74,9 @@ def cifar_batches(paths: list[Path], size: int | None, what: str, labels: str = 
         x = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
         y = np.concatenate([batch[labels.encode()] for batch in batches])
     except Exception as error:  # a damaged pickle leads its reader wherever it likes
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise AutoLoRaError(f"{paths[0].parent} is damaged ({why}): download it again.") from error
+        raise AutoLoRaError(
+            f"{paths[0].parent} is damaged ({reason(error)}): download it again."
+        ) from error
     return from_arrays(x, y, size, what)
 
 # %% ../../nbs/data/04_files.ipynb #e25fba6e
@@ -243,9 +244,8 @@ class Pack(Mapping):
         except KeyError:
             raise
         except Exception as error:  # zlib, zipfile and NumPy each have their own ones
-            reason = " ".join(str(error).split())
             raise AutoLoRaError(
-                f"'{key}' in {self.path} can't be read ({reason}): save it again, text as "
+                f"'{key}' in {self.path} can't be read ({reason(error)}): save it again, text as "
                 "array.astype(str)."
             ) from error
 
@@ -268,10 +268,9 @@ def load_tensors(path: Path):
     except AutoLoRaError:
         raise
     except Exception as error:  # pickle, zip and torch each have their own ones
-        why = " ".join(str(error).split())[:100] or type(error).__name__
         raise AutoLoRaError(
-            f"{path} can't be read as tensors ({why}): save them by torch.save((images, labels), "
-            "path)."
+            f"{path} can't be read as tensors ({reason(error)}): save them by "
+            "torch.save((images, labels), path)."
         ) from error
     if isinstance(held, Mapping) or (isinstance(held, (tuple, list)) and len(held) == 2):
         return held if isinstance(held, Mapping) else tuple(held)

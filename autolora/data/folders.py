@@ -170,7 +170,20 @@ def _class_names_checked(top, flat, classes):
             f"The class folders of {top} have splits within ('{within[0].name}/"
             f"{subfolders(within[0])[0].name}'): put the classes into the splits."
         )
+    _check_not_repeated(top, classes)
     return ["'train' is taken as a class, for its images lie in it directly."] if flat else []
+
+
+def _check_not_repeated(top, classes):
+    "Refuse folders that all hold the same folders: these may be the classes, and those the splits."
+    inner = [{sub.name for sub in subfolders(path) if _has_images(sub)} for path in classes]
+    if len(classes) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+        raise AutoLoRaError(
+            f"{_listed(classes[:3])} in {top} hold the same folders "
+            f"({', '.join(sorted(inner[0])[:3])}): if these are the classes, call the outer ones "
+            "train and test or pass the pair of them; if the outer ones are, put their images "
+            "directly into them."
+        )
 
 # %% ../../nbs/data/07_folders.ipynb #1ae9dd8b
 _PICTURES = {

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .decoding import THUMB, look_at, open_image, upright
 
 # %% ../../nbs/data/02_images.ipynb #29d2bd69
@@ -65,7 +65,9 @@ def _fault(x):
     fix = "divide by 255 or pass uint8"
     if low < 0:
         fix = "pass the images before normalisation, which belongs inside the model"
-    return f"Image values run from {low:.3g} to {high:.3g}, not within [0, 1]: {fix}."
+    if low >= -0.1 and high <= 1.1:
+        fix = "clip them, x.clip(0, 1), where only rounding leads out"
+    return f"Image values run from {low:.5g} to {high:.5g}, not within [0, 1]: {fix}."
 
 
 def as_images(x) -> torch.Tensor:
@@ -169,9 +171,8 @@ class LazyImages:
         except Exception as error:
             if isinstance(error, AutoLoRaError):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise AutoLoRaError(
-                f"Image {self._name(i)} can't be read ({reason}): replace it."
+                f"Image {self._name(i)} can't be read ({reason(error)}): replace it."
             ) from error
         if not hasattr(image, "shape"):
             raise AutoLoRaError(

@@ -7,6 +7,7 @@ __all__ = ['load_task']
 
 # %% ../../nbs/data/11_loading.ipynb #8976a90c
 import inspect
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +166,12 @@ def _file(path, root, size, skip_broken, limit):
         held = load_tensors(path)
         task = _in_memory(held, size, skip_broken, limit, root)
         return replace(task, name=path.stem, origin=f"the tensors {path.name}")
-    return _pack(path, size)
+    if path.suffix.lower() in (".npz", ".npy") or zipfile.is_zipfile(path):
+        return _pack(path, size)
+    raise AutoLoRaError(
+        f"{path} is no file that images are read from: give a folder of images, an archive (.zip, "
+        ".tar), a table (.csv), a pack (.npz) or tensors (.pt)."
+    )
 
 
 def _in_memory(source, size, skip_broken, limit, root):

@@ -22,7 +22,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .decoding import open_image, upright
 from .files import from_arrays
 from .images import LazyImages, Split, fit, from_encoded
@@ -90,7 +90,7 @@ def _item(dataset, i):
     except Exception as error:  # a user's own code
         raise AutoLoRaError(
             f"Item {i} of this Dataset can't be read ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}): mend or leave it out."
+            f"{reason(error)}): mend or leave it out."
         ) from error
 
 
@@ -177,8 +177,9 @@ def from_hub(name: str):
     try:
         return load_from_disk(name) if saved else load_dataset(name)
     except Exception as error:  # the network's, the Hub's or the package's
-        reason = " ".join(str(error).split())[:200]
-        raise AutoLoRaError(f"hf:{name} can't be loaded ({reason}): check the name.") from error
+        raise AutoLoRaError(
+            f"hf:{name} can't be loaded ({reason(error)}): check the name."
+        ) from error
 
 # %% ../../nbs/data/10_sets.ipynb #7c0871a7
 def _rows(stream) -> Iterator:
@@ -279,6 +280,8 @@ def read_set(
     streamed = isinstance(source, (DataLoader, IterableDataset))
     streamed |= hasattr(source, "__iter__") and not hasattr(source, "__getitem__")
     sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if isinstance(source, type):
+        raise AutoLoRaError(f"{source.__name__} is a class, no data: make one of it and pass that.")
     if isinstance(source, (tuple, list)) and not is_hugging_face(source) or not (streamed or sized):
         raise AutoLoRaError(
             f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .decoding import ENDINGS, open_image
 from .files import kind_of
 from .images import from_encoded
@@ -43,8 +43,9 @@ def read_table(path: Path) -> "pd.DataFrame":
             frame = pd.read_csv(path, header=None, **as_text)
         return frame
     except Exception as error:  # csv and pandas each have their own ones
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise AutoLoRaError(f"{path} is no readable table ({reason}): save it as CSV.") from error
+        raise AutoLoRaError(
+            f"{path} is no readable table ({reason(error)}): save it as CSV."
+        ) from error
 
 
 def _column(frame, known, what):

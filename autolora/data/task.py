@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import AutoLoRaError
 from ..core.reading import digest
-from ..core.registry import Registry
+from ..core.registry import Registry, takes
 from ..core.threat import ThreatModel, linf
 from .images import LazyImages, Split
 
@@ -148,10 +148,11 @@ def _check_classes(task):
             )
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
-        raise AutoLoRaError(
-            f"Class '{task.classes[int(counts.argmin())]}' has no training images: add some, raise "
-            "limit=..., or drop the class."
-        )
+        lacking = int(counts.argmin())
+        fix = "add some, raise limit=..., or drop the class"
+        if task.classes == list(map(str, range(task.num_classes))):
+            fix = "number the classes from 0 without gaps, pass their names, or raise limit=..."
+        raise AutoLoRaError(f"Class '{task.classes[lacking]}' has no training images: {fix}.")
 
 # %% ../../nbs/data/05_task.ipynb #91561383
 def _validated(task, limit, seed):
@@ -187,7 +188,11 @@ def _completed(task, limit, seed):
 
 # %% ../../nbs/data/05_task.ipynb #f83906e7
 TASKS = Registry(
-    "task", rooms=("autolora.data.builtin", "autolora.data.vision"), group="autolora.tasks"
+    "task",
+    rooms=("autolora.data.builtin", "autolora.data.vision"),
+    group="autolora.tasks",
+    wanted="a function (root, size) that returns a Task (a name is given as name=)",
+    fits=lambda builder: takes(builder, root=None, size=None),
 )
 
 
@@ -198,7 +203,8 @@ def register_task(builder: Callable | None = None, name: str = "") -> Callable:
     `root`: where its files lie, or None. `size`: the side its images are to have, or None. (One
     that takes `skip_broken` too is told whether broken images are to be left out.) The
     first line of the builder's docstring describes the task in lists; `load_task` fills in what the
-    `Task` lacks. Raises `AutoLoRaError` for a name that another task has."""
+    `Task` lacks. Raises `AutoLoRaError` for what is no such function, and for a name that another
+    task has."""
     if builder is None:
         return functools.partial(register_task, name=name)
-    return TASKS.register(name or builder.__name__, builder)
+    return TASKS.register(name or getattr(builder, "__name__", None), builder)

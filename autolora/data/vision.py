@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from ..core.machine import import_torchvision
 from .archives import unpacked_folder
 from .builtin import _folder
@@ -208,10 +208,9 @@ def _from_torchvision(name, root, size, skip_broken):
         try:
             dataset = unchecked(str(home), **given)
         except Exception as error:  # each of them has its own ways of not finding a file
-            reason = " ".join(str(error).split())
             raise AutoLoRaError(
-                f"{name} in {home} is incomplete or damaged ({type(error).__name__}: {reason}): "
-                "download it again."
+                f"{name} in {home} is incomplete or damaged ({type(error).__name__}: "
+                f"{reason(error)}): download it again."
             ) from error
         splits[kind] = _as_split(dataset, size, skip_broken, kind)
         classes = classes or class_names(dataset)

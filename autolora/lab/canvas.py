@@ -43,17 +43,20 @@ function change(model, name, value) {
 }
 
 function addSlider(line, name, model) {
-  const slider = model.get("sliders")[name];
-  if (!slider) return line.remove();
-  const { label, ...range } = slider;
   const [words, input, number] = line.children;
-  words.textContent = label;
-  Object.assign(input, range, { value: model.get("values")[name] });
-  number.textContent = input.value;
+  const read = () => {
+    const { label, ...range } = model.get("sliders")[name] ?? { label: "" };
+    line.style.display = label ? "" : "none";
+    words.textContent = label;
+    Object.assign(input, range, { value: model.get("values")[name] });
+    number.textContent = input.value;
+  };
   input.addEventListener("input", () => {
     number.textContent = input.value;
     change(model, "values", { ...model.get("values"), [name]: Number(input.value) });
   });
+  read();
+  return read;
 }
 
 function addPanel(name, grid, model, drawn) {
@@ -61,12 +64,13 @@ function addPanel(name, grid, model, drawn) {
   box.append(...inert(PANEL).body.children);
   box.dataset.panel = name;
   const [title, said, slider, plot, fold] = box.children;
-  addSlider(slider, name, model);
+  const slid = addSlider(slider, name, model);
   fold.addEventListener("toggle", () => {
     const others = model.get("opened").filter(other => other !== name);
     change(model, "opened", fold.open ? [...others, name] : others);
   });
-  return { box, title, said, plot, table: fold.lastElementChild, told: null, json: null, drawn };
+  const table = fold.lastElementChild;
+  return { box, title, said, plot, table, slid, told: null, json: null, drawn };
 }
 
 function after(panel, work) {
@@ -128,7 +132,13 @@ function draw(panel, json) {
 
 function resize(panel) {
   const { plot } = panel;
-  after(panel, plotly => plot.data && plot.offsetWidth && plotly.Plots.resize(plot));
+  after(panel, async plotly => {
+    if (!plot.data || !plot.offsetWidth) return;
+    const size = plot.offsetWidth < 340 ? 9 : 12;
+    if (plot.layout.legend?.font?.size !== size)
+      await plotly.relayout(plot, { "font.size": size, "legend.font.size": size });
+    await plotly.Plots.resize(plot);
+  });
 }
 
 async function shoot(panels, model) {
@@ -182,11 +192,14 @@ function render({ model, el }) {
   const sizes = new ResizeObserver(() => panels.forEach(resize));
   sizes.observe(el);
   const told = () => shoot(panels, model);
+  const slid = () => panels.forEach(panel => panel.slid());
+  model.on("change:sliders change:values", slid);
   model.on("change:panels", paint);
   model.on("msg:custom", told);
   paint();
   return () => {
     sizes.disconnect();
+    model.off("change:sliders change:values", slid);
     model.off("change:panels", paint);
     model.off("msg:custom", told);
     panels.forEach(purge);
@@ -214,6 +227,14 @@ _STYLE = """
 .autolora-pages { font: 13px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 :has(.autolora-lab) .autolora-kept { display: none; }
 .autolora-table { overflow: auto; max-height: 260px; }
+.autolora-top { position: sticky; top: 0; z-index: 5; background: var(--jp-layout-color0, Canvas); }
+.autolora-top { border-bottom: 1px solid rgba(128,128,128,.35); padding-bottom: 2px; }
+.autolora-top .progress { height: 6px; margin: 4px 0; min-height: 0; }
+.autolora-top .widget-hprogress { height: 14px; min-height: 0; }
+:is(.jp-OutputArea, .jp-OutputArea-child, .jp-OutputArea-output):has(.autolora-top),
+:is(.autolora-lab, .autolora-top).widget-box.widget-box { overflow: visible; }
+.autolora-lab, .autolora-lab > .widget-box { min-width: 0; max-width: 100%; }
+.autolora-tabs .widget-toggle-button { width: auto; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
 :is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
 :is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }

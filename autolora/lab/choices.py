@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.errors import AutoLoRaError
 from ..core.machine import limit_memory, missing, obstacles, out_of_memory
-from ..core.numbers import duration
+from ..core.numbers import counted, duration
 from ..data.loading import load_task
 from ..data.task import TASKS, Task
 from .pictures import alert, automatic, thumbnails
@@ -167,7 +167,9 @@ def _estimate(choice, costs, epochs):
     "What the runs of a choice will cost, as a sentence."
     named = zip(choice["methods"], costs, strict=True)
     each = ", ".join(f"{METHODS[method].label} {duration(c.seconds)}" for method, c in named)
-    words = f"About {duration(sum(c.seconds for c in costs))} ({each}) for {epochs} epochs: "
+    words = (
+        f"About {duration(sum(c.seconds for c in costs))} ({each}) for {counted(epochs, 'epoch')}: "
+    )
     words += f"{sum(c.attack_steps for c in costs):,} attack steps"
     if costs[0].memory:
         words += f"; {max(c.memory for c in costs) / 1e9:.1f} GB of memory"

@@ -13,9 +13,9 @@ import ipywidgets as widgets
 
 from ..core.errors import AutoLoRaError
 from ..core.settings import Setting, Table
-from ..core.threat import parse_threat
+from ..core.threat import NORMS, parse_threat
 from ..data.task import TASKS
-from .pictures import alert
+from .pictures import KEYS, alert
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..runs.pretraining import OBJECTIVES
@@ -87,7 +87,20 @@ def _control_for(setting: Setting) -> widgets.Widget:
 _NET = "The pre-trained network that is fine-tuned; robust ones were trained adversarially before"
 _DATA = "A built-in data set, or the path of an .npz pack or of a folder with a sub-folder a class"
 _NORM = "How the size of a perturbation is measured"
-_NORMS = [("as recommended", ""), ("L-inf", "linf"), ("L2", "l2")]
+_NAMES = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
+_NORMS = [("as recommended", ""), *((_NAMES.get(norm, norm), norm) for norm in NORMS)]
+
+
+_FIRST = ("backbone", "data", "methods", "eps", "epochs")
+_BEGUN = ("autolora", "trades")
+_MORE = "Show every method, the norm, and the settings that are found where they are left empty"
+_BEGIN = ("Begin with", "Fills the fields for a story; what is changed afterwards is kept")
+_PRESETS = {
+    "60-second demo": {"limit": "400", "epochs": "12", "autoattack": 0},
+    "a learning rate too high": {"limit": "400", "epochs": "12", "autoattack": 0, "lr": "1"},
+    "a conflict: an eps too large": {"limit": "400", "epochs": "12", "autoattack": 0, "eps": "0.3"},
+    "your own folder": {"data": ""},
+}
 
 
 def _first(thing):
@@ -96,7 +109,7 @@ def _first(thing):
 
 
 def _box(method):
-    begun = method in ("autolora", "trades")
+    begun = method in _BEGUN
     cls = METHODS[method]
     return widgets.Checkbox(value=begun, indent=True, **look(cls.label, _first(cls)))
 
@@ -119,6 +132,28 @@ _GLOSSARY = {
 }
 
 
+def _help(table, shown):
+    "HTML, folded: what the fields of a `table`, the methods `shown` and the words mean."
+    fields = {setting.label: setting.help for setting in table.values()}
+    methods = {METHODS[name].label: _first(METHODS[name]) for name in shown}
+    parts = {"Words": _GLOSSARY, "Methods": methods}
+    parts["Fields"] = {"Backbone": _NET, "Data": _DATA, "Threat": _NORM} | fields
+    told = "".join(
+        f"<b>{title}</b><table>{''.join(map(_row, table.items()))}</table>"
+        for title, table in parts.items()
+    )
+    head = f"<summary {KEYS}>What do these words mean?</summary>"
+    return f"<details>{head}<small>{told}</small></details>"
+
+
+def _chosen(boxes):
+    "The methods whose boxes are ticked."
+    chosen = [name for name, box in boxes.items() if box.value]
+    if not chosen:
+        raise AutoLoRaError("Choose at least one method.")
+    return chosen
+
+
 class Controls(widgets.VBox):
     "The choosing part of the lab; one's own `backbones` and `data`, by name, are offered too."
 
@@ -138,7 +173,36 @@ class Controls(widgets.VBox):
         }
         controls |= {name: _control_for(setting) for name, setting in self.table.items()}
         self.fields = {name: _Field(name, control) for name, control in controls.items()}
-        super().__init__([*self.fields.values(), widgets.HTML(self._help())])
+        self.preset = widgets.Dropdown(options=["your own choice", *_PRESETS], **look(*_BEGIN))
+        self.more = widgets.ToggleButton(**look("More methods and settings", _MORE))
+        first = [self.fields[name] for name in _FIRST]
+        others = [field for name, field in self.fields.items() if name not in _FIRST]
+        explained = widgets.HTML(_help(self.table, self.boxes))
+        super().__init__([self.preset, *first, self.more, *others, explained])
+        self.preset.observe(lambda change: self._begin(change["new"]), "value")
+        self.more.observe(lambda change: self._unfold(), "value")
+        self._unfold()
+
+    def _unfold(self):
+        "Show all fields and methods, or only the first ones and what is chosen."
+        for name, field in self.fields.items():
+            field.layout.display = "" if name in _FIRST or self.more.value else "none"
+        for method, box in self.boxes.items():
+            shown = self.more.value or box.value or method in _BEGUN
+            box.layout.display = "" if shown else "none"
+
+    def _begin(self, preset):
+        "Enter what a `preset` says; the other fields are as at the beginning."
+        if preset not in _PRESETS:
+            return
+        given = _PRESETS[preset]
+        for name, setting in self.table.items():
+            begun = _STARTS.get(name, setting.default)
+            kept = begun if isinstance(begun, int) else ""
+            self.fields[name].control.value = given.get(name, kept)
+        self.fields["data"].control.value = given.get("data", next(iter(TASKS)))
+        for method, box in self.boxes.items():
+            box.value = method in _BEGUN
 
     @property
     def hints(self) -> dict:
@@ -146,20 +210,6 @@ class Controls(widgets.VBox):
         apart = {"backbone": _NET, "data": _DATA, "norm": _NORM}
         methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
         return apart | {name: setting.help for name, setting in self.table.items()} | methods
-
-    def _help(self):
-        "HTML, folded: what the fields, the methods and the words mean."
-        fields = {setting.label: setting.help for setting in self.table.values()}
-        methods = {METHODS[name].label: _first(METHODS[name]) for name in self.boxes}
-        parts = {"Words": _GLOSSARY, "Methods": methods}
-        parts["Fields"] = {"Backbone": _NET, "Data": _DATA, "Threat": _NORM} | fields
-        told = "".join(
-            f"<b>{title}</b><table>{''.join(map(_row, table.items()))}</table>"
-            for title, table in parts.items()
-        )
-        return (
-            f"<details><summary>What do these words mean?</summary><small>{told}</small></details>"
-        )
 
     @property
     def own(self) -> dict:
@@ -189,12 +239,6 @@ class Controls(widgets.VBox):
     def _text(self, name):
         value = self.fields[name].control.value
         return value.strip() if isinstance(value, str) else value
-
-    def _methods(self):
-        chosen = [name for name, box in self.boxes.items() if box.value]
-        if not chosen:
-            raise AutoLoRaError("Choose at least one method.")
-        return chosen
 
     def _data(self):
         if not self._text("data"):
@@ -228,7 +272,7 @@ class Controls(widgets.VBox):
             return self._text(name)
         if name == "data":
             return self._data()
-        apart = {"methods": self._methods, "eps": self._threat}
+        apart = {"methods": lambda: _chosen(self.boxes), "eps": self._threat}
         return apart[name]() if name in apart else self._setting(name)
 
     def read(self) -> dict | None:
@@ -244,6 +288,7 @@ class Controls(widgets.VBox):
             except AutoLoRaError as error:
                 field.refuse(str(error))
                 refused = True
+                self.more.value = self.more.value or name not in _FIRST  # what is wrong is seen
         return None if refused else found
 
 

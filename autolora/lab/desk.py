@@ -17,10 +17,14 @@ import traitlets
 
 from ..core.errors import AutoLoRaError
 from ..core.reading import is_there
+from .attack import Attack
 from .board import Board
 from .canvas import Canvas, Pages
 from .controls import Controls, look
 from .pictures import named, readable
+from .playground import Playground
+from .recorded import PLAIN, SHOWN, is_recorded
+from .views import Views
 from ..runs.folder import Run
 from ..show.drawing import MOST
 
@@ -46,6 +50,8 @@ def _named(path):
 
 
 def _label(path):
+    if is_recorded(path):
+        return f"recorded · {Path(path).name}"
     told = "" if is_there(Path(path) / "report.json") else " · unfinished"
     return f"{_named(path)}{told}"
 
@@ -55,6 +61,7 @@ function render({ model, el }) {
   const button = el.appendChild(document.createElement("button"));
   button.className = "lm-Widget jupyter-widgets jupyter-button widget-button";
   button.title = "Train with this choice";
+  button.dataset.lmSuppressShortcuts = "true";
   button.style.width = "100%";
   button.innerHTML = '<i class="fa fa-play"></i> Start';
   const typed = () => {
@@ -77,9 +84,14 @@ function render({ model, el }) {
   button.addEventListener("click", () => model.send({ typed: typed() }));
   model.on("change:disabled", look);
   look();
+  const keep = ({ target }) => {  // JupyterLab takes keys from what is focused, unless it says no
+    if (target.closest?.(".autolora-lab")) target.dataset.lmSuppressShortcuts = "true";
+  };
   document.addEventListener("pointerover", explain);
+  document.addEventListener("focusin", keep);
   return () => {
     document.removeEventListener("pointerover", explain);
+    document.removeEventListener("focusin", keep);
     model.off("change:disabled", look);
   };
 }
@@ -110,19 +122,14 @@ class StartButton(anywidget.AnyWidget):
         self._heard(self)
 
 # %% ../../nbs/lab/06_desk.ipynb #5a99b2a2
-class Desk:
-    """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
+class _Widgets:
+    "The widgets of the desk, before they are laid out."
 
-    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
-
-    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
-        self.root = Path(root)
-        self.lock = threading.RLock()
+    def __init__(self, backbones, data):
         self.controls = Controls(backbones, data)
         self._make_buttons()
         self._make_lines()
         self._make_lists()
-        self.panel = self._laid_out()
 
     def _make_buttons(self):
         keep = "End the training and keep the best weights so far"
@@ -148,6 +155,7 @@ class Desk:
         self.code = widgets.Textarea(rows=7, tooltip="This choice as code", layout=hidden)
         self.stale = widgets.HTML()  # whether that is another choice by now
         self.pages = Pages()
+        self.origin = widgets.HTML()  # whether what is shown was recorded
 
     def _make_lists(self):
         runs = look("Runs", "The runs to show together")
@@ -162,26 +170,64 @@ class Desk:
         self.path = widgets.Text(placeholder=words, continuous_update=False, **path)
         self.board = None
 
+
+class Desk(_Widgets):
+    """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
+
+    `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
+
+    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
+        super().__init__(backbones, data)
+        self.root = Path(root)
+        self.lock = threading.RLock()
+        self.panel = self._laid_out()
+
     def _laid_out(self):
         self.canvas = Canvas(
             sliders={
                 "example": {"label": "image", "min": 1, "max": 8, "step": 1},
-                "scales": {"label": "scale s", "min": 0, "max": 1, "step": 0.2},
+                "scales": {"label": "share s", "min": 0, "max": 1, "step": 0.2},
+                "accuracy": {"label": "all pictures up to epoch", "min": 1, "max": 1, "step": 1},
             },
-            values={"example": 1, "scales": 0.0},
+            values={"example": 1, "scales": 0.0, "accuracy": 1},
             layout=widgets.Layout(width="100%"),
         )
-        self.controls.fields["data"].children += (self.about,)
         presses = _row(self.start, self.pause, self.resume, self.stop)
-        left = [self.controls, presses, self.state, self.bar, self.pace, self.facts]
-        left += [_row(self.copy, self.report), self.pages, self.stale, self.code]
+        top = widgets.VBox([presses, self.bar, self.pace]).add_class("autolora-top")
+        left = [self.state, self.controls, self.facts, self.about, _row(self.copy, self.report)]
+        left += [self.pages, self.stale, self.code]
         left += [self.runs, self.front, self.studies, self.path]
-        narrow = widgets.Layout(flex="1 1 300px", min_width="270px")
-        wide = widgets.Layout(flex="100 1 480px", min_width="300px")
+        narrow = widgets.Layout(flex="1 1 300px", min_width="min(270px, 100%)")
+        wide = widgets.Layout(flex="100 1 480px", min_width="min(300px, 100%)")
         side_by_side = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
-        self._right = widgets.VBox([self.canvas, self.tables], layout=wide)
-        sides = [widgets.VBox(left, layout=narrow), self._right]
-        return widgets.HBox(sides, layout=side_by_side).add_class("autolora-lab")
+        self._pictures = widgets.VBox([self.origin, self.tables, self.canvas])
+        right = widgets.VBox([self._made_views()], layout=wide)
+        sides = widgets.HBox([widgets.VBox(left, layout=narrow), right], layout=side_by_side)
+        return widgets.VBox([top, sides]).add_class("autolora-lab")
+
+    def _made_views(self):
+        views = {
+            "Pictures": lambda: self._pictures,
+            "Attack it yourself": self._attack,
+            "Playground 2-D": functools.cache(Playground),
+        }
+        hints = [
+            "The runs chosen in the list: results and pictures",
+            "One image, attacked step by step against two models",
+            "Points in a plane: what fine-tuning does to a boundary",
+        ]
+        self.attack = None
+        return Views(views, hints)
+
+    def _attack(self):
+        "The attack on what is finished, made anew where there is more than when it was made."
+        finished = [path for path in self.runs.options if is_there(Path(path[1]) / "report.json")]
+        paths = [path for _, path in finished if is_there(Path(path) / "model.safetensors")]
+        paths = [*SHOWN, *(path for path in paths if not is_recorded(path)), PLAIN]
+        runs = {_label(path): path for path in paths}
+        if self.attack is None or self.attack.names != list(runs):
+            self.attack = Attack(runs)
+        return self.attack
 
     def wishes(self) -> dict:
         "What is to be drawn, as `Easel.paint` takes it, but for `work` and `anew`."
@@ -189,7 +235,9 @@ class Desk:
         scale = round(self.canvas.values["scales"], 1)
         opened = sorted(self.canvas.opened)
         folders = sorted(self.runs.value, key=lambda path: path != self.front.value)
-        return dict(folders=folders, opened=opened, image=image, scale=scale)
+        epoch, last = self._epochs()
+        upto = epoch if epoch < last else None
+        return dict(folders=folders, opened=opened, image=image, scale=scale, upto=upto)
 
     def shown(self) -> dict[str, Run]:
         "The runs chosen in the list that can be read, as a dict name -> `Run`."
@@ -210,15 +258,31 @@ class Desk:
             self.front.value = kept if kept in chosen else ""
         self.front.layout.display = "" if len(chosen) > MOST else "none"
 
+    def _epochs(self):
+        "At which epoch the slider stands, and the last one that it offers."
+        last = self.canvas.sliders["accuracy"]["max"]
+        return int(self.canvas.values.get("accuracy", last)), last
+
+    def offer_epochs(self, n: int):
+        "Let the slider go back in `n` epochs; where it stood at the last one, it follows."
+        epoch, last = self._epochs()
+        if n and n != last:
+            sliders = self.canvas.sliders
+            self.canvas.sliders = sliders | {"accuracy": sliders["accuracy"] | {"max": n}}
+            epoch = n if epoch == last else min(epoch, n)
+            self.canvas.values = self.canvas.values | {"accuracy": epoch}
+
     def open(self, *paths: str | Path):
-        """Show the folders `paths`: runs together with those shown, of studies the last.
+        """Show the folders `paths`: runs together with those shown, but for recorded ones, of
+        studies the last.
 
         Raises `AutoLoRaError` if one holds neither."""
         studies = [str(path) for path in paths if (Path(path) / "study.json").is_file()]
         runs = [str(Run.open(path).path) for path in paths if str(path) not in studies]
         with self.lock:
-            kept = self.runs.value
-            at_hand = dict.fromkeys([*runs, *kept, *reversed(self._found("config.json"))])
+            kept = [path for path in self.runs.value if not (runs and is_recorded(path))]
+            found = [*reversed(self._found("config.json")), *SHOWN, PLAIN]
+            at_hand = dict.fromkeys([*runs, *kept, *found])
             options = tuple((_label(path), path) for path in at_hand)
             if options != self.runs.options:
                 self.runs.options = options  # which chooses none of them
@@ -240,5 +304,5 @@ class Desk:
         "Show the study in the folder `path` below the runs, nothing if that is empty."
         if self.board is None:
             self.board = Board()
-            self._right.children += (self.board,)
+            self._pictures.children += (self.board,)
         self.board.follow(path)

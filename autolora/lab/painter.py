@@ -37,7 +37,7 @@ class Easel:
     def __init__(self, rest: float = 20):
         self.rest = rest
         self._runs = {}  # each reads its log again only when that has grown
-        self._drawn = None, None  # folders with open tables, and files, when all was drawn last
+        self._drawn = None, None  # what was asked for, and files, when all was drawn last
         self._slid = None  # the sliders then or since
         self._due = 0.0  # from when on a grown log is drawn
 
@@ -54,18 +54,20 @@ class Easel:
         """What is new, as plain data: `panels`, `tables` (HTML, absent where as before) and `work`
         (`pictures.standing`, or None).
 
-        `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `work` (the
-        folder of the run at work, or None), `anew` (whether to draw everything)."""
+        `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `upto` (the
+        last epoch to show, or None), `work` (the folder of the run at work, or None), `anew`
+        (whether to draw everything)."""
         found, wrong = readable([self._run(folder) for folder in order["folders"]])
         runs = named(found)
         slid = order["image"], order["scale"]
-        asked = order["folders"], order["opened"]
+        asked = order["folders"], order["opened"], order["upto"]
         files = _files(order["folders"])
         grown = files != self._drawn[1] and time.perf_counter() >= self._due
         answer = {"panels": [], "work": order["work"] and self._standing(order["work"])}
+        answer["epochs"] = max((len(run.history) for run in found), default=0)
         if order["anew"] or asked != self._drawn[0] or grown:
             start = time.process_time()
-            answer["panels"] = as_panels(plot_runs(runs, *slid), order["opened"])
+            answer["panels"] = as_panels(plot_runs(runs, *slid, order["upto"]), order["opened"])
             answer["tables"] = tables_html(runs, wrong)
             self._due = time.perf_counter() + self.rest * (time.process_time() - start)
             self._drawn = asked, files

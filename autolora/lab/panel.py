@@ -20,6 +20,8 @@ from .choices import code_of
 from .desk import Desk
 from .follower import Checker, Follower
 from .pictures import alert, plot_runs, table_html
+from .recorded import SHOWN, is_recorded
+from .sketches import sketch
 from ..models.backbones import BACKBONES
 from ..runs.background import Trainer
 from ..runs.finetuning import default_out
@@ -56,6 +58,9 @@ def _again(run, controls):
     return call
 
 # %% ../../nbs/lab/08_panel.ipynb #34f76476
+_RECORDED = (
+    "<b>These runs were recorded.</b> Press Start for some of your own: they take this place."
+)
 _WITHOUT = (
     "autolora Lab: its panel needs a notebook whose front end draws Jupyter widgets (JupyterLab 4, "
     "Notebook 7, VS Code, Colab); here Lab(...).show() draws the same pictures without controls."
@@ -83,7 +88,8 @@ class Lab(Desk):
         self._kept = None  # the output for those who have no kernel
         self._listen()
         atexit.register(self.close)
-        self.open(*runs)
+        self.open(*runs or SHOWN)
+        self._chosen()
         self.draw(anew=True)  # here, at once
         self.follower.soon()
         self.checker.changed()
@@ -152,6 +158,8 @@ class Lab(Desk):
         self._date_code()
 
     def _chosen(self):
+        recorded = any(map(is_recorded, self.runs.value))
+        self.origin.value = f"<div role='note'>{_RECORDED}</div>" if recorded else ""
         self.offer_fronts()
         self.draw()
         self.follower.say()
@@ -173,9 +181,9 @@ class Lab(Desk):
         self.stale.value = alert(words) if old else ""
 
     def _hand_over_reports(self):
-        shown = self.shown()
+        shown = {n: run for n, run in self.shown().items() if not is_recorded(run.path)}
         if not shown:
-            raise AutoLoRaError("No run is shown: start one, or choose some in the list of runs.")
+            raise AutoLoRaError("No run of yours is shown: start one, or choose some in the list.")
         pages = []
         for name, run in shown.items():
             page = write_report(run)
@@ -216,7 +224,7 @@ def _kept_html(lab, shots):
     )
     if not shots:
         angles = plot_runs(lab.shown())["angles"]
-        pictures = angles.to_html(full_html=False, include_plotlyjs="cdn") + table_html(angles)
+        pictures = sketch(angles) + table_html(angles)
     return f"<div class='autolora-kept'>{pictures}{lab.tables.value}</div>"
 
 

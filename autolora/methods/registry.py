@@ -8,7 +8,6 @@ __all__ = ['METHODS', 'register_method', 'make_method']
 # %% ../../nbs/methods/06_registry.ipynb #7506a782
 from torch import nn
 
-from ..core.errors import AutoLoRaError
 from ..core.registry import Registry
 from ..core.threat import ThreatModel
 from ..data.task import Task
@@ -19,16 +18,19 @@ from .frozen import ALF, SLF, FullLoRA, LoRAAT
 from .rivals import AFF, ARAT, RAMP, EpsSchedule, RiFT, Twins, TwinsAT
 
 # %% ../../nbs/methods/06_registry.ipynb #1c635b5e
-METHODS = Registry("method", group="autolora.methods")
+METHODS = Registry(
+    "method",
+    group="autolora.methods",
+    wanted="a class that is derived from Method and has a name",
+    fits=lambda cls: isinstance(cls, type) and issubclass(cls, Method) and bool(cls.name),
+)
 
 
 def register_method(cls: type[Method]) -> type[Method]:
     """Make the `Method` class `cls` known by its `name`; a decorator.
 
     Raises `AutoLoRaError` for what is no method or has no name, or one that is taken."""
-    if not (isinstance(cls, type) and issubclass(cls, Method) and cls.name):
-        raise AutoLoRaError(f"{cls!r} is no method: derive it from Method and give it a name.")
-    return METHODS.register(cls.name, cls)
+    return METHODS.register(getattr(cls, "name", None), cls)
 
 
 _RIVALS = (TRADES, AT, Twins, TwinsAT, AFF, ARAT, RAMP, EpsSchedule, AWP, ADR)

@@ -10,6 +10,7 @@ import contextlib
 import copy
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import AutoLoRaError
+from ..core.reading import is_there
 from ..core.settings import Setting, Table
 from .base import AT, TRADES, Method, Natural
+from ..models.kept import read_weights
 from ..models.parts import call_with, eval_mode
-from ..models.saving import load_module
+from ..models.saving import with_versions
 from ..models.views import FrozenBN, SplitBN, adaptable
 from ..robust.attacks import pgd
 from ..robust.losses import halves, invariance, twins_loss
@@ -222,12 +225,16 @@ def robust_criticality(
 # %% ../../nbs/methods/02_rivals.ipynb #af0430d5
 def _load_run(folder, model):
     "Load the weights of the finished run in `folder` into `model`; `AutoLoRaError` if that fails."
+    path = Path(folder) / "model.safetensors"
+    if not is_there(path):
+        raise AutoLoRaError(f"There is no finished run in {folder}: RiFT starts from one's model.")
+    tensors = read_weights(path, None, strict=False)
     try:
-        load_module(model, f"{folder}/model.safetensors")
-    except (RuntimeError, OSError) as error:
+        model.load_state_dict(with_versions(model, tensors))
+    except (RuntimeError, TypeError) as error:
         raise AutoLoRaError(
-            f"The model of the run in {folder} doesn't fit or isn't there: RiFT needs a finished "
-            "run's own backbone and classes."
+            f"The model of the run in {folder} doesn't fit: RiFT needs a finished run's own "
+            "backbone and classes."
         ) from error
 
 

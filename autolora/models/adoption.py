@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
+from ..core.registry import shown
 from .outputs import Logits, described, locate
 from .parts import as_rows, fresh_head, head_classes, set_head
 from .tracing import trial
@@ -49,7 +50,7 @@ def _taken_instead(model, x):
 
 def cannot_take(model: nn.Module, x: torch.Tensor, name: str, error: Exception) -> AutoLoRaError:
     "The error for a `model`, called `name`, that doesn't take the images `x` (N, C, H, W)."
-    first = " ".join(str(error).split())[:160] or type(error).__name__
+    first = reason(error)
     shape = tuple(x.shape[1:])
     if isinstance(error, TypeError) and "argument" in first:
         return AutoLoRaError(
@@ -115,12 +116,14 @@ class Adopted:
 
 @dataclass(frozen=True)
 class Declared:
-    "A `net` that gives `logits`, the name of its `head` or None, and what was found, in words."
+    """A `net` that gives `logits` for the images `x`, the name of its `head` or None, and what was
+    found, in words."""
 
     net: nn.Module
     head: str | None
     logits: torch.Tensor
     told: list
+    x: torch.Tensor
 
 
 def _located(model, x, name, **how):
@@ -132,9 +135,34 @@ def _located(model, x, name, **how):
         if how.get("training"):
             raise AutoLoRaError(
                 f"{name} can be called in eval mode, but not in training mode "
-                f"({' '.join(str(error).split())[:160]}): let its forward(x) give logits in both."
+                f"({reason(error)}): let its forward(x) give logits in both."
             ) from error
         raise cannot_take(model, x, name, error) from error
+
+
+def _check_layer(net, head, name):
+    "Refuse a head that is no layer with a weight."
+    layer = net.get_submodule(head)
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
+        place = f"a parameter of '{head}'" if head else "a parameter of its own"
+        raise AutoLoRaError(
+            f"The logits of {name} come from {place} and no layer: make that an nn.Linear, so that "
+            "it can be told from the feature extractor."
+        )
+
+
+def _check_untied(net, head, name):
+    "Refuse a head whose weight another layer has too."
+    layer = net.get_submodule(head)
+    own = {id(parameter) for parameter in layer.parameters()}
+    for other, module in net.named_modules():
+        shared = any(id(p) in own for p in module.parameters(recurse=False))
+        if shared and hasattr(module, "weight") and module is not layer:
+            raise AutoLoRaError(
+                f"The head of {name}, '{head}', shares its weight with '{other}', so that it would "
+                "be both head and feature extractor: give it a weight of its own."
+            )
 
 
 def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> Declared:
@@ -154,18 +182,33 @@ def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> 
     if "LogSoftmax" in found.after:
         told.append("it gives log-probabilities, which serve as logits")
     head = found.heads[0] if found.heads and not found.apart else None
+    if head is not None:
+        _check_layer(net, head, name)
+        _check_untied(net, head, name)
     training_path, _, _ = _located(net, x, name, training=True, head_layer=head)
     if path or training_path:
         net = Logits(net, path, training_path)
         told.append(f"the logits are {described(path or training_path)}")
         head = head and f"net.{head}"
-    return Declared(net, head, logits, told)
+    return Declared(net, head, logits, told, x)
 
 
 def _first_name(net, head):
     "The first of the names under which the layer `head` stands in `net`."
     layer = net.get_submodule(head)
     return next(name for name, module in net.named_modules() if module is layer)
+
+
+def _check_fits(found, num_classes):
+    "Refuse a net that needs its head elsewhere too, as one of `num_classes` shows."
+    try:
+        trial(found.net, found.x)
+    except Exception as error:
+        raise AutoLoRaError(
+            f"With a new head over {num_classes} classes {type(found.net).__name__} doesn't run "
+            f"any more ({reason(error)}): its '{found.head}' is used elsewhere in it, too; give "
+            f"the classes a layer of their own, or it {num_classes} classes and head='keep'."
+        ) from error
 
 
 def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool = False) -> tuple:
@@ -190,6 +233,7 @@ def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool =
         )
     if not keep and (fresh or known != num_classes):
         fresh_head(net, num_classes)
+        _check_fits(found, num_classes)
     return net, [*told, "its own trained head is kept"] if keep else told
 
 
@@ -224,8 +268,12 @@ def adopt(
 # %% ../../nbs/models/08_adoption.ipynb #4938406a
 def as_logits(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """`model` itself if it gives logits (N, K) for images `x` (N, C, H, W) in eval mode, or behind
-    `Logits` if they are a part of what it returns. Raises `AutoLoRaError` for one that can't be
-    called."""
+    `Logits` if they are a part of what it returns. Raises `AutoLoRaError` for what is no module, or
+    can't be called."""
+    if not isinstance(model, nn.Module):
+        raise AutoLoRaError(
+            f"{shown(model)} is no nn.Module: give a model from images to logits, as run.model is."
+        )
     name = type(model).__name__
     device = next((p.device for p in model.parameters()), x.device)
     try:

@@ -8,20 +8,23 @@ __all__ = ['BACKBONES', 'MiniResNet', 'register_backbone', 'backbone_card', 'fit
 # %% ../../nbs/models/11_backbones.ipynb #96c55ea9
 import contextlib
 import difflib
+import inspect
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
-from ..core.registry import Registry
+from ..core.registry import Registry, shown, takes
 from .adoption import Adopted, cannot_take, declared, settled
-from .checkpoints import Reading, fits, load_sets, load_tensors
+from .checkpoints import Reading, fits, load_sets, load_tensors, outline
 from .collections import Backbone, elsewhere, torchvision_backbone, torchvision_names
 from .files import read_tensors
 from .nets import PreActResNet18, WideResNet, cifar_resnet18
@@ -75,34 +78,52 @@ class _Backbones(Registry):
     classifiers, `timm:NAME`, `hf:NAME` or a folder, and `package.module:Class`."""
 
     def register(self, name, thing):
-        if not isinstance(thing, Backbone):
-            thing = Backbone((thing.__doc__ or name).splitlines()[0], thing)
+        if takes(thing, 10) and not isinstance(thing, nn.Module):
+            about = inspect.getdoc(getattr(thing, "func", thing)) or str(name)  # of a partial
+            thing = Backbone(about.splitlines()[0], thing)
         return super().register(name, thing)
 
     def __contains__(self, name) -> bool:
-        return super().__contains__(name) or elsewhere(name) is not None
+        return super().__contains__(name) or isinstance(name, str) and elsewhere(name) is not None
 
     def __getitem__(self, name):
+        if not isinstance(name, str):
+            raise AutoLoRaError(
+                f"{shown(name)} is no backbone: give a name ({', '.join(self)}, one of "
+                "torchvision's, timm:NAME, hf:NAME, mypackage.module:Class), or to finetune an "
+                f"nn.Module{', made: the class alone has no weights' * isinstance(name, type)}."
+            )
         if super().__contains__(name):
             return super().__getitem__(name)
         if (found := elsewhere(name)) is not None:
             return found
-        near = difflib.get_close_matches(str(name), [*self, *torchvision_names()], 1, 0.5)
+        near = difflib.get_close_matches(name, [*self, *torchvision_names()], 1, 0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
+        if Path(name).is_file():
+            hint = (
+                "it is a file, whose weights= go into a backbone (`autolora inspect` tells which). "
+            )
         raise AutoLoRaError(
             f"Unknown backbone '{name}': {hint}Known: {', '.join(self)}, torchvision's "
             "classifiers, timm:NAME, hf:NAME or a folder of Hugging Face's, mypackage.module:Class."
         )
 
 
-BACKBONES = _Backbones("backbone", group="autolora.backbones")
+BACKBONES = _Backbones(
+    "backbone",
+    group="autolora.backbones",
+    wanted="a function from the number of classes to an nn.Module, or a Backbone of one (a module "
+    "that is there already needs no name: finetune takes it as it is)",
+    fits=lambda thing: isinstance(thing, Backbone) and takes(thing.build, 10),
+)
 
 
 def register_backbone(name: str, backbone: Backbone | Callable[[int], nn.Module]) -> Backbone:
     """Make `backbone` known by `name`, to `load_backbone`, `finetune`, the command and the lab.
 
     A plain function: number of classes -> net that takes images in [0, 1]; its docstring's first
-    line describes it, and whether it takes grey images, colour or both is its own business."""
+    line describes it, and whether it takes grey images, colour or both is its own business. Raises
+    `AutoLoRaError` for what is no such function, and for a name that is taken."""
     return BACKBONES.register(name, backbone)
 
 # %% ../../nbs/models/11_backbones.ipynb #ac1b9c86
@@ -146,16 +167,37 @@ def backbone_card(name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 # %% ../../nbs/models/11_backbones.ipynb #285b2d64
+_DRAWN = {"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
+
+
+class _Empty(TorchFunctionMode):
+    """Inside, in this thread, tensors of the meta device aren't given first values: there is
+    nowhere to keep them, and finding that out takes most of the time that a net takes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if args and getattr(func, "__name__", "") in _DRAWN and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _outline(build):
+    with torch.device("meta"), _Empty():
+        return outline(build(10))
+
+
 def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     """The backbones that the `sets` of tensors of a file fit, by name, with how they are read;
     those with the fewest tensors left over first. torchvision's are looked at if no listed one
     fits."""
 
+    made = {}
+
     def among(names):
         found = {}
         for name in names:
-            with contextlib.suppress(RuntimeError), torch.device("meta"):  # not all can be there
-                reading = fits(BACKBONES[name].build(10), sets)
+            with contextlib.suppress(RuntimeError):  # not all can be on the meta device
+                reading = fits(_outline(BACKBONES[name].build), sets, made)
                 if reading is not None:
                     found[name] = reading
         return found

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..core.errors import AutoLoRaError
 from ..core.machine import import_torchvision
+from ..core.registry import shown
 
 # %% ../../nbs/models/10_collections.ipynb #41f5cf2c
 class Normalise(nn.Module):
@@ -67,9 +68,14 @@ class Backbone:
     robust: bool = False
 
     def model(self, num_classes: int) -> nn.Module:
-        "The net behind its normalisation."
-        parts = OrderedDict(normalise=Normalise(self.mean, self.std), net=self.build(num_classes))
-        return nn.Sequential(parts)
+        "The net behind its normalisation; `AutoLoRaError` if `build` gives none."
+        net = self.build(num_classes)
+        if not isinstance(net, nn.Module):
+            raise AutoLoRaError(
+                f"The backbone '{self.description}' gives a {type(net).__name__} for a number of "
+                "classes, and no nn.Module: let its function return the net."
+            )
+        return nn.Sequential(OrderedDict(normalise=Normalise(self.mean, self.std), net=net))
 
 # %% ../../nbs/models/10_collections.ipynb #99e515bc
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
@@ -172,6 +178,8 @@ def _of_module(name):
         sys.path.append(os.getcwd())  # a console script doesn't look where it was called
     try:
         thing = getattr(importlib.import_module(place), attribute)
+        if not callable(thing):
+            raise ImportError(f"{attribute} is {shown(thing)}, and no class, function or module")
     except (ImportError, AttributeError) as error:
         raise AutoLoRaError(
             f"'{name}' leads nowhere ({error}): the module must be installed, or lie where the "

@@ -146,6 +146,11 @@ def read_tensors(path: str | Path) -> dict[str, dict[str, torch.Tensor]]:
     name -> tensor, by the keys that lead to it ("" for the whole file).
 
     Raises `AutoLoRaError` for a file that isn't there or can't be read safely."""
+    if not isinstance(path, (str, Path)):
+        raise AutoLoRaError(
+            f"A checkpoint is given by the path of its file, not as {type(path).__name__}: save "
+            "it, or load the weights into a module of your own and hand that over."
+        )
     path = Path(path)
     if path.is_dir():
         path = next((path / name for name in _FILES if (path / name).is_file()), path)

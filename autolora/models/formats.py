@@ -24,7 +24,7 @@ from ..core.machine import optional
 from ..core.reading import read_tensors
 from ..core.registry import Registry
 from .programs import captured
-from .saving import own_memory
+from .saving import packed, unpacked
 
 # %% ../../nbs/models/16_formats.ipynb #9239d827
 @dataclass(frozen=True)
@@ -49,11 +49,8 @@ FORMATS = Registry("format", rooms=("autolora.models.adapters",))
 
 # %% ../../nbs/models/16_formats.ipynb #1beaab61
 def _write_weights(model, shape, told, path):
-    state = model.state_dict()
-    tensors = own_memory({k: v for k, v in state.items() if isinstance(v, torch.Tensor)})
-    extra = {name: value for name, value in state.items() if name not in tensors}
-    kept = {"extra_state": json.dumps(extra)} if extra else {}
-    save_file(tensors, path, {"format": "pt"} | told | kept)
+    tensors, extra = packed(model.state_dict())
+    save_file(tensors, path, {"format": "pt"} | told | extra)
 
 
 def _call_weights(path, model):
@@ -63,7 +60,7 @@ def _call_weights(path, model):
         if isinstance(tensor, torch.Tensor):
             tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
     tensors, told = read_tensors(path)
-    net.load_state_dict(tensors | json.loads(told.get("extra_state", "{}")))
+    net.load_state_dict(unpacked(tensors, told))
     return net
 
 

@@ -102,9 +102,11 @@ def locate(model: nn.Module, x: torch.Tensor, training=False, head_layer=None) -
     output, leaf = trial(model, x, training)
     found = dict(tensors_of(output))
     if not found:
-        kind = type(output).__name__
+        what = f"a {type(output).__name__} without a tensor in it"
+        if isinstance(output, torch.Tensor):
+            what = f"numbers of type {str(output.dtype).removeprefix('torch.')}"
         raise AutoLoRaError(
-            f"The model gives a {kind} without a tensor in it: wrap it so that it gives logits."
+            f"The model gives {what}: wrap it so that it gives logits, in floating point."
         )
     origins = {path: origin(tensor, leaf, model) for path, tensor in found.items()}
     origins = {p: o for p, o in origins.items() if not o.cut} or origins

@@ -40,12 +40,22 @@ class Parametrisation:
     observe: Callable | None = None
 
 
-PARAMETRISATIONS = Registry("parametrisation", group="autolora.parametrisations")
+PARAMETRISATIONS = Registry(
+    "parametrisation",
+    group="autolora.parametrisations",
+    wanted="a Parametrisation(description, init, delta) of functions",
+    fits=lambda thing: (
+        isinstance(thing, Parametrisation)
+        and callable(thing.init)
+        and callable(thing.delta or thing.act)
+    ),
+)
 
 
 def register_parametrisation(name: str, parametrisation: Parametrisation) -> Parametrisation:
     """Make `parametrisation` known by `name`, to `LowRankBranch`, `finetune`, the command and the
-    lab; whether it can learn at all is checked when a branch is made."""
+    lab; whether it can learn at all is checked when a branch is made. Raises `AutoLoRaError` for
+    what is none, and for a name that is taken."""
     return PARAMETRISATIONS.register(name, parametrisation)
 
 # %% ../../nbs/models/12_parametrisations.ipynb #19489a4e

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import fx, nn
 
 from ..core.disk import write_atomic
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from ..core.reading import damaged, digest, read_tensors
 from .saving import own_memory
 
@@ -38,10 +38,9 @@ _CAUSES = {
 
 def _cause(error):
     "Why a forward can't be followed, in words."
-    words = " ".join(str(error).split())
-    kinds = f"{type(error).__name__} {words}"
+    kinds = f"{type(error).__name__} {reason(error, None)}"
     known = (told for sign, told in _CAUSES.items() if re.search(sign, kinds))
-    return next(known, f"{type(error).__name__}: {words[:160].rstrip('.')}")
+    return next(known, f"{type(error).__name__}: {reason(error)}")
 
 
 def captured(model: nn.Module, shape: tuple) -> torch.export.ExportedProgram:

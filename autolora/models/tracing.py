@@ -171,12 +171,18 @@ class _Walk:
             self.after |= after
 
 
+def _names(model):
+    "id -> name of each parameter: where it has several, the first that is a layer's."
+    pairs = [*model.named_parameters(remove_duplicate=False)][::-1]
+    of_layers = [p for p in pairs if hasattr(model.get_submodule(layer_of(p[0])), "weight")]
+    return {id(parameter): name for name, parameter in (*pairs, *of_layers)}
+
+
 def origin(output: torch.Tensor, leaf: torch.Tensor, model: nn.Module) -> Origin:
     "Where `output`, which `trial` gave with `leaf`, comes from in `model`."
-    names = {id(p): name for name, p in model.named_parameters()}
     if output.grad_fn is None or leaf.grad_fn is not None:
         return Origin(cut=True)
-    walk = _Walk(output.grad_fn, leaf, names)
+    walk = _Walk(output.grad_fn, leaf, _names(model))
     if output.grad_fn not in walk.images:
         return Origin(cut=True)
     heads = () if walk.features else tuple(walk.heads)

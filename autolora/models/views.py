@@ -186,8 +186,8 @@ class LowRankBranch(View):
     def weights(self, scale=1.0):
         """The feature extractor's weights on the branch; the head is left out.
 
-        `scale`: 1 is the trained branch, 0 the plain model; in between, one trained model slides
-        from robust to natural."""
+        `scale`: 1 is the trained branch, 0 the plain model; in between, the change is as much
+        smaller."""
         found = self._base(self.model)
         for name, form in self.forms.items():
             if form.delta:

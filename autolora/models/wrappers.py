@@ -16,7 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from .outputs import tensors_of
 
 # %% ../../nbs/models/07_wrappers.ipynb #0b3be3ec
@@ -166,7 +166,7 @@ def _copied(model):
         return copy.deepcopy(model, without_graphs(model))
     except Exception as error:
         raise AutoLoRaError(
-            f"The model can't be copied ({' '.join(str(error).split())[:150]}), and it is trained "
+            f"The model can't be copied ({reason(error)}), and it is trained "
             "as a copy: make it one that copy.deepcopy takes."
         ) from error
 

@@ -182,7 +182,7 @@ def pgd(
     with with_gradients(), eval_mode(model), own_random(model, x):
         x = x.detach().clone(memory_format=layout)
         x_adv = x if start is None else ordinary(start.to(x))
-        y = ordinary(y) if callable(loss) else ordinary(y.long())
+        y = y if callable(loss) else ordinary(y.long())
         if random_start and start is None:
             x_adv = threat.start(x, generator or torch.Generator(x.device).manual_seed(0))
         with fused_copy(model, x) as net:

@@ -20,6 +20,7 @@ from ..core.contexts import with_gradients
 from ..core.distributed import all_gather, own_part
 from ..core.errors import AutoLoRaError
 from ..core.reading import digest
+from ..core.settings import Setting
 from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split, as_images
 from ..data.labels import as_labels
@@ -59,8 +60,13 @@ def _selected(split, idx):
     return x.cpu(), split.y[idx].long().cpu()
 
 # %% ../../nbs/robust/07_evaluation.ipynb #e98b992d
+_IMAGES = Setting("the number of images", None, "to evaluate on", (int,), 0)
+
+
 def _counts(attacks, n, n_autoattack, available):
     "Attack -> how many images it gets, at most `available`; None is all, or for slow ones `n`."
+    n = _IMAGES.check(n)
+    n_autoattack = _IMAGES.check(n_autoattack)
     counts = {}
     for attack in attacks:
         wanted = n_autoattack if is_slow(attack) and n_autoattack is not None else n
@@ -162,10 +168,16 @@ def _tried(model, split, idx):
     return x, logits.shape[1]
 
 
-def _graded(grade, threat, x, classes, surrogate):
-    "The names of what a `grade` has for images `x` of so many `classes`."
+def _asked(attacks, grade, threat, x, classes, surrogate):
+    """`(names, left_out)`: the `attacks`, or what a `grade` has for images `x` of so many
+    `classes`, and what of that can't be measured, with why."""
+    if attacks:
+        return attacks, {}
     names = GRADES[grade](threat, x[0].numel(), classes)
-    return [name for name in names if name != "transfer" or surrogate is not None]
+    if surrogate is not None or "transfer" not in names:
+        return names, {}
+    why = "there is no other model to make the images (surrogate=, or --transfer a run)"
+    return [name for name in names if name != "transfer"], {"transfer": why}
 
 
 def _masked(subject, split, idx):
@@ -231,7 +243,8 @@ def evaluate(
     attacks = [attacks] if isinstance(attacks, str) else attacks and [*attacks]
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
-    model, surrogate = (net and as_logits(net, few) for net in (model, surrogate))
+    model = as_logits(model, few)
+    surrogate = None if surrogate is None else as_logits(surrogate, few)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     kept = {} if kept is None else kept
     told = []
@@ -239,7 +252,7 @@ def evaluate(
         for net in (model, surrogate):
             stream.enter_context(contextlib.nullcontext() if net is None else _untouched(net))
         x, classes = _tried(model, split, order[:2])
-        names = attacks or _graded(grade, threat, x, classes, surrogate)
+        names, left_out = _asked(attacks, grade, threat, x, classes, surrogate)
         counts = _counts(names, n, n_autoattack, len(split))
         order = order[: max(counts.values())]
         y = split.y[order].long().cpu()
@@ -254,7 +267,6 @@ def evaluate(
         alarms = told + answer_alarms(natural, y, rows, split.y)
         if set(counts) != {"none"}:
             alarms += _masked(subject, split, order[natural == y])
-    alarms = tuple(dict.fromkeys(alarms))
-    for alarm in alarms:
+    for alarm in (unique := tuple(dict.fromkeys(alarms))):
         warnings.warn(alarm, stacklevel=2)
-    return Report(tuple(rows), str(threat), alarms=alarms, grade="" if attacks else grade)
+    return Report(tuple(rows), str(threat), "", unique, "" if attacks else grade, left_out)

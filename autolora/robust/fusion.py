@@ -8,6 +8,7 @@ __all__ = ['FusedCopy', 'plain_attacks', 'fused_copy', 'explain_speed']
 # %% ../../nbs/robust/00_fusion.ipynb #c0de004e
 import contextlib
 import contextvars
+import threading
 import weakref
 from collections import Counter
 
@@ -16,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core.contexts import with_gradients
+from ..models.symbolic import Tracer
 
 # %% ../../nbs/robust/00_fusion.ipynb #dd687cb1
 class _FusedConv(nn.Module):
@@ -98,11 +100,16 @@ def _behind(norm):
     return nn.Sequential(*parts)
 
 # %% ../../nbs/robust/00_fusion.ipynb #234c9233
+# whose classes do everywhere what they do where they are tried; a user's may clamp rare values
+_LIBRARIES = ("autolora", "torch", "torchvision", "timm", "transformers")
+
+
 @torch.no_grad()
 def _is_batchnorm(module, dims):
     """Whether `module`, in eval mode, normalises inputs of `dims` dimensions by its running
-    statistics, then does what its children do, and nothing else; tried."""
-    if not (_has_statistics(module) and hasattr(module, "eps") and _bare(module)):
+    statistics, then does what its children do, and nothing else: a library's, and tried."""
+    known = type(module).forward.__module__.partition(".")[0] in _LIBRARIES
+    if not (known and _has_statistics(module) and hasattr(module, "eps") and _bare(module)):
         return False
     mean, var = module.running_mean, module.running_var
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -130,10 +137,8 @@ def _is_convolution(module):
     return isinstance(module, _CONVS) and type(module).forward in _FORWARDS and _bare(module)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module, path):
-        known = isinstance(module, _CONVS) or _has_statistics(module)
-        return known or super().is_leaf_module(module, path)
+def _is_step(module):
+    return isinstance(module, _CONVS) or _has_statistics(module)
 
 # %% ../../nbs/robust/00_fusion.ipynb #f55d462c
 def _pairs(graph, modules):
@@ -155,12 +160,19 @@ class FusedCopy(fx.GraphModule):
 
     Convolutions with something folded in are copies, which `refresh` brings up to date; all else is
     the model's own. `pairs`: each copy with the convolution and the BatchNorm (or None) behind it.
+    What is the model's has `net.` before its name: it may be called as a name of the copy's own.
     Raises what `torch.fx` raises for a model that can't be traced."""
 
     def __init__(self, model: nn.Module):
-        graph = _Tracer().trace(model)
-        super().__init__(model, graph)
-        modules = dict(model.named_modules())
+        tracer = Tracer(_is_step)
+        graph = tracer.trace(model)
+        named = {f"net.{name}": part for name, part in tracer.named(model).items()}
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                node.target = f"net.{node.target}"
+        super().__init__(named, graph)
+        self.training = model.training
+        modules = {f"net.{name}": module for name, module in model.named_modules()}
         found = list(_pairs(graph, modules))
         self.pairs = [self._replace(node, bn, modules) for node, bn in found]
         self.recompile()
@@ -195,6 +207,9 @@ class FusedCopy(fx.GraphModule):
 
 # %% ../../nbs/robust/00_fusion.ipynb #ddb12348
 _COPIES = weakref.WeakKeyDictionary()  # model -> its FusedCopy, or a sentence why it has none
+_IN_USE = (
+    weakref.WeakKeyDictionary()
+)  # model -> a lock: who has the copy sets and frees its weights
 _PLAIN = contextvars.ContextVar("plain", default=False)
 
 
@@ -263,19 +278,19 @@ def _built(model, x):
 @contextlib.contextmanager
 def fused_copy(model: nn.Module, x: torch.Tensor):
     """Inside, a `FusedCopy` of `model` (in eval mode) that answers as it does now, checked on two
-    of the images `x` (N, C, H, W); or `model` itself."""
-    known = _COPIES.get(model)
-    if _PLAIN.get():
-        known = None
-    elif known is None or isinstance(known, FusedCopy) and not _agrees(known, model, x):
-        known = _COPIES[model] = _built(model, x)
-    if not isinstance(known, FusedCopy):
+    of the images `x` (N, C, H, W); or `model` itself, also while another attack has the copy."""
+    in_use = _IN_USE.setdefault(model, threading.Lock())
+    if _PLAIN.get() or not in_use.acquire(blocking=False):
         yield model
         return
-    try:
-        yield known
-    finally:
-        known.drop()
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(in_use.release)
+        known = _COPIES.get(model)
+        if known is None or isinstance(known, FusedCopy) and not _agrees(known, model, x):
+            known = _COPIES[model] = _built(model, x)
+        if isinstance(known, FusedCopy):
+            afterwards.callback(known.drop)
+        yield known if isinstance(known, FusedCopy) else model
 
 # %% ../../nbs/robust/00_fusion.ipynb #cfd6cd0a
 def explain_speed(model: nn.Module) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.reading import digest
-from ..core.registry import Registry
+from ..core.registry import Registry, takes
 from ..core.threat import ThreatModel, parse_threat
 from ..models.parts import eval_mode
 from .attacks import check_logits, pgd, restarted_pgd
@@ -47,11 +47,27 @@ def answers_of(model, x, y, batch_size):
 _paper_pgd = partial(pgd, random_start=False)  # from the image itself, as in the paper's evaluation
 
 # %% ../../nbs/robust/06_measures.ipynb #eb614687
-ATTACKS = Registry("attack", group="autolora.attacks")
-ATTACKS.register("none", lambda model, x, y, threat: x)
-ATTACKS.register("pgd-10", _paper_pgd)  # any other number of steps is known, too
-for _name in ("autoattack", "apgd-ce", "apgd-dlr", "square-5000"):
-    ATTACKS.register(_name, partial(guest_attack, name=_name))
+ATTACKS = Registry(
+    "attack",
+    group="autolora.attacks",
+    wanted="a function (model, x, y, threat) that returns x_adv",
+    fits=lambda attack: takes(attack, *"model x y threat".split()),
+)
+_KNOWN = {
+    "none": (lambda model, x, y, threat: x, "no attack: the natural images"),
+    "pgd-10": (_paper_pgd, "PGD of 10 steps from the image itself; so pgd-20, pgd-20x5-dlr"),
+}
+_OF_AUTOATTACK = {
+    "autoattack": "the standard version: APGD-CE, APGD-T, FAB-T, Square",
+    "apgd-ce": "AutoAttack's first: APGD on cross-entropy",
+    "apgd-dlr": "APGD on the difference of logits ratio",
+    "square-5000": "AutoAttack's last: 5,000 queries, without a gradient",
+}
+for _name, _words in _OF_AUTOATTACK.items():
+    _KNOWN[_name] = partial(guest_attack, name=_name), _words
+for _name, (_known, _words) in _KNOWN.items():
+    _known.__doc__ = _words
+    ATTACKS.register(_name, _known)
 
 _PGD = re.compile(r"pgd-(\d+)(?:x(\d+))?(?:-(ce|dlr))?")  # steps, starts, loss
 
@@ -71,11 +87,11 @@ def register_attack(name: str, attack: Callable) -> Callable:
     """Make `attack(model, x, y, threat) -> x_adv` known to `evaluate` as `name`; returns it.
 
     It gets images (N, C, H, W) in [0, 1] that `model`, in eval mode, classifies as `y` (N,); what
-    leaves `threat` or [0, 1] is projected back. Raises `AutoLoRaError` for a name that is taken, or
-    that means something else."""
-    if _PGD.fullmatch(name):
+    leaves `threat` or [0, 1] is projected back. Raises `AutoLoRaError` for what is no such
+    function, and for a name that is taken, or that means something else."""
+    if _PGD.fullmatch(str(name)):
         raise AutoLoRaError(f"'{name}' is PGD with that many steps: choose another name.")
-    if set(name) & set("@:") or name in _OTHERS:
+    if set(str(name)) & set("@:") or name in _OTHERS:
         raise AutoLoRaError(
             f"'{name}' can't be an attack's name: leave out @ and :, choose another."
         )

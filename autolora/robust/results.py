@@ -4,7 +4,7 @@
 __all__ = ['STAR', 'Report', 'winner', 'compare_rows', 'compare_table']
 
 # %% ../../nbs/robust/04_results.ipynb #c0de005e
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import and_
 from string import hexdigits
@@ -34,12 +34,16 @@ def _shares(value):
 
 
 _hexadecimal = lambda v: text(v) and not set(v.removeprefix("0x").lower()) - set(hexdigits)
-_ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": number(0, 1e12)}
+_SECONDS = number(0, 1e12)
+_ROW = {"attack": text, "correct": whole(), "n": whole(1), "seconds": _SECONDS}
 _facts = mapped(either(text, number(), lambda v: isinstance(v, bool)))
 _ROW |= {"hits": _hexadecimal, "classes": _shares, "settings": _facts}
 _PARTS = {"evaluations": listed(lambda row: isinstance(row, dict)), "threat": text, "split": text}
 _PARTS |= {"alarms": listed(text)}
-_MORE = {"grade": text, "made_with": _facts, "cost": _facts}
+_COST = {"training_seconds": _SECONDS, "evaluation_seconds": _SECONDS, "kwh": _SECONDS}
+_COST |= {"method": text}
+_paid = lambda v: isinstance(v, dict) and not misfit(v, _COST)
+_MORE = {"grade": text, "made_with": mapped(text), "cost": _paid, "left_out": mapped(text)}
 
 
 def _fault(report):
@@ -63,13 +67,14 @@ class Report:
 
     `split` names the data; `evaluate` can't know it, the caller says `dataclasses.replace(report,
     split="test")`. `report["pgd-10"]` is that attack's row. `grade`: how thorough it is; "" where
-    the attacks were chosen one by one."""
+    the attacks were chosen one by one. `left_out`: what of it wasn't measured -> why."""
 
     rows: tuple[Row, ...]
     threat: str
     split: str = ""
     alarms: tuple[str, ...] = ()
     grade: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -90,21 +95,27 @@ class Report:
             found["classes"] = [list(counts) for counts in row.classes]
             rows.append(vars(row) | found)
         named = {"evaluations": rows, "threat": self.threat, "split": self.split}
-        return named | {"n": self.n, "alarms": list(self.alarms), "grade": self.grade}
+        named |= {"n": self.n, "alarms": list(self.alarms), "grade": self.grade}
+        return named | {"left_out": dict(self.left_out)}
 
     @classmethod
     def from_dict(cls, report):
         "The report that `to_dict` wrote; raises `AutoLoRaError` where that is something else."
         if fault := _fault(report):
             raise AutoLoRaError(f"A report can't be used: {fault}.")
-        names = [field.name for field in fields(Row)]
+        names = [entry.name for entry in fields(Row)]
         rows = []
         for written in report["evaluations"]:
             known = {name: written[name] for name in names if written.get(name) is not None}
             known["classes"] = tuple(map(tuple, known.get("classes", ())))
             rows.append(Row(**known))
         named = report["threat"], report["split"], tuple(report["alarms"])
-        return cls(tuple(rows), *named, report.get("grade") or "")
+        return cls(tuple(rows), *named, report.get("grade") or "", report.get("left_out") or {})
+
+    @property
+    def untold(self) -> list[str]:
+        "A sentence for each of what was `left_out`."
+        return [f"Not measured: {name}, {why}." for name, why in self.left_out.items()]
 
     def of_kind(self, kind: str) -> list[Row]:
         "The rows of that `Row.kind`, in their order."
@@ -167,13 +178,14 @@ class Report:
         title += f", grade {self.grade}" * bool(self.grade)
         more = [f"\n{name}\n{aligned(table)}" for name, table in self.tables().items()]
         alarms = [f"! {alarm}" for alarm in self.alarms]
-        return "\n".join([title, aligned(self.table()), *more, *alarms])
+        return "\n".join([title, aligned(self.table()), *more, *self.untold, *alarms])
 
     def _repr_markdown_(self):
         table = self.table()
         header, *body = [f"| {' | '.join([escaped(name), *rest])} |" for name, *rest in table]
         words = escaped(f"Threat {self.threat} {self.split}".strip())
         lines = [words, "", header, "|---" * len(table[0]) + "|", *body]
+        lines += [f"\n{escaped(sentence)}" for sentence in self.untold]
         return "\n".join(lines + [f"\n**Alarm:** {escaped(alarm)}" for alarm in self.alarms])
 
 # %% ../../nbs/robust/04_results.ipynb #ba20d220

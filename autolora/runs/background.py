@@ -184,8 +184,8 @@ def work() -> int:
 
 # %% ../../nbs/runs/06_background.ipynb #d7d4db63
 _KILLED = (
-    "The process that trained was ended from outside; the last finished epoch is kept, and Resume "
-    "goes on from it. What it said last is in {}."
+    "The process that trained was ended from outside; every finished epoch is kept, and Resume "
+    "goes on from there. What it said last is in {}."
 )
 
 

@@ -28,7 +28,8 @@ _HEADS = (
 
 def _first(thing):
     "The first sentence of a docstring."
-    thing = getattr(thing, "func", thing)  # of a `partial`, the function's
+    if "__doc__" not in getattr(thing, "__dict__", {}):
+        thing = getattr(thing, "func", thing)  # of a `partial` without one, the function's
     return " ".join((thing.__doc__ or "").split()).split(". ")[0].rstrip(".")
 
 

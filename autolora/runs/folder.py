@@ -22,7 +22,7 @@ from ..core.errors import AutoLoRaError
 from ..core.reading import Record, damaged, digest, escaped, is_there, read_json, read_lines
 from ..core.signals import held_back
 from ..robust.results import Report
-from .contents import config_fault, event_fault
+from .contents import config_fault, event_fault, history_frame
 from .departing import Departing
 
 if TYPE_CHECKING:
@@ -41,17 +41,6 @@ def plain(value):
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-# %% ../../nbs/runs/00_folder.ipynb #fbf4cc27
-_COLUMNS = ["epoch", "lr", "lam1", "lam2", "sa", "ra", "angle", "seconds"]
-
-
-def _history_frame(events):
-    """The epochs among `events` as a pandas DataFrame, one row an epoch, `_COLUMNS` first; the last
-    record of an epoch counts."""
-    epochs = {e["epoch"]: e for e in events if e.get("event") == "epoch"}
-    frame = pd.DataFrame([epochs[k] for k in sorted(epochs)]).drop(columns="event", errors="ignore")
-    return frame.reindex(columns=_COLUMNS + [c for c in frame.columns if c not in _COLUMNS])
 
 # %% ../../nbs/runs/00_folder.ipynb #e2f67760
 def flat(settings: dict) -> dict:
@@ -237,7 +226,7 @@ def _model(run):
 # %% ../../nbs/runs/00_folder.ipynb #f1739f6a
 def _branch(run):
     """The low-rank branch of `model` (None where the method has none); `branch(x, scale)` slides
-    from robust (0) to natural (1)."""
+    from the model itself (0) to the natural path (1)."""
     from autolora.models.kept import read_weights, rebuilt_branch
 
     path = run.path / "branch.safetensors"
@@ -322,7 +311,7 @@ class Run(Departing, Folder):
         "One row an epoch."
         events = self.events
         if self._epochs[0] is not events:
-            self._epochs = events, _history_frame(events)
+            self._epochs = events, history_frame(events)
         return self._epochs[1]
 
     @property

@@ -155,7 +155,8 @@ def _merged(old, new):
             rows[row.attack] = row
     grade = max(old.grade, new.grade, key=["", *GRADES].index)
     alarms = tuple(dict.fromkeys([*old.alarms, *new.alarms]))
-    return replace(new, rows=tuple(rows.values()), grade=grade, alarms=alarms)
+    left_out = {k: why for k, why in (old.left_out | new.left_out).items() if k not in rows}
+    return replace(new, rows=tuple(rows.values()), grade=grade, alarms=alarms, left_out=left_out)
 
 
 def _enter(run, found, rests_on):
@@ -198,8 +199,8 @@ def measure(
     model or its data can't be had, and as `robust.evaluate`."""
     run = run if isinstance(run, Run) else Run.open(run)
     chosen = EVALUATION.check(settings, "an evaluation")
-    model, surrogate = _models(run, chosen["transfer"])
     task = task_of(run, chosen["data"], chosen["root"])
+    model, surrogate = _models(run, chosen["transfer"])
     if chosen["data"] is None:
         check_same_data(run, task)
     threat = parse_threat(chosen["threat"] or run.config["threat"])

@@ -26,6 +26,8 @@ from ..methods.contrastive import ACL, AIR
 from ..models.backbones import load_backbone
 from .finetuning import default_out, fit, joined_run, report_on, write_pages
 from .folder import Folder, Run
+from .hashes import made_of, made_with
+from .preparation import as_recorded, facts_of, named
 from .settings import SETTINGS, budget
 from ..train.callbacks import Progress
 from ..train.overfitting import OverfittingAlarm
@@ -68,8 +70,9 @@ def pretrain(
 
 def _pretrained(backbone, data, cls, common, own, out, resume):
     "The run of `pretrain` with the objective `cls`, the `common` settings and its `own`."
-    wanted = ("root", "limit", "size", "augment", "skip_broken")
-    task = load_task(data, **{name: getattr(common, name) for name in wanted})
+    loading = ("root", "limit", "size", "augment", "skip_broken")
+    wanted = {name: getattr(common, name) for name in loading}
+    task = load_task(data, **wanted)
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     threat = parse_threat(common.threat) if common.threat else task.threat
     with isolated_rng(common.seed):
@@ -78,7 +81,8 @@ def _pretrained(backbone, data, cls, common, own, out, resume):
         method = cls(model, threat, common.seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
-    config |= {"num_classes": task.num_classes} | own
+    config |= {"data": named(data)} | as_recorded(wanted) | facts_of(task) | own
+    config |= {"versions": made_with(), "hashes": made_of(task, model)}
     folder = out or default_out("pretrain", backbone, task.name, common.seed)
     callbacks = [OverfittingAlarm()]
     if common.progress and process_index() == 0:

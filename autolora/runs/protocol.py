@@ -6,9 +6,9 @@
 __all__ = ['arms', 'conditions', 'embedded', 'design', 'cells', 'disagreements', 'merged', 'default_study']
 
 # %% ../../nbs/runs/07_protocol.ipynb #c0de00ce
+from collections.abc import Iterable
 from functools import reduce
 from itertools import product
-from numbers import Integral
 from operator import or_
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..core.disk import folder_name
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, versions
 from ..core.reading import digest
-from ..core.settings import Table
+from ..core.settings import Setting, Table
 from ..data.loading import load_task
 from ..data.task import Task
 from ..methods.registry import METHODS
@@ -26,14 +26,23 @@ from .processes import cores
 from .settings import SETTINGS
 
 # %% ../../nbs/runs/07_protocol.ipynb #ca50817c
+def _several(given, what):
+    "What is `given` as a list; `AutoLoRaError` for none: a study needs at least one `what`."
+    one = isinstance(given, (str, dict, Path)) or not isinstance(given, Iterable)
+    found = [given] if one else list(given)
+    if not found:
+        raise AutoLoRaError(f"A study needs at least one {what}: give one, or a list of them.")
+    return found
+
+
 def arms(methods: str | dict | list) -> dict[str, dict]:
     """A dict label -> settings for `methods`: names, or dicts with `method`, its settings and
     perhaps a label, `arm`.
 
     Raises `AutoLoRaError` for an unknown method or equal labels."""
     found = {}
-    for given in [methods] if isinstance(methods, (str, dict)) else methods:
-        settings = {"method": given} if isinstance(given, str) else dict(given)
+    for given in _several(methods, "method"):
+        settings = dict(given) if isinstance(given, dict) else {"method": given}
         label = settings.pop("arm", "")
         name = METHODS[settings.get("method")].name
         chosen = ", ".join(f"{k}={v}" for k, v in settings.items() if k != "method")
@@ -50,7 +59,12 @@ def arms(methods: str | dict | list) -> dict[str, dict]:
 def conditions(vary: dict | None) -> dict[str, dict]:
     """A dict label -> settings for every combination of the dict `vary`, name -> values; one
     without a name where nothing varies."""
-    values = [[(name, value) for value in choices] for name, choices in (vary or {}).items()]
+    if not isinstance(vary or {}, dict):
+        raise AutoLoRaError(f"vary takes a dict such as {{'lr': ['auto', 0.01]}}, not {vary!r}.")
+    values = [
+        [(name, value) for value in _several(choices, f"value of {name}")]
+        for name, choices in (vary or {}).items()
+    ]
     named = lambda chosen: ", ".join(f"{name}={value}" for name, value in chosen)
     return {named(chosen): dict(chosen) for chosen in product(*values)}
 
@@ -65,6 +79,9 @@ _RULES = {
 }
 
 
+_NUMBER = Setting("seeds", 3, "how many runs of each", (int,), 1)
+
+
 def embedded(task: Task) -> str:
     "The name of the embedded backbone that fits the images of `task`."
     return "robust_mini_gray" if task.shape[0] == 1 else "robust_mini_rgb"
@@ -76,26 +93,33 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
     Raises `AutoLoRaError`, before anything runs, for what can't work."""
     competing = arms(methods)
     own = reduce(or_, (METHODS[arm["method"]].settings for arm in competing.values()), Table())
+    common, theirs = SETTINGS.parted(settings, own, "these methods")
+    settings = {name: (common | theirs)[name] for name in settings}  # a text as what it means
     met = conditions(vary)
     for choice in met.values():
-        SETTINGS.parted({**settings, **choice}, own, "these methods")
-    for name in backbones or ():
+        SETTINGS.parted(choice, own, "these methods")
+    backbones = _several(backbones, "backbone") if backbones else []
+    for name in backbones:
         BACKBONES[name]
-    seeds = [int(seed) for seed in (range(seeds) if isinstance(seeds, Integral) else seeds)]
-    if not seeds:
-        raise AutoLoRaError("A study needs at least one seed: give their number, or a list.")
-    sources = [tasks] if isinstance(tasks, (str, Path)) else tasks
+    sources = _several(tasks, "task")
     found = {
         "arms": competing,
         "tasks": _named([_about(source, backbones, settings) for source in sources]),
         "conditions": met,
-        "seeds": seeds,
+        "seeds": _seeds(seeds),
         "settings": settings,
         "device": default_device().type,
         "versions": versions(),
         "rules": _RULES,
     }
     return found | {"threads": max(1, cores() // len(cells(found)))}
+
+
+def _seeds(given):
+    "The seeds that their number or a list of them says."
+    if isinstance(given, (str, bool)) or not isinstance(given, Iterable):
+        given = range(_NUMBER.check(given))
+    return [SETTINGS["seed"].check(seed) for seed in _several(given, "seed")]
 
 
 def _about(source, backbones, settings):

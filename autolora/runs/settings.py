@@ -13,7 +13,9 @@ from ..core.machine import world_size
 from ..core.settings import Setting, Table
 from ..methods.base import Method
 from ..methods.registry import METHODS, register_method
+from ..train.callbacks import Control
 from ..train.delivery import DELIVERIES
+from ..train.learner import Callback
 from ..train.savings import ATTACK_SCHEDULES
 from ..train.schedule import whole_epochs
 
@@ -33,7 +35,15 @@ SETTINGS = Table(
     Setting(
         "weights_partial", False, "take a checkpoint that lacks parts of the backbone", (bool,)
     ),
-    Setting("lr", "auto", "initial learning rate", ("auto", float), 0, strict=True),
+    Setting(
+        "lr",
+        "auto",
+        "initial learning rate",
+        ("auto", float),
+        0,
+        strict=True,
+        label="Learning rate",
+    ),
     Setting("batch_size", None, "images a step", (int,), 2, none="128, fewer for small data"),
     Setting("head", "random", "or trained alone on adversarial images first, or kept", HEADS),
     Setting("head_layer", None, "the layer that gives the logits", (str,), none="found"),
@@ -116,6 +126,18 @@ def shared() -> Table:
     return SETTINGS.only(*(name for name in SETTINGS if name not in _ALONE))
 
 # %% ../../nbs/runs/01_settings.ipynb #efb1bd8a
+def _check_objects(common):
+    "Refuse what is no callback, or no control, among the `common` settings."
+    callbacks = common["callbacks"]
+    for given in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if not isinstance(given, Callback):
+            raise AutoLoRaError(
+                f"callbacks takes a list of Callback objects, not {given!r}: derive a class."
+            )
+    if not isinstance(common["control"], (Control, type(None))):
+        raise AutoLoRaError(f"control takes a Control, not {common['control']!r}.")
+
+
 def chosen_settings(method: str | type[Method], given: dict) -> tuple:
     """`(cls, common, own)`: the method class, the common settings as attributes, its own as a dict.
 
@@ -130,6 +152,7 @@ def chosen_settings(method: str | type[Method], given: dict) -> tuple:
                 f"or choose one of {cls.name}'s own: {', '.join(cls.settings)}."
             )
     common, own = SETTINGS.parted(given, cls.settings, cls.name)
+    _check_objects(common)
     if common["head"] != "random" and not cls.fresh_head:
         raise AutoLoRaError(
             f"{cls.label} has a trained head already: leave out head={common['head']!r}."

@@ -16,7 +16,7 @@ from ..core.errors import AutoLoRaError
 from ..core.settings import accepts
 from ..core.signals import orderly
 from .folder import Folder, Run
-from .processes import launch
+from .processes import JOBS, launch
 from .protocol import cells, default_study, design, disagreements, merged
 from .settings import shared
 from .tables import WHOLE, differences, row, sections, summary
@@ -101,6 +101,7 @@ def compare(
     with another protocol."""
     progress = settings.pop("progress", True)
     protocol = design(methods, tasks, backbones, seeds, vary, settings)
+    jobs = JOBS.check(jobs)
     study = create_study(out or default_study(protocol), protocol)
     how = {"jobs": jobs, "threads": study.protocol["threads"], "progress": progress}
     with orderly(), alone(study.path):

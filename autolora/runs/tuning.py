@@ -18,12 +18,12 @@ import pandas as pd
 
 from ..core.disk import alone
 from ..core.errors import AutoLoRaError
-from ..core.settings import accepts
+from ..core.settings import Setting, accepts
 from ..core.signals import orderly
 from .finetuning import default_out
 from .folder import Folder, Run, flat
 from .preparation import prepare
-from .processes import cores, launch
+from .processes import JOBS, cores, launch
 from .search import Search, _optuna, candidates, plan, space_for
 from .settings import shared
 
@@ -152,6 +152,9 @@ def _planned(backbone, data, method, budget, search, seed, settings):
     }
 
 # %% ../../nbs/runs/11_tuning.ipynb #adc79b5d
+_BUDGET = Setting("budget", 10, "in default runs", (float,), 0, strict=True)
+
+
 @accepts(shared())
 def tune(
     backbone: str,  # a name (`autolora list`)
@@ -172,6 +175,10 @@ def tune(
     Selected by validation RA (PGD-10), then SA; only the winner, in `out`/best, is measured on test
     images. A trial that fails is recorded and loses. Raises `AutoLoRaError` for what can't work."""
     search = search or Search()
+    if not isinstance(search, Search):
+        raise AutoLoRaError(f"search takes a Search, not {search!r}.")
+    jobs = JOBS.check(jobs)
+    budget = _BUDGET.check(budget)
     progress = settings.pop("progress", True)
     whole = _planned(backbone, data, method, budget, search, seed, settings)
     folder = out or default_out("tune", method, Path(data).stem, seed)

@@ -222,12 +222,23 @@ def _at_scale(runs, scale):
         for row in run.data[run.data.scale == scale].itertuples():
             reached = f"SA {pct(row.sa)} %, RA {pct(row.ra)} %"
             words.append(f"{at} s = {scale:g}: {reached}, on {row.n:.0f} validation images.")
-    return " ".join(words)
+        words.append(_whole_branch(run.data))
+    return " ".join(filter(None, words))
+
+
+def _whole_branch(slid):
+    "How far the accuracies at s = 1 are from those at s = 0, in words."
+    ends = slid[slid.scale.isin([0, 1])].sort_values("scale")
+    if len(ends) < 2:
+        return ""
+    sa, ra = (100 * (ends[c].iloc[1] - ends[c].iloc[0]) for c in ("sa", "ra"))
+    return f"The whole branch changes SA by {sa:+.1f} and RA by {ra:+.1f} points."
 
 
 def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
-    """SA and RA (percent) over the scale s of the low-rank branch, 0 robust to 1 natural, with 95 %
-    intervals; `scale` is marked. `slides`: name -> lists `scale`, `sa`, `ra`, and `n` images."""
+    """SA and RA (percent) of the finished model with s times its low-rank branch added, over s from
+    0 (the model itself) to 1, with 95 % intervals; `scale` is marked. `slides`: name -> lists
+    `scale`, `sa`, `ra`, and `n` images."""
     fig = draw.blank()
     table = lambda slid: pd.DataFrame({c: slid[c] for c in ("scale", "sa", "ra", "n")}, dtype=float)
     measured = {name: table(slid) for name, slid in slides.items() if slid}
@@ -235,18 +246,18 @@ def plot_scales(slides: dict, scale: float | None = None) -> go.Figure:
     _add_accuracies(fig, runs, "scale", "n", "s = %{x}")
     if scale is not None and runs:
         fig.add_vline(x=scale, line=dict(color=GREY, width=2, dash="dot"))
-    across = "scale s of the branch: 0 robust, 1 natural"
+    across = "share s of the branch that is added"
     fig.update_xaxes(title_text=across, range=[-0.03, 1.03])
     words = "Measured at the end of a run whose method has a low-rank branch."
     words = _at_scale(runs, scale) if runs else words
-    return draw.finish(fig, "From robust to natural, without training", words)
+    return draw.finish(fig, "What the branch would do to the finished model", words)
 
 # %% ../../nbs/show/02_curves.ipynb #d1bb0747
 PANELS = {
     "angles": plot_angles,
-    "layers": plot_layers,
-    "lr": plot_lr,
     "accuracy": plot_accuracy,
-    "losses": plot_losses,
     "gradients": plot_gradients,
+    "lr": plot_lr,
+    "layers": plot_layers,
+    "losses": plot_losses,
 }

@@ -34,17 +34,21 @@ def _claims(report):
     return told | {"alarms": report["alarms"]}
 
 
+def _shape(run):
+    "(C, H, W) of the images that `run`'s model takes; older pre-trainings don't say it."
+    return tuple(run.config.get("shape") or run.task.shape)
+
+
 def metadata_of(run) -> dict[str, str]:
     """What a user of `run`'s model has to know, name -> text, of which those that begin with `{` or
     `[` are JSON: classes, the input and output contract, threat, claims, data, versions."""
     c = run.config
-    size = list(c["shape"])
     told = {
         "made_by": f"autolora {autolora.__version__}",
         "classes": list(map(str, c.get("classes") or range(c["num_classes"]))),
         "input": {
             "name": "images",
-            "shape": ["batch", *size],
+            "shape": ["batch", *_shape(run)],
             "layout": "batch, channel, height, width",
             "type": "float32",
             "range": [0, 1],
@@ -129,7 +133,7 @@ def export(run, format: str, path: str | Path | None = None, n: int | None = 256
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exported.") as folder:
             made = Path(folder) / path.name
-            kind.write(net, tuple(run.config["shape"]), metadata_of(run), made)
+            kind.write(net, _shape(run), metadata_of(run), made)
             found = _compared(run, net, kind.call(made, net), n)
             if not found.holds:
                 words = f"The {format} file gives other logits than the model and wasn't kept"

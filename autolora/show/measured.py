@@ -9,7 +9,7 @@ __all__ = ['plot_eps', 'training_alarms', 'measurement', 'last_event', 'cost']
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..core.numbers import duration, pct
+from ..core.numbers import counted, duration, pct
 from ..robust.counts import Row, eps_area, label
 from ..robust.results import Report
 from . import drawing as draw
@@ -78,7 +78,7 @@ def measurement(run) -> list[Block]:
     report = Report.from_dict(run.report)
     words = _MEASURED.format(report.split or "not recorded", report.threat)
     words += f" Grade of the evaluation: {report.grade}." * bool(report.grade)
-    blocks = [_frame(report.table()), words, *told]
+    blocks = [_frame(report.table()), words, *report.untold, *told]
     if report.alarms:
         blocks.append([f"Alarm: {alarm}" for alarm in report.alarms])
     for title, table in report.tables().items():
@@ -115,8 +115,9 @@ def cost(run) -> list[Block]:
     trained = run.history["seconds"].sum() if "seconds" in run.history else 0
     measured = sum(e.get("seconds") or 0 for e in (run.report or {}).get("evaluations", []))
     lines.append(
-        f"Finding the learning rate: {duration(search.get('seconds') or 0)}; {len(run.history)} "
-        f"epochs: {duration(trained)}; final evaluation: {duration(measured)}"
+        f"Finding the learning rate: {duration(search.get('seconds') or 0)}; "
+        f"{counted(len(run.history), 'epoch')}: {duration(trained)}; final evaluation: "
+        f"{duration(measured)}"
     )
     paid = (run.report or {}).get("cost") or {}
     if paid.get("kwh") is not None:

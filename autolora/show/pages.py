@@ -6,6 +6,9 @@
 __all__ = ['Block', 'Code', 'Details', 'to_html', 'to_markdown', 'html_page', 'markdown_page', 'write_page']
 
 # %% ../../nbs/show/05_pages.ipynb #c0de00aa
+import base64
+import functools
+import gzip
 import html
 import re
 from collections.abc import Iterable
@@ -56,6 +59,7 @@ def _figure_html(figure):
     config = {"displaylogo": False, "responsive": True}
     drawn = go.Figure(figure).update_layout(clear)
     plot = drawn.to_html(full_html=False, include_plotlyjs=False, config=config)
+    plot = plot.replace("<script>", "<script type='text/plot'>", 1)  # run once plotly.js is there
     return f"<figure role='group' aria-label='{html.escape(words)}'>{plot}</figure>"
 
 # %% ../../nbs/show/05_pages.ipynb #794b84fb
@@ -102,21 +106,40 @@ _PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: autolora report</title>
-<style>{style}</style><script>{plotly}</script></head>
+<style>{style}</style></head>
 <body><main><h1>{title}</h1><nav aria-label="Contents"><ul>{links}</ul></nav>
-{body}</main></body></html>"""
+{body}</main>
+<script id="plotly" type="application/gzip">{plotly}</script><script>{start}</script>
+</body></html>"""
+
+_START = """
+(async () => {
+  const run = text => document.body.append(
+    Object.assign(document.createElement("script"), {textContent: text}));
+  const packed = document.getElementById("plotly").textContent;
+  const bytes = Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
+  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  run(await new Response(unpacked).text());
+  document.querySelectorAll("script[type='text/plot']").forEach(plot => run(plot.textContent));
+})();"""
+
+
+@functools.cache
+def _plotly():
+    "plotly.js, gzipped, in base64; the same bytes every time."
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 # %% ../../nbs/show/05_pages.ipynb #8efd3baf
 def html_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
     "One HTML page that needs no network: `title` and the dict name -> blocks `sections`."
-    from plotly.offline import get_plotlyjs
-
     links, body = [], []
     for i, (name, blocks) in enumerate(sections.items()):
         links.append(f"<li><a href='#s{i}'>{name}</a></li>")
         body.append(f"<section id='s{i}'><h2>{name}</h2>{''.join(map(to_html, blocks))}</section>")
     words = dict(title=html.escape(title), links="".join(links), body="\n".join(body))
-    return _PAGE.format(**words, style=_STYLE, plotly=get_plotlyjs())
+    return _PAGE.format(**words, style=_STYLE, plotly=_plotly(), start=_START)
 
 
 def markdown_page(title: str, sections: dict[str, Iterable[Block]]) -> str:

@@ -138,9 +138,9 @@ def _examples(run):
 
 # %% ../../nbs/show/06_report.ipynb #4e4bd17f
 _SLID = (
-    "The finished model is the one at s = 0. With the branch added at the scale s "
-    "(run.branch.merged(s)) it slides towards the natural path; measured on {} validation images, "
-    "PGD-10 at each s."
+    "The finished model is the one at s = 0; run.branch.merged(s) is the one with s times the "
+    "branch added. What that does to both accuracies, on {} validation images, PGD-10 at each s: "
+    "the branch served the training, and needn't improve what came of it."
 )
 
 
@@ -269,7 +269,7 @@ _REPORT = {
     "The learning rate and its reasons": _learning_rate,
     "Where the initial learning rate came from": _range_test,
     "Adversarial examples": _examples,
-    "From robust to natural": _scales,
+    "What the branch would do": _scales,
     "Which images decided what": splits,
     "How to do it again": reproduce,
     "Seed and cost": cost,

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..core.disk import cannot_write
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from ..core.machine import optional
 from ..core.reading import is_there
 from ..models.kept import read_weights, save_weights
@@ -113,10 +113,9 @@ def push_to_hub(run, repo: str, licence: str = "other", private: bool = False) -
             words = f"{run.config['backbone']} on {run.config['task']}, by autolora"
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=words)
         except Exception as error:
-            first = " ".join(str(error).split())[:200].rstrip(".")
             raise AutoLoRaError(
-                f"The Hub didn't take {repo} ({type(error).__name__}: {first}): log in with `hf "
-                "auth login`, check the name and the connection; to_hub_folder makes the folder "
-                "without it."
+                f"The Hub didn't take {repo} ({type(error).__name__}: {reason(error)}): log in "
+                "with `hf auth login`, check the name and the connection; to_hub_folder makes the "
+                "folder without it."
             ) from error
     return str(address)

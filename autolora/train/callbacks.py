@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.disk import write_atomic
 from ..core.machine import progress_bar
-from ..core.numbers import duration, pct
+from ..core.numbers import counted, duration, pct
 from ..core.threat import ThreatModel
 from ..data.images import Split
 from ..models.parts import eval_mode
@@ -39,7 +39,8 @@ class Progress(Callback):
             tqdm.write(f"{topic}: {words}", file=sys.stderr)
         steps = steps_per_epoch(learner.task, learner.batch_size)
         if start := learner.run.last("start"):
-            plan = f"{learner.epochs} epochs of {steps} steps from a learning rate of"
+            epochs = counted(learner.epochs, "epoch")
+            plan = f"{epochs} of {counted(steps, 'step')} from a learning rate of"
             cost = duration(start["estimated_seconds"])
             tqdm.write(f"{plan} {start['lr']:.2g}: about {cost}", file=sys.stderr)
         total = learner.epochs * steps

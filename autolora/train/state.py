@@ -101,8 +101,8 @@ def step_back(learner, diverged: Diverged, began: float):
     if learner.cuts == TRIES:
         raise AutoLoRaError(
             f"{diverged}, halved {TRIES} times: start again with a smaller lr, or look for what "
-            "the backbone or the loss computes without a limit (a root of zero?); the "
-            "last finished epoch is kept in the run folder."
+            "the backbone or the loss computes without a limit (a root of zero?); "
+            "every finished epoch is kept in the run folder."
         ) from diverged
     lost = {"seconds": time.perf_counter() - began, "attack_steps": learner.record["attack_steps"]}
     epoch = learner.epoch + 1
