@@ -7,6 +7,7 @@ SIZE = {"image_size": 32}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL |= {"intermediate_size": 64}
 STAGES = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2}
+SWIN = {"image_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 FAMILIES = {  # kind of model -> what its configuration is made small with
     "beit": SIZE | SMALL | {"patch_size": 8},
     "bit": STAGES | {"embedding_size": 16, "num_groups": 4},
@@ -62,20 +63,8 @@ FAMILIES = {  # kind of model -> what its configuration is made small with
         "num_attention_heads": [1, 2, 2, 4],
     },
     "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [16, 24, 32, 48]},
-    "swin": {
-        "image_size": 64,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "window_size": 4,
-    },
-    "swinv2": {
-        "image_size": 64,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "window_size": 4,
-    },
+    "swin": SWIN,
+    "swinv2": SWIN,
     "vit": SIZE | SMALL | {"patch_size": 8},
     "vit_msn": SIZE | SMALL | {"patch_size": 8},
 }

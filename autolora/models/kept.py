@@ -89,13 +89,13 @@ def _filled(module, tensors, path, own=None):
         module.load_state_dict(with_versions(module, tensors))
     except (RuntimeError, TypeError) as error:
         lines = str(error).splitlines()
-        reason = lines[min(1, len(lines) - 1)].strip()
+        why = lines[min(1, len(lines) - 1)].strip()
         if own is not None:
             raise AutoLoRaError(
                 f"The {type(own).__name__} that was given doesn't take the weights in {path} "
-                f"({reason.rstrip('.')}): give the module that was trained."
+                f"({why.rstrip('.')}): give the module that was trained."
             ) from error
-        raise damaged(path, f"it doesn't fit the model: {reason}") from error
+        raise damaged(path, f"it doesn't fit the model: {why}") from error
     return module.eval()
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['set_head', 'plausible_shapes', 'head_name', 'split_parameters', 'as_rows', 'entering_head', 'head_classes',
-           'fresh_head', 'call_with', 'eval_mode']
+           'fresh_head', 'call_with', 'eval_mode', 'device_of', 'weights_hash']
 
 # %% ../../nbs/models/01_parts.ipynb #d295f5fd
 import contextlib
@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..core.errors import AutoLoRaError
+from ..core.reading import digest
 from .tracing import origin, trial
 
 # %% ../../nbs/models/01_parts.ipynb #50942a11
@@ -183,3 +184,14 @@ def eval_mode(model: nn.Module):
     finally:
         for module, training in modes:
             module.training = training
+
+# %% ../../nbs/models/01_parts.ipynb #4530feae
+def device_of(model: nn.Module) -> torch.device:
+    "Where the parameters of `model` are; the CPU for a model without any."
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def weights_hash(model: nn.Module) -> str:
+    "The digest of the tensors of `model`: 16 hexadecimal digits."
+    state = model.state_dict().items()
+    return digest({name: v for name, v in state if isinstance(v, torch.Tensor)})[:16]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.threat import ThreatModel
+from ..models.parts import device_of
 from .attacks import image_generator, pgd
 
 # %% ../../nbs/robust/06_certificates.ipynb #3647b9a6
@@ -26,7 +27,7 @@ def clopper_pearson(hits: int, n: int, alpha: float) -> float:
 @torch.no_grad()
 def _votes(model, image, sigma, n, generator, batch_size):
     "How often `model` gives each class (K,) for `n` noisy copies of `image` (C, H, W), on the CPU."
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     counts = 0
     for first in range(0, n, batch_size):
         shape = (min(batch_size, n - first), *image.shape)

@@ -25,11 +25,11 @@ from ..core.threat import ThreatModel, parse_threat
 from ..data.images import Split, as_images
 from ..data.labels import as_labels
 from ..models.adoption import as_logits
-from ..models.parts import eval_mode
+from ..models.parts import device_of, eval_mode
 from .alarms import answer_alarms, masking_alarms
 from .attacks import check_images, check_logits, own_random
 from .grades import GRADES
-from .measures import Subject, device_of, is_slow, measure
+from .measures import Subject, is_slow, measure
 from .results import Report, Row
 
 # %% ../../nbs/robust/07_evaluation.ipynb #3452be43

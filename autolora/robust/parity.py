@@ -17,7 +17,7 @@ from ..core.errors import AutoLoRaError
 from ..core.numbers import pct
 from ..core.threat import ThreatModel
 from ..data.images import Split
-from ..models.parts import eval_mode
+from ..models.parts import device_of, eval_mode
 from .attacks import is_right, own_random, pgd
 from .results import label
 
@@ -100,7 +100,7 @@ def measure_parity(
     A batch of one and one of several are among what is shown. Raises `AutoLoRaError` where `other`
     gives logits of another shape."""
     mixed = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    place = device_of(model)
     shown = _Comparison(model, other)
     natural = torch.zeros(2, dtype=torch.long)
     robust = torch.zeros(2, dtype=torch.long)

@@ -6,7 +6,6 @@
 __all__ = ['EVALUATION', 'pretrained', 'surrogate_of', 'Evaluation', 'shown_progress', 'measure']
 
 # %% ../../nbs/runs/14_grading.ipynb #46b40661
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch import nn
 from ..core.disk import alone
 from ..core.distributed import broadcast
 from ..core.errors import AutoLoRaError
-from ..core.machine import default_device, process_index
+from ..core.machine import default_device, process_index, progress_bar
 from ..core.numbers import duration
 from ..core.reading import digest
 from ..core.settings import Setting, Table, accepts
@@ -90,10 +89,8 @@ class _Bar:
     "How far an evaluation is, on stderr; called as `evaluate` does it."
 
     def __init__(self):
-        from tqdm import tqdm
-
         form = "{desc} {bar} {n_fmt}/{total_fmt} {postfix}"
-        self.bar = tqdm(bar_format=form, file=sys.stderr, dynamic_ncols=True, leave=False)
+        self.bar = progress_bar(bar_format=form, leave=False)
         self.name = None
 
     def __call__(self, name, done, n, left):
