@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'autolora.data.files._ArrayUnpickler': ('data/files.html#_arrayunpickler', 'autolora/data/files.py'),
                                      'autolora.data.files._ArrayUnpickler.find_class': ( 'data/files.html#_arrayunpickler.find_class',
                                                                                          'autolora/data/files.py'),
+                                     'autolora.data.files._class_names': ('data/files.html#_class_names', 'autolora/data/files.py'),
                                      'autolora.data.files._content': ('data/files.html#_content', 'autolora/data/files.py'),
                                      'autolora.data.files._encoded_split': ('data/files.html#_encoded_split', 'autolora/data/files.py'),
                                      'autolora.data.files._place': ('data/files.html#_place', 'autolora/data/files.py'),

@@ -345,7 +345,7 @@ def look(folder, _):
 
 def draw(folder, _):
     order = {"folders": [str(folder)], "opened": ["accuracy", "losses", "scales"], "anew": True}
-    found = Easel().paint(order | {"image": 0, "scale": 0.4, "work": str(folder)})
+    found = Easel().paint(order | {"image": 0, "scale": 0.4, "upto": None, "work": str(folder)})
     no_markup(found["tables"])
     for _, figure, table in found["panels"]:
         no_markup(table)

@@ -104,7 +104,7 @@ def test_a_damaged_run_takes_no_study_and_no_lab_along(made, tmp_path):
     desk.open(tmp_path / "runs" / "whole")
     assert any(label.startswith("damaged") for label, _ in desk.runs.options)
     folders = [path for _, path in desk.runs.options]
-    order = {"folders": folders, "opened": [], "image": 0, "scale": 0.0, "work": None}
+    order = {"folders": folders, "opened": [], "image": 0, "scale": 0.0, "upto": None, "work": None}
     found = Easel().paint(order | {"anew": True})
     assert len(found["panels"]) > 5 and "epochs" in found["tables"]
 
@@ -142,7 +142,9 @@ def pages_of(folder):
     "All that a page, a card or the lab would show of a run; what can't be read is left out."
     run = Run.open(folder)
     order = {"folders": [str(folder)], "opened": ["accuracy", "losses", "scales", "lr"]}
-    shown = Easel().paint(order | {"image": 0, "scale": 0.0, "work": None, "anew": True})
+    shown = Easel().paint(
+        order | {"image": 0, "scale": 0.0, "upto": None, "work": None, "anew": True}
+    )
     yield from [shown["tables"], run._repr_markdown_()]
     yield from [part for panel in shown["panels"] for part in panel[1:]]
     yield from [write_report(run).read_text(), fuzz.outside_code(write_card(run).read_text())]

@@ -63,6 +63,7 @@ def test_it_costs_torch_nothing_where_they_fit(tmp_path):
     loaded = eval(done.stdout)
     assert set(loaded) <= {
         "autolora",
+        "autolora_torch",
         "autolora.core",
         "autolora.core.errors",
         "autolora.core.machine",

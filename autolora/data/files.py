@@ -185,17 +185,30 @@ def packed_split(
     return split, names
 
 
+def _class_names(pack, n):
+    "The names of the classes that `pack` has for its `n` training images; None: it has none."
+    key = next((key for key in _CLASSES if key in pack), None)
+    if key is None:
+        return None
+    names = np.asarray(pack[key])
+    if names.size > n:  # a damaged one claims any number: names of no length take no room
+        raise AutoLoRaError(
+            f"'{key}' names {names.size} classes for {n} training images: drop the rest."
+        )
+    return [str(name) for name in names.tolist()]
+
+
 def pack_splits(pack: Mapping, size: int | None = None) -> tuple[dict, list[str] | None]:
     """`(splits, names)` of a mapping of names to arrays: `Split` by "train", "val", "test", and the
     names of the classes where it has some. Raises `AutoLoRaError` where there is no training."""
-    if "y" not in places(list(pack)).get("train", {}):
+    labels = places(list(pack)).get("train", {}).get("y")
+    if labels is None:
         held = ", ".join(list(map(str, pack))[:8]) or "nothing"
         raise AutoLoRaError(
             f"There is no pack of images here, it holds {held}: it needs train_y with train_x, or "
             "with train_jpeg and train_off."
         )
-    key = next((key for key in _CLASSES if key in pack), None)
-    names = None if key is None else [str(name) for name in np.asarray(pack[key]).tolist()]
+    names = _class_names(pack, len(pack[labels]))
     splits = {}
     for kind in ("train", "val", "test"):
         if found := packed_split(pack, kind, size, names):

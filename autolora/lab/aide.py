@@ -67,7 +67,7 @@ class Aide:
     def ask(self, order: dict):
         "Hand over an order; the last one must have been answered."
         self.asked = True
-        with contextlib.suppress(OSError):  # `answer` says so
+        with contextlib.suppress(OSError, ValueError):  # `answer` says so
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
 
