@@ -1,4 +1,5 @@
 # make run | test | lab | bench     each does all its own set-up, in .venv, the first time
+# make long                         the tests that make test leaves out for their time
 # make export | readme | clean      for people who change the notebooks
 # make slides                       of the course's lessons, in _docs/slides
 # Another Python: make run PYTHON=/path/to/python3.12     More arguments: make test ARGS="-k schedule"
@@ -7,16 +8,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
 
-.PHONY: help run test lab bench export readme slides clean
+.PHONY: help run test long lab bench export readme slides clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)
 
 test: .venv/ready
 	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 $(ARGS)
+
+long: .venv/ready
+	@$(MAKE) --no-print-directory test ARGS="-m long $(ARGS)"
 
 lab: .venv/ready
 	@$(BIN)/jupyter lab nbs/lab.ipynb $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)

@@ -1,5 +1,5 @@
 """The course: exercises fail as they stand and with wrong answers, and pass with the solutions of
-the instructor's page. (That the lessons run as they stand, tests/test_notebooks.py shows.)"""
+the instructor's page; all other cells run."""
 
 import os
 import re

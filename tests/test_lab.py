@@ -516,7 +516,10 @@ def saved_runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+LIGHT = pytest.param("JupyterLab Light", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", LIGHT])
 def test_lab_fits_the_page(tmp_path, browser, saved_runs, theme):
 
     shutil.copytree(saved_runs, tmp_path / "runs")
@@ -714,12 +717,6 @@ def test_lab_as_a_page_of_voila(tmp_path, browser):
         until(lambda: "AutoLoRa: running" in words(page), 30, "the training after a reload")
         press(page, STOP)
         until(lambda: words(page).count(": stopped") == 2, 60, "the stop")
-        unfold(page)
-        field(page, "Images", 400)
-        field(page, "Epochs", 2)
-        field(page, "AutoAttack", 0)
-        press(page, START)
-        until(lambda: words(page).count("finished:") == 2, 180, "two finished runs")
         shoot(page, "voila")
     until(lambda: get(address) is None, 20, "the end of the page's server with its command")
-    assert [run.finished for run in runs(tmp_path)] == [False, True, True]
+    assert [run.finished for run in runs(tmp_path)] == [False]

@@ -112,7 +112,7 @@ def test_two_processes_train_as_one(tmp_path):
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen(
-        [*LAUNCH, *FINETUNE, "--epochs", "10", "--out", str(folder)],
+        [*LAUNCH, *FINETUNE, "--epochs", "5", "--out", str(folder)],
         env=ENV,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -123,10 +123,10 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
         for pid in (process.pid, *workers(folder)):
             os.kill(pid, signal.SIGKILL)
     before = len(epochs_done(folder))
-    assert 1 <= before < 10
-    done = run([sys.executable, *FINETUNE, "--epochs", "10", "--out", folder, "--resume"])
+    assert 1 <= before < 5
+    done = run([sys.executable, *FINETUNE, "--epochs", "5", "--out", folder, "--resume"])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert epochs_done(folder) == list(range(1, 11))
+    assert epochs_done(folder) == list(range(1, 6))
     assert [
         json.loads(line)["processes"]
         for line in (folder / "events.jsonl").read_text().splitlines()
@@ -137,7 +137,7 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
 @in_proc
 def test_a_lost_worker_is_started_again(tmp_path):
     folder = tmp_path / "run"
-    command = [*LAUNCH, "--max_restarts", "1", *FINETUNE, "--epochs", "6", "--out", str(folder)]
+    command = [*LAUNCH, "--max_restarts", "1", *FINETUNE, "--epochs", "4", "--out", str(folder)]
     with subprocess.Popen(
         command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -147,9 +147,9 @@ def test_a_lost_worker_is_started_again(tmp_path):
         os.kill(workers(folder)[1], signal.SIGKILL)
         words, _ = process.communicate(timeout=200)
     assert process.returncode == 0, words[-3000:]
-    assert (
-        sorted(set(epochs_done(folder))) == [1, 2, 3, 4, 5, 6] and len(epochs_done(folder)) <= 7
-    ), "nothing but the epoch at work was done twice"
+    assert sorted(set(epochs_done(folder))) == [1, 2, 3, 4] and len(epochs_done(folder)) <= 5, (
+        "nothing but the epoch at work was done twice"
+    )
     assert (folder / "report.json").exists()
 
 
@@ -160,7 +160,10 @@ def test_a_process_that_hangs_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("nan", "The loss is no longer a finite number in epoch 2"), ("memory", "CUDA out of memory")],
+    [
+        ("nan", "The loss is no longer a finite number in epoch 2"),
+        pytest.param("memory", "CUDA out of memory", marks=pytest.mark.long),
+    ],
 )
 def test_a_fault_in_one_process_leaves_the_last_epoch(tmp_path, fault, words):
     done = run([*LAUNCH, CASE, "trades", tmp_path / "run", fault], AUTOLORA_PATIENCE="20")

@@ -142,7 +142,7 @@ def gradient_similarity(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     loss: Callable = trades_loss,
     branch: Callable | None = None,
     batch_size: int = 32,

@@ -21,7 +21,7 @@ from ..core.contexts import check_ordinary, ordinary, with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.reading import digest
 from ..core.seeds import OwnRandom, active_random, isolated_rng
-from ..core.threat import ThreatModel
+from ..core.threat import ThreatModel, parse_threat
 from ..core.threat import l1 as l1
 from ..core.threat import l2 as l2
 from ..core.threat import linf as linf
@@ -155,7 +155,7 @@ def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     steps: int = 10,
     step_size: float | None = None,
     loss: str | Callable = "ce",
@@ -167,12 +167,14 @@ def pgd(
     and within [0, 1].
 
     `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was.
+    `threat`: such as `linf(8 / 255)` or "linf:8/255".
     `y`: labels (N,). `step_size`: in pixel space; None means 2.5 eps / steps. `loss`: "ce", "dlr",
     "kl", or a function of the outputs. `generator`: of the random start; without one it is seeded
     with 0, so equal calls give equal images. `start`: images to start from, in the place of a
     random start. Raises `AutoLoRaError` for images outside [0, 1], labels that don't fit, a number
     of steps or a step size that is none, or an unknown loss. Source: Madry et al. 2018; KL: Zhang
     et al. 2019; DLR: Croce & Hein 2020."""
+    threat = parse_threat(threat)
     step_size = _step_size(threat, steps, step_size)
     check_ordinary(model)
     check_images(x)
@@ -206,7 +208,7 @@ def restarted_pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     steps: int = 20,
     restarts: int = 5,
     loss: str = "ce",
@@ -216,6 +218,7 @@ def restarted_pgd(
 
     The first run starts from the image, the others from random points. Source: Madry et al. 2018;
     Mosbach et al. 2018."""
+    threat = parse_threat(threat)
     found = pgd(model, x, y, threat, steps, loss=loss, random_start=False)
     for restart in range(1, restarts):
         with torch.no_grad():
@@ -229,10 +232,11 @@ def restarted_pgd(
     return found
 
 # %% ../../nbs/robust/01_attacks.ipynb #7b3bef91
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel | str) -> Tensor:
     """One steepest step of size eps from `x`, projected; arguments and result as in `pgd`.
 
     Source: Goodfellow et al. 2015."""
+    threat = parse_threat(threat)
     return pgd(model, x, y, threat, steps=1, step_size=threat.eps, random_start=False)
 
 # %% ../../nbs/robust/01_attacks.ipynb #7060e1cf
@@ -240,7 +244,7 @@ def n_fgsm(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     noise: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -249,6 +253,7 @@ def n_fgsm(
 
     Unlike `pgd` the model keeps its mode (the gradient is that of the training pass), so BatchNorm
     statistics do see the noisy images. Source: de Jorge et al. 2022, algorithm 1 (k = 2)."""
+    threat = parse_threat(threat)
     check_ordinary(model)
     check_images(x)
     check_labels(y, x)
