@@ -26,7 +26,8 @@ lab: .venv/ready
 	@$(BIN)/jupyter lab nbs/lab.ipynb $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
 bench: .venv/ready
-	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@bad=; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || bad="$$bad $$script"; done; \
+	[ -z "$$bad" ] || { echo "these reported a fault:$$bad"; exit 1; }
 
 export: .venv/ready
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python tools/readme.py

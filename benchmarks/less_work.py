@@ -17,9 +17,9 @@ from autolora.runs.study import compare
 from autolora.runs.tables import summary, tests
 
 ARMS = [
-    "autolora",
+    "autolora_paper",
     *(
-        {"method": "autolora", **saving}
+        {"method": "autolora_paper", **saving}
         for saving in (
             {"attack": "growing"},
             {"attack": "single_first"},
@@ -82,7 +82,7 @@ def main():
     found = summary(study.table)
     apart = [
         f"{row.measure}, {row.difference}: {row['points [95 %]']} points, n={row.n}"
-        for _, row in tests(study.table, against="autolora").iterrows()
+        for _, row in tests(study.table, against="autolora_paper").iterrows()
     ]
     save(
         HERE / "results",
@@ -94,7 +94,7 @@ def main():
     pareto(study.table).write_html(study.path / "pareto.html")
     print(
         found.to_string(index=False),
-        tests(study.table, against="autolora").to_string(index=False),
+        tests(study.table, against="autolora_paper").to_string(index=False),
         f"Pareto plot: {study.path / 'pareto.html'}",
         sep="\n\n",
     )
