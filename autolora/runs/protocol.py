@@ -71,8 +71,8 @@ def conditions(vary: dict | None) -> dict[str, dict]:
 # %% ../../nbs/runs/07_protocol.ipynb #7dbcef3b
 _RULES = {
     "split": "each task's own; what is drawn, is drawn with one seed for all runs",
-    "selection": "each method's own (deliver): the best epoch by PGD-10 on the validation images, or "
-    "the average of the weights over the end of the run",
+    "selection": "each method's own (deliver): the best epoch by PGD-10 on the validation images, "
+    "or the average of the weights over the end of the run",
     "evaluation": "the test images, once, after training: natural, PGD-10 without random start, "
     "AutoAttack on the first of one random order",
     "cost": "seconds and attack steps (gradient passes over a batch) of training, the search for "
