@@ -84,7 +84,7 @@ def test_the_adversarial_images_are_the_same(threat):
     )
 
 
-@pytest.mark.parametrize("method", ["autolora", "trades"])
+@pytest.mark.parametrize("method", ["autolora", pytest.param("trades", marks=pytest.mark.long)])
 def test_the_training_is_the_same(tmp_path, method, monkeypatch):
     monkeypatch.setattr(sys, "argv", [""])
     case(method, tmp_path / "fast")

@@ -147,6 +147,10 @@ def test_the_top_shows_what_a_user_meets():
     shown = python("import autolora; print(*dir(autolora))").split()
     calls = ["finetune", "compare", "tune", "pretrain", "evaluate", "Run", "Lab", "AutoLoRaError"]
     assert sorted(shown) == sorted([*calls, *FLOORS])
+
+
+@pytest.mark.long
+def test_each_floor_stands_alone():
     python(EACH_ALONE.format(["autolora", *(f"autolora.{floor}" for floor in FLOORS)]))
 
 

@@ -178,7 +178,7 @@ def test_a_fault_in_one_process_leaves_the_last_epoch(tmp_path, fault, words):
     ("args", "words"),
     [
         (["--batch-size", "3"], "2 processes can't share batches of 3 images"),
-        (["--lr", "fast"], "lr must be"),
+        pytest.param(["--lr", "fast"], "lr must be", marks=pytest.mark.long),
     ],
 )
 def test_bad_input_is_said_once(tmp_path, args, words):

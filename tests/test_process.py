@@ -55,6 +55,7 @@ def epochs_done(folder):
     )
 
 
+@pytest.mark.long  # one of test_faults.py's crashes, by the command
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = autolora(*FINETUNE, "--out", whole)
