@@ -159,6 +159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'autolora.core.reading._feed': ('core/reading.html#_feed', 'autolora/core/reading.py'),
                                        'autolora.core.reading._number': ('core/reading.html#_number', 'autolora/core/reading.py'),
                                        'autolora.core.reading._parsed': ('core/reading.html#_parsed', 'autolora/core/reading.py'),
+                                       'autolora.core.reading.as_path': ('core/reading.html#as_path', 'autolora/core/reading.py'),
                                        'autolora.core.reading.damaged': ('core/reading.html#damaged', 'autolora/core/reading.py'),
                                        'autolora.core.reading.digest': ('core/reading.html#digest', 'autolora/core/reading.py'),
                                        'autolora.core.reading.either': ('core/reading.html#either', 'autolora/core/reading.py'),

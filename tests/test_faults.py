@@ -245,6 +245,12 @@ def test_crashes_and_signals_change_nothing(tmp_path):
     assert files == {path.name for path in trials.whole.iterdir()}, "a file is written otherwise"
 
 
+def test_what_is_no_path_is_said_before_any_work():
+    for call in (Run.open, Desk, lambda out: finetune("robust_mini_gray", "digits", out=out)):
+        with pytest.raises(AutoLoRaError, match="3 is no path"):
+            call(3)
+
+
 def test_a_start_that_was_broken_off_is_no_obstacle(tmp_path):
     path = tmp_path / "run"
     path.mkdir()

@@ -36,6 +36,8 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
 
 def check_ordinary(model: torch.nn.Module) -> None:
     "Raise `AutoLoRaError` for a `model`, perhaps a plain function, made in inference mode."
+    if not callable(model):
+        raise AutoLoRaError(f"{model!r} is no model: give one that turns images into logits.")
     weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
     if any(weight.is_inference() for weight in weights):
         raise AutoLoRaError(

@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ..core.errors import AutoLoRaError
-from ..core.reading import is_there
+from ..core.reading import as_path, is_there
 from .attack import Attack
 from .board import Board
 from .canvas import Canvas, Pages
@@ -178,7 +178,7 @@ class Desk(_Widgets):
 
     def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
         super().__init__(backbones, data)
-        self.root = Path(root)
+        self.root = as_path(root)
         self.lock = threading.RLock()
         self.panel = self._laid_out()
 

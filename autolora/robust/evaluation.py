@@ -38,7 +38,12 @@ def _as_split(data):
 
     Raises `AutoLoRaError` for labels that aren't one whole number from 0 for each image, and for
     images in another range than [0, 1] or, as uint8, 0 to 255."""
-    if not isinstance(data, (tuple, list)):
+    if not isinstance(data, Split) and not (isinstance(data, (tuple, list)) and len(data) == 2):
+        raise AutoLoRaError(
+            f"{type(data).__name__} is no data to evaluate on: give a Split, such as task.test, or "
+            "a pair (images, labels)."
+        )
+    if isinstance(data, Split):
         as_labels(data.y, len(data), "given")
         return data
     x, y = data

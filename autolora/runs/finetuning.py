@@ -29,7 +29,7 @@ from ..core.distributed import broadcast
 from ..core.energy import estimated_energy
 from ..core.errors import AutoLoRaError
 from ..core.machine import explain, memory_told, peak_memory, process_index, world_size
-from ..core.reading import is_there
+from ..core.reading import as_path, is_there
 from ..core.settings import accepts
 from ..core.signals import held_back, orderly
 from ..data.task import Task
@@ -321,6 +321,7 @@ def finetune(
     2024."""
     settings["control"] = settings.get("control") or callbacks.Control()
     resume = resume or _restarted(out)
+    out = as_path(out) if out else None  # before the work that would be lost
     with outside_contexts(), memory_told():
         found = prepare(backbone, data, method, epochs=epochs, seed=seed, **settings)
         config = found.config

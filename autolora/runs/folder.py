@@ -19,7 +19,16 @@ import pandas as pd
 
 from ..core.disk import cannot_write, leftovers, write_atomic
 from ..core.errors import AutoLoRaError
-from ..core.reading import Record, damaged, digest, escaped, is_there, read_json, read_lines
+from autolora.core.reading import (
+    Record,
+    as_path,
+    damaged,
+    digest,
+    escaped,
+    is_there,
+    read_json,
+    read_lines,
+)
 from ..core.signals import held_back
 from ..robust.results import Report
 from .contents import config_fault, event_fault, history_frame
@@ -84,7 +93,7 @@ class Folder:
     ignored = ()
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = as_path(path)
         self._read = (None, ([], []))
 
     @classmethod
@@ -92,7 +101,7 @@ class Folder:
         """The one in the folder `path`; what else is given goes to the class.
 
         Raises `AutoLoRaError` if there is none."""
-        if not is_there(Path(path) / cls.file):
+        if not is_there(as_path(path) / cls.file):
             raise AutoLoRaError(
                 f"There is no {cls.kind} in {path} (no {cls.file}): give the folder that "
                 f"{cls.call} or `autolora {cls.call}` wrote."
@@ -343,7 +352,7 @@ def create_run(path: str | Path, config: dict, resume: bool = False) -> Run:
 
     Raises `AutoLoRaError` if the folder can't be written, holds something else, or holds a run of
     other settings."""
-    there = (Path(path) / Run.file).is_file()
+    there = (as_path(path) / Run.file).is_file()
     run = Run.create(path, config)
     if not there:
         return run
