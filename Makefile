@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch 
 .PHONY: help run test long lab bench export readme slides clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)

@@ -35,7 +35,7 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_ordinary(model: torch.nn.Module) -> None:
-    "Raise `AutoLoRaError` for a `model`, perhaps a plain function, made in inference mode."
+    "Raise `AutoLoRaError` for a `model`, perhaps a function, that is none or of inference mode."
     if not callable(model):
         raise AutoLoRaError(f"{model!r} is no model: give one that turns images into logits.")
     weights = model.parameters() if isinstance(model, torch.nn.Module) else ()

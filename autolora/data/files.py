@@ -185,12 +185,12 @@ def packed_split(
     return split, names
 
 
-def _class_names(pack, n):
-    "The names of the classes that `pack` has for its `n` training images; None: it has none."
+def _class_names(pack, labels):
+    "The names of the classes of `pack`, whose training `labels` are under that key; None: none."
     key = next((key for key in _CLASSES if key in pack), None)
     if key is None:
         return None
-    names = np.asarray(pack[key])
+    names, n = np.asarray(pack[key]), len(pack[labels])
     if names.size > n:  # a damaged one claims any number: names of no length take no room
         raise AutoLoRaError(
             f"'{key}' names {names.size} classes for {n} training images: drop the rest."
@@ -208,7 +208,7 @@ def pack_splits(pack: Mapping, size: int | None = None) -> tuple[dict, list[str]
             f"There is no pack of images here, it holds {held}: it needs train_y with train_x, or "
             "with train_jpeg and train_off."
         )
-    names = _class_names(pack, len(pack[labels]))
+    names = _class_names(pack, labels)
     splits = {}
     for kind in ("train", "val", "test"):
         if found := packed_split(pack, kind, size, names):
