@@ -13,7 +13,7 @@ from autolora.core.errors import AutoLoRaError
 from autolora.core.machine import import_torchvision
 from autolora.core.threat import linf
 from autolora.data.loading import load_task
-from autolora.methods.autolora import AutoLoRa
+from autolora.methods.autolora import AutoLoRa, PublishedAutoLoRa
 from autolora.methods.base import AT, TRADES
 from autolora.methods.contrastive import ACL, AIR
 from autolora.methods.registry import METHODS, make_method
@@ -123,7 +123,7 @@ def test_every_method_keeps_the_contract(cls, request):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"route": route} for route in ("stop", "open", "shared")),
+        *({"route": route} for route in ("branch", "stop", "shared")),
         *({"kl": kl} for kl in ("detached", "none")),
         *({"parametrisation": name} for name in PARAMETRISATIONS),
     ],
@@ -139,12 +139,12 @@ def test_full_lora_keeps_it_on_a_vit():
     check_method(METHODS["full_lora"], net, steps=1)
 
 
-class Leaky(AutoLoRa):
+class Leaky(PublishedAutoLoRa):
     def natural_path(self, x):
         return self.model(x)
 
 
-class Aimless(AutoLoRa):
+class Aimless(PublishedAutoLoRa):
     def natural_path(self, x):
         return self.branch(x).detach().requires_grad_()
 
@@ -220,7 +220,7 @@ class Careless(AT):
         return x
 
 
-class Forgetful(AutoLoRa):
+class Forgetful(PublishedAutoLoRa):
     remembers = ()
 
 
@@ -703,7 +703,8 @@ def test_the_kl_switch():
 def test_ours_is_the_published_objective_on_the_feature_extractor_without_its_factor():
     """What reaches the feature extractor is the published gradient divided by SA, and the terms are
     as the docstring says."""
-    ours, published, model = make("autolora"), make("autolora_paper"), fresh().train()
+    ours = make("autolora", route="branch", lam1="auto")
+    published, model = make("autolora_paper"), fresh().train()
     for method in (ours, published):
         method.weigh(0.3)
     x_adv = make("autolora").attack(images(), Y)
@@ -721,6 +722,21 @@ def test_ours_is_the_published_objective_on_the_feature_extractor_without_its_fa
     same_gradients(
         {name: a[name] for name in extractor}, {name: b[name] / 0.3 for name in extractor}
     )
+
+
+def test_nothing_is_kept_from_the_feature_extractor_by_default():
+    """Before the branch moves: the gradient of CE(nat) + CE(adv) + 6 KL on one path, whatever the
+    accuracy, and the branch learns from the natural images too."""
+    ours, model = make("autolora"), fresh().train()
+    ours.weigh(0.3)
+    x_adv = make("autolora").attack(images(), Y)
+    nat, adv = model(images()), model(x_adv)
+    plain = F.cross_entropy(nat, Y) + F.cross_entropy(adv, Y) + 6 * kl_divergence(nat, adv)
+    loss = total(ours.losses(images(), Y))
+    close(loss, plain)
+    same_gradients(gradients(loss, ours.model), gradients(plain, model))
+    moved = gradients(loss, ours.branch)
+    assert all(g.count_nonzero() for name, g in moved.items() if name.startswith("B"))
 
 
 def test_the_branch_has_a_rate_of_its_own():

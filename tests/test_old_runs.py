@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import autolora
 from autolora import Run
 from autolora.runs.finetuning import write_card, write_report
 from autolora.show.curves import PANELS
+from autolora.show.report import reproduce
 
 OLD = Path(__file__).parent / "old_runs"
 TYPES = {"F32": torch.float32, "I64": torch.int64}
@@ -66,7 +68,18 @@ def test_the_call_is_told_again(run):
             assert "beta=3.0" in text and "--beta 3.0" in text
         else:
             assert "rank=4" in text and "kl='detached'" in text
+            assert "route='branch'" in text and "lam1='auto'" in text  # the default of then
     assert "options" not in (run.path / "card.md").read_text()
+
+
+def test_a_run_of_before_a_default_was_changed_is_told_with_its_own(tmp_path):
+    recorded = Path(autolora.__file__).parent / "recorded" / "autolora"
+    shutil.copytree(recorded, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    then = json.loads(file.read_text()) | {"adv_weight": "paper", "asked": {"seed": 3}}
+    file.write_text(json.dumps(then))
+    python = reproduce(Run.open(tmp_path / "run"))[0]
+    assert "adv_weight='paper'" in python and "seed=3" in python and "branch_rate" not in python
 
 
 def test_the_command_measures_it(run):

@@ -17,11 +17,12 @@ from ..train.schedule import TIMINGS, AutoLR, CoolDown, apgd_checkpoints, loss_w
 
 # %% ../../nbs/methods/01_autolora.ipynb #722b3f60
 class AutoLoRa(Method):
-    """lam1 CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv), lam1 = 1 - SA.
+    """CE(nat through the branch) + CE(adv) + 6 KL(p_nat || p_adv).
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; that the adversarial terms keep their whole weight
-    (`adv_weight`), the branch has a learning rate of its own (`branch_rate`) and the average of the
-    weights is handed over is ours."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5. Ours is that the natural term reaches the feature
+    extractor too (`route`), that all terms keep their whole weight (`lam1`, `adv_weight`), that the
+    branch has a learning rate of its own (`branch_rate`), and that the average of the weights is
+    handed over (`deliver`)."""
 
     name = "autolora"
     label = "AutoLoRa"
@@ -38,9 +39,9 @@ class AutoLoRa(Method):
         Setting("rank", 8, "rank of the low-rank branch", (int,), low=1),
         Setting("parametrisation", "lora", "how the branch is written down", PARAMETRISATIONS),
         Setting("where", "", "patterns of the weights that get a branch (all but the stem)"),
-        Setting("route", "branch", "way of the natural term", ("branch", "stop", "open", "shared")),
+        Setting("route", "open", "way of the natural term", ("branch", "stop", "open", "shared")),
         Setting("kl", "live", "whom the KL term moves", ("live", "detached", "none")),
-        Setting("lam1", "auto", "weight of the natural term", ("auto", float), 0, 1),
+        Setting("lam1", 1.0, "weight of the natural term", ("auto", float), 0, 1),
         Setting("adv_weight", "full", "weight of the adversarial terms", ("full", "paper")),
         Setting("branch_rate", "own", "learning rate of the branch", ("own", "paper")),
         Setting("decay", "auto", "schedule of the learning rate", ("auto", "step")),
@@ -102,9 +103,12 @@ class AutoLoRa(Method):
 class PublishedAutoLoRa(AutoLoRa):
     """lam1 CE(nat through the branch) + (1 - lam1) CE(adv) + 6 (1 - lam1) KL(p_nat || p_adv).
 
-    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; one learning rate for all, the best epoch kept."""
+    Source: Xu, Zhang, Kankanhalli 2024, Eq. 5; lam1 = 1 - SA, the natural term stays out of the
+    feature extractor, one learning rate for all, the best epoch kept."""
 
     name = "autolora_paper"
     label = "AutoLoRa as published"
     deliver = "best"
-    settings = AutoLoRa.settings.but(adv_weight="paper", branch_rate="paper")
+    settings = AutoLoRa.settings.but(
+        route="branch", lam1="auto", adv_weight="paper", branch_rate="paper"
+    )

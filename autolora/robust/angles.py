@@ -9,7 +9,6 @@ __all__ = ['GradientSimilarity', 'gradient_similarity']
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +89,18 @@ def _declared(natural, terms):
     return set(natural)
 
 # %% ../../nbs/robust/03_angles.ipynb #92f1c965
+class _Through(nn.Module):
+    "`path`, a callable that runs `model`, as a module whose weights are the model's."
+
+    def __init__(self, model, path):
+        super().__init__()
+        self.model = model
+        self.path = path
+
+    def forward(self, x):
+        return self.path(x)
+
+
 def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     """The gradients of one mini-batch with respect to the feature extractor, as two pairs:
     `{"reaching": (a, b), "natural": (c, d)}`, each a list of tensors in the order of
@@ -98,7 +109,11 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     weights = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
     inputs = list(weights.values())
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    gradient = partial(torch.autograd.grad, inputs=inputs, **options)
+
+    def gradient(term):
+        if not term.requires_grad:
+            return [torch.zeros_like(w) for w in inputs]
+        return torch.autograd.grad(term, inputs, **options)
 
     def total(gradients):
         columns = zip(inputs, *gradients, strict=True)
@@ -106,17 +121,17 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
 
     nat = call_with(model, weights, x)
     adv = call_with(model, weights, x_adv)
-    on_natural = gradient(F.cross_entropy(nat, y))
+    arriving = on_natural = gradient(F.cross_entropy(nat, y))
     if branch is not None:
-        with torch.no_grad():
-            nat = branch(x)
+        twins = {f"model.{name}": weight for name, weight in weights.items()}
+        nat = call_with(_Through(model, branch), twins, x)
+        arriving = gradient(F.cross_entropy(nat, y))
     terms = loss(nat, adv, y)
     declared = _declared(natural, terms)
     others = [gradient(term) for name, term in terms.items() if name not in declared]
-    pair = (on_natural, total(others))
-    both_reach = declared and branch is None
-    reaching = pair if both_reach else (total(others[:1]), total(others[1:]))
-    return {"reaching": reaching, "natural": pair}
+    both_reach = declared and any(part.count_nonzero() for part in arriving)
+    reaching = (arriving, total(others)) if both_reach else (total(others[:1]), total(others[1:]))
+    return {"reaching": reaching, "natural": (on_natural, total(others))}
 
 # %% ../../nbs/robust/03_angles.ipynb #f6700156
 class _Pair:
@@ -152,8 +167,8 @@ def gradient_similarity(
     """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1], labels `y` (N,).
 
     `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the path its
-    natural images take past the feature extractor's weights (a `LowRankBranch`), if any. `natural`:
-    the names of the terms that are the natural objective, () for a loss without one; None is
+    natural images take beside the model (a `LowRankBranch`), if it isn't the model. `natural`: the
+    names of the terms that are the natural objective, () for a loss without one; None is
     "ce_nat", where there is one. Attacked is the plain model, by PGD on cross-entropy with `steps`.
     Modes, statistics, gradients and random generators are left as they were. Raises `AutoLoRaError`
     for a natural term that the loss doesn't return. Source: section 3.2 of Xu et al. 2024."""

@@ -58,6 +58,14 @@ def flat(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name != "options"} | own
 
 
+def _as_then(config):
+    "The settings of a run, with those that a folder of before format 2 left unsaid."
+    if "format" in config:
+        return config
+    own = {"route": "branch", "lam1": "auto"} if config.get("method") == "autolora" else {}
+    return {"deliver": "best"} | own | config
+
+
 def differing(found: dict, wanted: dict, ignored=()) -> list[str]:
     "Where two dicts disagree, as texts; the keys `ignored` don't count."
     keys = sorted({*found, *wanted} - {*ignored})
@@ -302,7 +310,7 @@ class Run(Departing, Folder):
         """Everything that was asked for and found, by name; a method's settings among it.
 
         Raises `AutoLoRaError` if the file is damaged, or is asked for what it doesn't say."""
-        return Record(flat(self.contents), self.path / self.file)
+        return Record(_as_then(flat(self.contents)), self.path / self.file)
 
     @property
     def identity(self) -> str:

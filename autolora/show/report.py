@@ -221,9 +221,18 @@ _DEFAULTS = {"lr": "auto", "rank": 8, "parametrisation": "lora", "head": "random
 _DEFAULTS |= {"attack": "full", "speed": "auto"}
 
 
+def _since(run):
+    "The settings of its method whose default has been changed since."
+    from autolora.methods.registry import METHODS
+
+    method = run.config.get("method")
+    now = METHODS[method].settings.defaults if method in METHODS else {}
+    return {k: run.config[k] for k, v in now.items() if run.config.get(k, v) != v}
+
+
 def _asked(run):
     if "asked" in run.config:
-        return run.config["asked"]
+        return _since(run) | run.config["asked"]
     given = run.config | (run.config.get("options") or {})
     for row in (run.report or {}).get("evaluations", []):
         if row["attack"] == "autoattack":

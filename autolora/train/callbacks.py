@@ -79,7 +79,14 @@ class RecordAngles(Callback):
         parts = m.microbatches * (1 + m.gradient_checkpointing)
         size = max(4, self.batch_size // parts)
         found = gradient_similarity(
-            m.model, x, y, m.threat, m.loss, m.detached_path, batch_size=size, natural=m.natural
+            m.model,
+            x,
+            y,
+            m.threat,
+            m.loss,
+            m.detached_path or m.branch,
+            batch_size=size,
+            natural=m.natural,
         )
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
