@@ -1,13 +1,19 @@
-"""The evidence: AutoLoRa and its rivals over seeds under one protocol, and AutoLoRa's ablations;
-tables in nbs/results.
+"""The evidence: AutoLoRa and its rivals over seeds under one protocol; tables in nbs/results.
 
-python tools/evidence.py digits AutoLoRa, as published too, and four rivals, with a random head and
-with one trained first, 5 seeds python tools/evidence.py digits --what ablations what each part of
-the published method is worth, and our two changes to it python tools/evidence.py digits --what
-tuned the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set python
-tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random python tools/evidence.py
-dtd10_128_jpeg.npz --size 32 --heads random --autoattack 0 python tools/evidence.py cifar10_jpeg.npz
---limit 2000 --heads random --backbone resnet18 --weights resnet18.safetensors
+python tools/evidence.py digits
+    AutoLoRa, as published too, and four rivals, with a random head and with one trained first
+python tools/evidence.py digits --what endings
+    AutoLoRa and the two rivals nearest to it, all handing over the average of their weights
+python tools/evidence.py digits --what parts
+    AutoLoRa with one of its parts taken back, and by what it hands over
+python tools/evidence.py digits --what ablations
+    what each part of the published method is worth, and two of our changes to it
+python tools/evidence.py digits --what tuned
+    the rivals after a search at ten times a run's cost, against AutoLoRa with nothing set
+python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random
+python tools/evidence.py dtd10_128_jpeg.npz --size 32 --heads random --autoattack 0
+python tools/evidence.py cifar10_jpeg.npz --limit 2000 --heads random --backbone resnet18 \\
+    --weights resnet18.safetensors
 
 Goes on where it stopped. The runs stay in runs/; nbs/results gets a row a run (NAME.csv) and the
 protocol (NAME.json)."""
@@ -45,6 +51,23 @@ ABLATIONS = [
     {"arm": "a rate of its own for the branch", "method": "autolora_paper", "branch_rate": "own"},
     "autolora",
 ]
+ENDINGS = [
+    "autolora",
+    {"arm": "trades, its average", "method": "trades", "deliver": "average"},
+    {"arm": "at, its average", "method": "at", "deliver": "average"},
+]
+PARTS = [
+    "autolora",
+    {"arm": "natural term kept out", "method": "autolora", "route": "branch", "lam1": "auto"},
+    {"arm": "no branch", "method": "autolora", "route": "shared"},
+    {"arm": "natural weight 1 - SA", "method": "autolora", "lam1": "auto"},
+    {"arm": "one rate for all", "method": "autolora", "branch_rate": "paper"},
+    {"arm": "no KL", "method": "autolora", "kl": "none"},
+    {"arm": "step decay", "method": "autolora", "decay": "step"},
+    {"arm": "last epoch", "method": "autolora", "deliver": "last"},
+    {"arm": "best epoch", "method": "autolora", "deliver": "best"},
+]
+STUDIES = {"methods": METHODS, "endings": ENDINGS, "parts": PARTS, "ablations": ABLATIONS}
 KEPT = [
     "arm",
     "task",
@@ -122,7 +145,7 @@ def folder(what, task, backbone, part, settings):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", help="a name or a path")
-    parser.add_argument("--what", choices=["methods", "ablations", "tuned"], default="methods")
+    parser.add_argument("--what", choices=[*STUDIES, "tuned"], default="methods")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--heads", nargs="+", default=["random", "robust_linear"], help="of the methods"
@@ -140,9 +163,7 @@ def main():
         for name in ("limit", "size", "epochs", "weights")
         if (value := getattr(args, name))
     }
-    arms = {"methods": METHODS, "ablations": ABLATIONS}.get(args.what) or tuned(
-        args.task, args.backbone, settings
-    )
+    arms = STUDIES.get(args.what) or tuned(args.task, args.backbone, settings)
     vary = {"head": args.heads} if args.what == "methods" else None
     study = compare(
         arms,
@@ -172,7 +193,7 @@ def main():
     (RESULTS / f"{name}.json").write_text(json.dumps(protocol, indent=1) + "\n")
     print(
         summary(table).to_string(index=False),
-        tests(table, against=arms[0]).to_string(index=False),
+        tests(table, against=table.arm.iloc[0]).to_string(index=False),
         f"Written: {RESULTS / name}.csv",
         sep="\n\n",
     )
