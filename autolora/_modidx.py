@@ -2293,6 +2293,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'autolora.show.angles._newest': ('show/angles.html#_newest', 'autolora/show/angles.py'),
                                       'autolora.show.angles._newest_angle': ('show/angles.html#_newest_angle', 'autolora/show/angles.py'),
                                       'autolora.show.angles._no_conflict': ('show/angles.html#_no_conflict', 'autolora/show/angles.py'),
+                                      'autolora.show.angles._separated': ('show/angles.html#_separated', 'autolora/show/angles.py'),
                                       'autolora.show.angles._short': ('show/angles.html#_short', 'autolora/show/angles.py'),
                                       'autolora.show.angles.plot_angles': ('show/angles.html#plot_angles', 'autolora/show/angles.py'),
                                       'autolora.show.angles.plot_gradients': ('show/angles.html#plot_gradients', 'autolora/show/angles.py'),

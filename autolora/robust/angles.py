@@ -52,7 +52,8 @@ class GradientSimilarity:
     `cosine`: of the two terms that really reach it. `cosine_natural`: of the natural term, as it
     would reach it without a branch, and the adversarial objective. `..._averaged`: the same two of
     the averaged gradients. `length_nat`, `length_adv`: Euclidean lengths (nats per unit of weight)
-    of the two of `cosine_natural`. `angle_layers`: as `angle`, for each parameter, in degrees."""
+    of the two of `cosine_natural`. `angle_layers`: as `angle`, for each parameter, in degrees.
+    `natural_reaches`: whether a declared natural term is one of the two of `cosine`."""
 
     cosine: float
     cosine_natural: float
@@ -62,6 +63,7 @@ class GradientSimilarity:
     length_adv: float
     angle_layers: dict[str, float]
     batches: int
+    natural_reaches: bool
 
     @property
     def angle(self) -> float:
@@ -104,7 +106,8 @@ class _Through(nn.Module):
 def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     """The gradients of one mini-batch with respect to the feature extractor, as two pairs:
     `{"reaching": (a, b), "natural": (c, d)}`, each a list of tensors in the order of
-    `split_parameters(model)[0]`. A term that isn't there has the gradient zero."""
+    `split_parameters(model)[0]`, and whether a is a natural term's. A term that isn't there has the
+    gradient zero."""
     names = split_parameters(model)[0]
     weights = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
     inputs = list(weights.values())
@@ -129,9 +132,9 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     terms = loss(nat, adv, y)
     declared = _declared(natural, terms)
     others = [gradient(term) for name, term in terms.items() if name not in declared]
-    both_reach = declared and any(part.count_nonzero() for part in arriving)
-    reaching = (arriving, total(others)) if both_reach else (total(others[:1]), total(others[1:]))
-    return {"reaching": reaching, "natural": (on_natural, total(others))}
+    arrives = bool(declared) and any(bool(part.count_nonzero()) for part in arriving)
+    reaching = (arriving, total(others)) if arrives else (total(others[:1]), total(others[1:]))
+    return {"reaching": reaching, "natural": (on_natural, total(others))}, arrives
 
 # %% ../../nbs/robust/03_angles.ipynb #f6700156
 class _Pair:
@@ -178,7 +181,8 @@ def gradient_similarity(
         large = zip(x.split(256), y.split(256), strict=True)  # faster; images don't mix
         x_adv = torch.cat([pgd(model, xs, ys, threat, steps=steps) for xs, ys in large])
         for batch in zip(*(part.split(batch_size) for part in (x, x_adv, y)), strict=True):
-            for name, pair in _term_gradients(model, branch, *batch, loss, natural).items():
+            pairs, arrives = _term_gradients(model, branch, *batch, loss, natural)
+            for name, pair in pairs.items():
                 found[name].add(pair, len(batch[0]))
     reaching = torch.stack(found["reaching"].cosines).nanmean(0).tolist()
     averaged = [_cosines(*pair.sums)[0].item() for pair in found.values()]
@@ -190,4 +194,5 @@ def gradient_similarity(
         *lengths,
         dict(zip(split_parameters(model)[0], map(_degrees, reaching[1:]), strict=True)),
         len(found["reaching"].cosines),
+        arrives,
     )

@@ -58,7 +58,7 @@ _EPOCH = {
     "n_val": whole(1),
     "reason": number(-1e6, 1e6),
     "restored": number(0, 1e9),
-    "new_best": lambda v: isinstance(v, bool),
+    **dict.fromkeys(("new_best", "natural_reaches"), lambda v: isinstance(v, bool)),
 }
 EVENTS = {
     "epoch": _EPOCH,

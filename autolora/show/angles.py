@@ -32,6 +32,16 @@ def _mean_angle(history):
     return f"{angles.mean():.0f}°" if len(angles) else ""
 
 # %% ../../nbs/show/01_angles.ipynb #20cb5fb6
+def _separated(history):
+    """Whether the natural gradient is kept from the FE, as far as that is recorded; before it was,
+    two angles that differ told."""
+    told = draw.floats(history, "natural_reaches").dropna()
+    if len(told):
+        return not told.iloc[-1]
+    pair = (draw.floats(history, c) for c in ("angle", "angle_natural"))
+    return not np.allclose(*pair, equal_nan=True)
+
+
 def _no_conflict(fig, reach):
     "The reference line at 90 degrees, and words beside the axis for what lies above and below it."
     fig.add_hline(y=90, line=dict(color=GREY, width=2, dash="longdash"))
@@ -57,7 +67,7 @@ def plot_angles(history: draw.History) -> go.Figure:
             draw.add_behind(fig, run, x, reaching, **said)
             continue
         draw.add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
-        if not np.allclose(reaching, natural, equal_nan=True):
+        if _separated(run.data):
             label = f"{run.label}, both through the FE"
             draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
     if fig.data:
@@ -154,15 +164,16 @@ def _arrow(fig, place, length, degrees, name, colour, dash, symbol):
     fig.add_scatterpolar(**ends, **look, hovertemplate="length %{r:.3g}, %{theta:.0f}°")
 
 
-def _arrows(fig, place, last):
-    "The two gradients of the epoch `last` as arrows, and the half where they are in conflict."
+def _arrows(fig, place, last, separated):
+    """The two gradients of the epoch `last` as arrows, and the half where they are in conflict.
+    `separated`: whether the natural one is kept from the FE."""
     nat, adv = (1 if np.isnan(last[k]) else last[k] for k in ("length_nat", "length_adv"))
     angle = last["angle_natural"]
     half = dict(r=[1.1 * max(nat, adv)], theta=[135], width=[90], row=place, col=1)
     shade = dict(marker_color="rgba(213,94,0,.13)", hoverinfo="skip", showlegend=False)
     fig.add_barpolar(**half, **shade)
     look = ("natural", NATURAL, "solid", "circle")
-    if not np.isnan(last["angle"]) and not np.isclose(last["angle"], angle):
+    if separated and not np.isnan(last["angle"]):
         look = ("natural (goes to the branch)", NATURAL, "dot", "circle")
     _arrow(fig, place, nat, 0, *look)
     _arrow(fig, place, adv, angle, "adversarial", ADVERSARIAL, "solid", "square")
@@ -186,8 +197,8 @@ def plot_gradients(history: draw.History) -> go.Figure:
     titles = [f"{run.label}, epoch {last['epoch']:.0f}" for run, last in newest]
     polar = [[{"type": "polar"}]] * n
     fig = draw.grid(n, specs=polar, vertical_spacing=0.4 / n, subplot_titles=titles)
-    for place, (_, last) in enumerate(newest, 1):
-        _arrows(fig, place, last)
+    for place, (run, last) in enumerate(newest, 1):
+        _arrows(fig, place, last, _separated(run.data))
     longest = max((t.r[1] for t in fig.data if t.type == "scatterpolar"), default=0) or 1
     fig.update_traces(r=[1.1 * longest], selector=dict(type="barpolar"))
     around = dict(tickvals=[0, 45, 90, 135, 180], ticksuffix="°", **_SOFT)
