@@ -260,8 +260,14 @@ def _listed(folder, name):
     return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
 
-def _files_split(paths, y, size, skip_broken):
-    return from_encoded(lambda i: open_image(paths[i]), torch.tensor(y), paths, size, skip_broken)
+def _of_files(name, classes, splits, size, skip_broken, origin, licence):
+    "The `Task` of two splits, each a list of files and their labels."
+    train, test = (
+        from_encoded(lambda i, p=paths: open_image(p[i]), torch.tensor(y), paths, size, skip_broken)
+        for paths, y in splits
+    )
+    notes = [*train.notes, *test.notes]
+    return Task(name, classes, train, test=test, origin=origin, licence=licence, notes=notes)
 
 
 @register_task
@@ -277,16 +283,9 @@ def cub200(
     for kind in ("1", "0"):
         numbers = [n for n in images if training[n] == kind]
         paths = [folder / "images" / images[n] for n in numbers]
-        splits.append(_files_split(paths, [int(labels[n]) - 1 for n in numbers], size, skip_broken))
-    return Task(
-        "cub200",
-        classes,
-        splits[0],
-        test=splits[1],
-        origin="CUB-200-2011 (Wah et al. 2011)",
-        licence="non-commercial research",
-        notes=[note for split in splits for note in split.notes],
-    )
+        splits.append((paths, [int(labels[n]) - 1 for n in numbers]))
+    told = ("CUB-200-2011 (Wah et al. 2011)", "non-commercial research")
+    return _of_files("cub200", classes, splits, size, skip_broken, *told)
 
 
 @register_task
@@ -310,17 +309,7 @@ def stanford_dogs(
             int(label): name.split("/")[0].partition("-")[2]
             for label, name in zip(y, files, strict=True)
         }
-        splits.append(
-            _files_split(
-                [pictures / "Images" / name for name in files], y.tolist(), size, skip_broken
-            )
-        )
-    return Task(
-        "stanford_dogs",
-        [names.get(i, str(i)) for i in range(max(names) + 1)],
-        splits[0],
-        test=splits[1],
-        origin="Stanford Dogs (Khosla et al. 2011), from ImageNet",
-        licence="research and education",
-        notes=[note for split in splits for note in split.notes],
-    )
+        splits.append(([pictures / "Images" / name for name in files], y.tolist()))
+    classes = [names.get(i, str(i)) for i in range(max(names) + 1)]
+    told = ("Stanford Dogs (Khosla et al. 2011), from ImageNet", "research and education")
+    return _of_files("stanford_dogs", classes, splits, size, skip_broken, *told)

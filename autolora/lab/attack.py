@@ -14,6 +14,7 @@ import traitlets
 
 from ..core.errors import AutoLoRaError
 from ..core.threat import NORMS, linf, matched
+from .canvas import PARTS
 from .duel import Duel, smallest_eps
 from .easel import PAPER, SIDES, STYLE
 from ..runs.folder import Run
@@ -56,7 +57,7 @@ class Attack(anywidget.AnyWidget):
 
     Raises `AutoLoRaError` if their models or images can't be had."""
 
-    _esm = PAPER + SIDES
+    _esm = PARTS + PAPER + SIDES
     _css = STYLE
     names = traitlets.List().tag(sync=True)
     sides = traitlets.List().tag(sync=True)

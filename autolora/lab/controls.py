@@ -99,6 +99,7 @@ _PRESETS = {
     "60-second demo": {"limit": "400", "epochs": "12", "autoattack": 0},
     "a learning rate too high": {"limit": "400", "epochs": "12", "autoattack": 0, "lr": "1"},
     "a conflict: an eps too large": {"limit": "400", "epochs": "12", "autoattack": 0, "eps": "0.3"},
+    "disentangled against naive, as in the paper": {"autolora": False, "autolora_paper": True},
     "your own folder": {"data": ""},
 }
 
@@ -202,7 +203,7 @@ class Controls(widgets.VBox):
             self.fields[name].control.value = given.get(name, kept)
         self.fields["data"].control.value = given.get("data", next(iter(TASKS)))
         for method, box in self.boxes.items():
-            box.value = method in _BEGUN
+            box.value = given.get(method, method in _BEGUN)
 
     @property
     def hints(self) -> dict:

@@ -7,25 +7,6 @@ __all__ = ['PAPER', 'SIDES', 'STYLE']
 
 # %% ../../nbs/lab/04_easel.ipynb #0f383941
 PAPER = """
-const make = (tag, parent, properties = {}) =>
-  parent.appendChild(Object.assign(document.createElement(tag), properties));
-
-const keyed = node => { node.dataset.lmSuppressShortcuts = "true"; return node; };
-
-function choice(parent, words, options) {
-  const label = make("label", parent, { textContent: `${words} ` });
-  const select = keyed(make("select", label));
-  for (const [value, text] of options) make("option", select, { value, textContent: text });
-  return select;
-}
-
-function press(parent, words, hint, heard) {
-  const button = keyed(make("button", parent, { textContent: words, title: hint, type: "button" }));
-  button.className = "jupyter-button";
-  button.addEventListener("click", heard);
-  return button;
-}
-
 // The natural image, to be painted on; `told` gets its values, channel by channel.
 function easel(parent, told) {
   const canvas = keyed(make("canvas", parent, { className: "autolora-paper", tabIndex: 0 }));
@@ -66,11 +47,7 @@ function easel(parent, told) {
   });
   canvas.addEventListener("pointermove", event => down && paint(under(event)));
   canvas.addEventListener("pointerup", () => { down = false; told(values); });
-  const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  canvas.addEventListener("keydown", event => {
-    const move = moves[event.key];
-    if (!move && event.key !== " ") return;
-    event.preventDefault();
+  onKeys(canvas, move => {
     const [, h, w] = shape;
     at ??= [w >> 1, h >> 1];
     if (move) at = [(at[0] + move[0] + w) % w, (at[1] + move[1] + h) % h];

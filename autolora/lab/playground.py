@@ -8,6 +8,7 @@ __all__ = ['Playground']
 # %% ../../nbs/lab/05_playground.ipynb #5c40b1c4
 import anywidget
 
+from .canvas import PARTS
 from .plane import CLOUDS, NET, TRAINING
 
 # %% ../../nbs/lab/05_playground.ipynb #e4d7c20f
@@ -16,9 +17,6 @@ const COLOURS = [[0, 114, 178], [230, 159, 0]];
 const LABELS = { autolora: "AutoLoRa", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
 const SIDE = 300, GRID = 40, REACH = 1.15;
 
-const make = (tag, parent, properties = {}) =>
-  parent.appendChild(Object.assign(document.createElement(tag), properties));
-const keyed = node => { node.dataset.lmSuppressShortcuts = "true"; return node; };
 const toPixel = v => ((v + REACH) / (2 * REACH)) * SIDE;
 const toPlane = v => (v / SIDE) * 2 * REACH - REACH;
 
@@ -112,21 +110,6 @@ function slider(parent, words, range, heard) {
   read();
 }
 
-function choice(parent, words, options, heard) {
-  const label = make("label", parent, { textContent: `${words} ` });
-  const select = keyed(make("select", label));
-  for (const [value, textContent] of Object.entries(options))
-    make("option", select, { value, textContent });
-  select.addEventListener("change", () => heard(select.value));
-}
-
-function press(parent, words, title, heard) {
-  const button = keyed(make("button", parent, { textContent: words, title, type: "button" }));
-  button.className = "jupyter-button";
-  button.addEventListener("click", heard);
-  return button;
-}
-
 const nearest = (cloud, [x, z]) => {
   const far = cloud.map(({ point }) => Math.hypot(point[0] - x, point[1] - z));
   return far.indexOf(Math.min(...far));
@@ -146,11 +129,7 @@ function listen(canvas, state, redraw) {
     state.cursor = null;
     touch([clientX - left, clientY - top].map(v => toPlane((v / width) * SIDE)));
   });
-  const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  canvas.addEventListener("keydown", event => {
-    const move = moves[event.key];
-    if (!move && event.key !== " ") return;
-    event.preventDefault();
+  onKeys(canvas, move => {
     if (state.mode === "choose") {
       const n = state.cloud.length;
       if (move && n) state.chosen = (state.chosen + move[0] + move[1] + n) % n;
@@ -211,7 +190,7 @@ function render({ el }) {
     requestAnimationFrame(frame);
   };
   const again = () => { if (pictures[0].learner) redraw(); };
-  choice(above, "Fine-tune on", NAMES, name => {
+  choice(above, "Fine-tune on", Object.entries(NAMES), name => {
     state.name = name;
     if (name === "own") state.cloud = [];
     reset();
@@ -239,7 +218,7 @@ function render({ el }) {
   press(below, "Reset", "Back to the robust net, before any fine-tuning", reset);
   const modes = {
     choose: "chooses a point", class0: "sets a round point", class1: "sets a square point" };
-  choice(below, "A click", modes, mode => { state.mode = mode; });
+  choice(below, "A click", Object.entries(modes), mode => { state.mode = mode; });
   reset();
   return () => { playing = false; };
 }
@@ -269,5 +248,5 @@ class Playground(anywidget.AnyWidget):
 
     Nothing of it is asked of the kernel."""
 
-    _esm = NET + TRAINING + CLOUDS + _VIEW + _PAGE
+    _esm = PARTS + NET + TRAINING + CLOUDS + _VIEW + _PAGE
     _css = _STYLE

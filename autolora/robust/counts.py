@@ -119,13 +119,13 @@ def curve_table(curve: list[tuple[float, Row]]) -> list[list[str]]:
 def corruption_table(rows: Iterable[Row]) -> list[list[str]]:
     "The same of corruptions: one a line, its severities side by side, and their mean."
     found = {}
+    counts = set()
     for row in rows:
         name, _, severity = row.attack.partition(":")
         found.setdefault(name, {})[severity] = row
+        counts.add(row.n)
     severities = sorted({severity for several in found.values() for severity in several})
-    counts = "/".join(
-        map(str, sorted({row.n for several in found.values() for row in several.values()}))
-    )
+    counts = "/".join(map(str, sorted(counts)))
     table = [[f"accuracy % [95 %], n={counts}", *(f"severity {s}" for s in severities), "mean %"]]
     for name, several in found.items():
         mean = sum(row.accuracy for row in several.values()) / len(several)

@@ -31,7 +31,7 @@ from autolora.core.reading import (
 )
 from ..core.signals import held_back
 from ..robust.results import Report
-from .contents import config_fault, event_fault, history_frame
+from .contents import as_then, config_fault, event_fault, history_frame
 from .departing import Departing
 
 if TYPE_CHECKING:
@@ -56,14 +56,6 @@ def flat(settings: dict) -> dict:
     "`settings` with those of a method, which older folders keep apart in `options`, among them."
     own = settings.get("options") or {}
     return {name: value for name, value in settings.items() if name != "options"} | own
-
-
-def _as_then(config):
-    "The settings of a run, with those that a folder of before format 2 left unsaid."
-    if "format" in config:
-        return config
-    own = {"route": "branch", "lam1": "auto"} if config.get("method") == "autolora" else {}
-    return {"deliver": "best"} | own | config
 
 
 def differing(found: dict, wanted: dict, ignored=()) -> list[str]:
@@ -310,7 +302,7 @@ class Run(Departing, Folder):
         """Everything that was asked for and found, by name; a method's settings among it.
 
         Raises `AutoLoRaError` if the file is damaged, or is asked for what it doesn't say."""
-        return Record(_as_then(flat(self.contents)), self.path / self.file)
+        return Record(as_then(flat(self.contents)), self.path / self.file)
 
     @property
     def identity(self) -> str:

@@ -78,16 +78,9 @@ class RecordAngles(Callback):
         # A step that needed less memory leaves no room for more here.
         parts = m.microbatches * (1 + m.gradient_checkpointing)
         size = max(4, self.batch_size // parts)
-        found = gradient_similarity(
-            m.model,
-            x,
-            y,
-            m.threat,
-            m.loss,
-            m.detached_path or m.branch,
-            batch_size=size,
-            natural=m.natural,
-        )
+        path = m.detached_path or m.branch
+        given = dict(batch_size=size, natural=m.natural)
+        found = gradient_similarity(m.model, x, y, m.threat, m.loss, path, **given)
         learner.record |= found.to_dict() | {"angle_seconds": time.perf_counter() - start}
 
 # %% ../../nbs/train/04_callbacks.ipynb #95c27fb1
