@@ -2577,6 +2577,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'autolora.train.delivery.WeightAverage.update': ( 'train/delivery.html#weightaverage.update',
                                                                                            'autolora/train/delivery.py'),
                                          'autolora.train.delivery._End': ('train/delivery.html#_end', 'autolora/train/delivery.py'),
+                                         'autolora.train.delivery._End._chance': ( 'train/delivery.html#_end._chance',
+                                                                                   'autolora/train/delivery.py'),
                                          'autolora.train.delivery._End._may_return': ( 'train/delivery.html#_end._may_return',
                                                                                        'autolora/train/delivery.py'),
                                          'autolora.train.delivery._End.deliver': ( 'train/delivery.html#_end.deliver',

@@ -114,9 +114,7 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
 
     def gradient(term):
-        if not term.requires_grad:
-            return [torch.zeros_like(w) for w in inputs]
-        return torch.autograd.grad(term, inputs, **options)
+        return torch.autograd.grad(term, inputs, **options) if term.requires_grad else total([])
 
     def total(gradients):
         columns = zip(inputs, *gradients, strict=True)

@@ -76,7 +76,7 @@ class BestEpoch:
     label = "the best epoch on the validation images"
 
     def __init__(self):
-        self.best = None  # {"epoch", "weights", "natural", "robust"}
+        self.best = None  # {"epoch", "weights", "natural", "robust", "among"}
 
     def after_step(self, method):
         "The method has made a step."
@@ -89,6 +89,7 @@ class BestEpoch:
         if better:
             found = {"epoch": decision.epoch, "natural": natural, "robust": robust}
             self.best = found | {"weights": take_weights(method)}
+        self.best["among"] = decision.epoch
         restored = None
         if decision.restore and self._may_return(robust):
             put_weights(method, self.best["weights"])
@@ -123,10 +124,14 @@ class BestEpoch:
 
 # %% ../../nbs/train/02_delivery.ipynb #acefcb3d
 class _End(BestEpoch):
-    "Hands over the end of the run, and asks for a sign test with p < 0.05 before it goes back."
+    """Hands over the end of the run, and asks for a sign test with p < 0.05 before it goes back;
+    p is multiplied by the number of epochs among which the best was chosen (Bonferroni)."""
+
+    def _chance(self, robust):
+        return min(1.0, self.best["among"] * sign_test(self.best["robust"], robust))
 
     def _may_return(self, robust):
-        return sign_test(self.best["robust"], robust) < 0.05
+        return self._chance(robust) < 0.05
 
     def deliver(self, method, measure=None):
         weights, words = self._end()
@@ -134,8 +139,8 @@ class _End(BestEpoch):
         told = {"delivered": words, "rule": self.label}
         if measure is None:
             return told
-        told["evidence"] = sign_test(self.best["robust"], measure())
-        return told if told["evidence"] >= 0.05 else told | super().deliver(method)
+        told["evidence"] = p = self._chance(measure())
+        return told if p >= 0.05 else told | super().deliver(method)
 
 
 class LastEpoch(_End):
