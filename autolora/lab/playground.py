@@ -14,7 +14,7 @@ from .plane import CLOUDS, NET, TRAINING
 # %% ../../nbs/lab/05_playground.ipynb #e4d7c20f
 _VIEW = """
 const COLOURS = [[0, 114, 178], [230, 159, 0]];
-const LABELS = { autolora: "AutoLoRa", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
+const LABELS = { autolora: "disentangled (AutoLoRa)", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
 const SIDE = 300, GRID = 40, REACH = 1.15;
 
 const toPixel = v => ((v + REACH) / (2 * REACH)) * SIDE;
@@ -244,7 +244,7 @@ _STYLE = """
 
 # %% ../../nbs/lab/05_playground.ipynb #4a7b4653
 class Playground(anywidget.AnyWidget):
-    """Points in a plane and three small nets, fine-tuned in the page: AutoLoRa, naive RFT, plain.
+    """Points in a plane and three small nets, fine-tuned in the page: disentangled, naive, plain.
 
     Nothing of it is asked of the kernel."""
 
