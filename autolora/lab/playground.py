@@ -14,7 +14,8 @@ from .plane import CLOUDS, NET, TRAINING
 # %% ../../nbs/lab/05_playground.ipynb #e4d7c20f
 _VIEW = """
 const COLOURS = [[0, 114, 178], [230, 159, 0]];
-const LABELS = { autolora: "disentangled (AutoLoRa)", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
+const LABELS = {
+  autolora: "disentangled (AutoLoRa)", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
 const SIDE = 300, GRID = 40, REACH = 1.15;
 
 const toPixel = v => ((v + REACH) / (2 * REACH)) * SIDE;
