@@ -15,18 +15,11 @@ import torch
 from torch import nn
 
 from ..core.errors import AutoLoRaError
+from . import zoos
 from .blocks import check_values, few, gaps, surplus
 from .files import read_tensors
 from .parts import head_name
 from .tracing import layer_of
-from autolora.models.zoos import (
-    CONVERSIONS,
-    batchnorm_sets,
-    converted,
-    doubtful,
-    normalisation_in,
-    with_set,
-)
 
 # %% ../../nbs/models/05_checkpoints.ipynb #3ec49fba
 def _counter(name):
@@ -136,9 +129,9 @@ def _read(label, prefix, conversion, tensors, wanted, ours) -> Reading:
     missing = [ours + name for name in wanted if name not in inside]
     left = [name for name in inside if name not in wanted and not _counter(name)]
     label = ".".join(part for part in (label, prefix.rstrip(".")) if part)
-    found = normalisation_in(tensors)
+    found = zoos.normalisation_in(tensors)
     known = {prefix + name for name in wanted} | set(wanted)
-    odd = [] if found else doubtful(tensors, prefix, known)
+    odd = [] if found else zoos.doubtful(tensors, prefix, known)
     return Reading(label, conversion, matched, missing, misshaped, left, found, odd)
 
 
@@ -151,7 +144,7 @@ def _same_but_ones(there, here):
 def _renamed(tensors, label, conversion, made):
     "`tensors` under other names, as `made` has them or shall."
     if (label, conversion) not in made:
-        made[label, conversion] = converted(tensors, conversion)
+        made[label, conversion] = zoos.converted(tensors, conversion)
     return made[label, conversion]
 
 
@@ -161,10 +154,10 @@ def readings(sets: dict, wanted: dict, ours: str, made: dict | None = None) -> l
     made = {} if made is None else made
     found = []
     for label, tensors in sets.items():
-        for number in batchnorm_sets(tensors) or [None]:
-            one = tensors if number is None else with_set(tensors, number)
+        for number in zoos.batchnorm_sets(tensors) or [None]:
+            one = tensors if number is None else zoos.with_set(tensors, number)
             named = label if number is None else f"{label}.bn_list.{number}".lstrip(".")
-            for conversion in CONVERSIONS:
+            for conversion in zoos.CONVERSIONS:
                 renamed = _renamed(one, named, conversion, made)
                 for prefix in _prefixes(renamed, wanted):
                     found.append(_read(named, prefix, conversion, renamed, wanted, ours))

@@ -21,7 +21,8 @@ from ..data.loading import load_task
 from ..data.task import Task
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
-from .folder import differing, flat
+from .contents import flat
+from .folder import differing
 from .processes import cores
 from .settings import SETTINGS
 

@@ -20,8 +20,9 @@ from ..core.disk import alone
 from ..core.errors import AutoLoRaError
 from ..core.settings import Setting, accepts
 from ..core.signals import orderly
+from .contents import flat
 from .finetuning import default_out
-from .folder import Folder, Run, flat
+from .folder import Folder, Run
 from .preparation import prepare
 from .processes import JOBS, cores, launch
 from .search import Search, _optuna, candidates, plan, space_for

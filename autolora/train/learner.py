@@ -107,9 +107,7 @@ def _prefetched(items):
 
 # %% ../../nbs/train/03_learner.ipynb #ac37c6ae
 @torch.no_grad()
-def which_correct(
-    model, split, threat, device, batch_size: int = 256
-) -> tuple[torch.Tensor, torch.Tensor]:
+def which_correct(model, split, threat, device, batch_size: int = 256) -> tuple:
     """Which images of `split` the `model` classifies correctly, naturally and under PGD-10 (an
     image counts as robust if both hold): two boolean tensors (n,) on the CPU."""
     found = torch.zeros(2, len(split), dtype=torch.float32)
@@ -133,9 +131,8 @@ def which_correct(
 
 def count_correct(model, split, threat, device, batch_size: int = 256) -> tuple[int, int]:
     "How many images of `split` are classified correctly: naturally, and under PGD-10."
-    return tuple(
-        int(kind.sum()) for kind in which_correct(model, split, threat, device, batch_size)
-    )
+    found = which_correct(model, split, threat, device, batch_size)
+    return tuple(int(kind.sum()) for kind in found)
 
 # %% ../../nbs/train/03_learner.ipynb #6eef0fb8
 def train_step(method, optimizer, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -176,8 +173,7 @@ class Learner:
     config gives the `seed` of the data order.
 
     `schedule`: a `Schedule`. `delivery`: which weights are handed over (None: the best epoch's). An
-    incomplete last batch is left out (another shuffle comes each
-    epoch). Raises `AutoLoRaError` if there are fewer training images than a batch."""
+    incomplete last batch is left out. Raises `AutoLoRaError` if not one is complete."""
 
     def __init__(
         self, method, task, run, schedule, epochs: int, batch_size=128, callbacks=(), delivery=None
@@ -363,6 +359,6 @@ def validate(self: Learner):
     self.record |= self.delivery.judge(self.method, decision, natural, robust)
     if decision.restore and self.record["restored"] is None:
         self.schedule.stayed(ra)
-    self.record |= {"sa": sa, "ra": ra, "n_val": n}
-    self.record |= {"reason": decision.reason, "next_lr": decision.lr}
+    told = {"reason": decision.reason, "next_lr": decision.lr}
+    self.record |= {"sa": sa, "ra": ra, "n_val": n, **told}
     self.done = decision.stop
