@@ -22,6 +22,8 @@ import argparse
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from autolora.data.loading import load_task
 from autolora.runs.protocol import embedded
 from autolora.runs.study import compare
@@ -85,6 +87,7 @@ KEPT = [
     "aa_correct",
     "aa_n",
     "best_epoch",
+    "delivered",
     "epochs_done",
     "lr",
     "lr_setting",
@@ -120,6 +123,17 @@ def tuned(task, backbone, settings):
         "autolora",
         *({"arm": f"{method}, tuned", **tuning.chosen} for method, tuning in found.items()),
     ]
+
+
+def slid(study):
+    "What each run measured with its branch added: a row a scale, on validation images."
+    rows = []
+    for cell in study.cells:
+        found = study.run(cell).last("scales")
+        points = zip(*(found.get(name, []) for name in ("scale", "sa", "ra")), strict=True)
+        about = {name: cell[name] for name in ("arm", "task", "seed")} | {"n": found.get("n")}
+        rows += [about | {"scale": s, "sa": sa, "ra": ra} for s, sa, ra in points]
+    return pd.DataFrame(rows)
 
 
 def folder(what, task, backbone, part, settings):
@@ -176,14 +190,14 @@ def main():
         autoattack=args.autoattack,
         **settings,
     )
-    table, name = (
-        study.table,
-        "_".join(filter(None, [args.what, args.backbone, *study.protocol["tasks"]])),
-    )
+    ends = [study.run(cell).last("end").get("delivered") for cell in study.cells]
+    table = study.table.assign(delivered=ends)
+    name = "_".join(filter(None, [args.what, args.backbone, *study.protocol["tasks"]]))
     RESULTS.mkdir(exist_ok=True)
-    table[[column for column in KEPT if column in table]].to_csv(
-        RESULTS / f"{name}.csv", index=False
-    )
+    kept = [column for column in KEPT if column in table]
+    table[kept].to_csv(RESULTS / f"{name}.csv", index=False)
+    if len(measured := slid(study)):
+        measured.to_csv(RESULTS / f"slider_{name}.csv", index=False)
     protocol = study.protocol
     protocol["tasks"] = {
         task: about | {"source": task} for task, about in protocol["tasks"].items()
