@@ -248,6 +248,7 @@ def load_task(
     seed: int = 0,
     augment="auto",
     skip_broken: bool = False,
+    validation: int | None = None,
 ) -> Task:
     """The `Task` of `source`, with training, validation and test images that share none.
 
@@ -265,18 +266,20 @@ def load_task(
     fifth, by class; whole groups). Without test images, 20 % are held out, the same for every seed.
     `augment`: "shift", "shift+flip", "none", a function `augment(x, generator)` of float images, or
     "auto", what suits them; the task's `augment_choice` tells. `skip_broken`: leave out images that
-    can't be read. What was found stands in the task's `notes`. Raises `AutoLoRaError` for bad
+    can't be read. `validation`: so many validation images, at most a third, where the data bring
+    none. What was found stands in the task's `notes`. Raises `AutoLoRaError` for bad
     input."""
-    for name, number in (("limit", limit), ("size", size)):
+    for name, number in (("limit", limit), ("size", size), ("validation", validation)):
         if number is not None and not (isinstance(number, (int, np.integer)) and number > 0):
             raise AutoLoRaError(f"{name} must be a positive whole number, not {number!r}.")
     if not isinstance(source, Task):
-        task = _completed(_found(source, root, size, skip_broken, limit), limit, seed)
+        found = _found(source, root, size, skip_broken, limit)
+        task = _completed(found, limit, seed, validation)
         task = replace(task, notes=[*task.notes, *found_in(task)])
         return _augmented(_suited(task) if augment == "auto" else task, augment)
     if size or limit:
         raise AutoLoRaError("This Task is already loaded: pass limit and size where it is made.")
     if None in (source.val, source.test, source.threat):
-        task = _completed(source, None, seed)
+        task = _completed(source, None, seed, validation)
         source = replace(task, notes=[*task.notes, *found_in(task)])
     return _augmented(source, augment)

@@ -155,15 +155,17 @@ def _check_classes(task):
         raise AutoLoRaError(f"Class '{task.classes[lacking]}' has no training images: {fix}.")
 
 # %% ../../nbs/data/05_task.ipynb #91561383
-def _validated(task, limit, seed):
-    "`task` with `limit` applied and with a validation split from its training images, by `seed`."
+def _validated(task, limit, seed, validation=None):
+    """`task` with `limit` applied and with a validation split from its training images, by `seed`:
+    of `validation` images, at most a third, or of as many as it takes by itself."""
     generator = torch.Generator().manual_seed(int(seed))
     train = task.train
     if limit is not None and limit < len(train):
         train = train.take(_draw(train.y, limit, generator, keep=0))
     if task.val is not None:
         return replace(task, train=train)
-    wanted = max(math.ceil(0.05 * len(train)), min(100, len(train) // 5))
+    usual = max(math.ceil(0.05 * len(train)), min(100, len(train) // 5))
+    wanted = usual if validation is None else min(validation, max(1, len(train) // 3))
     train, val = _divide(train, wanted, generator)
     if not len(val):
         raise AutoLoRaError(
@@ -173,14 +175,14 @@ def _validated(task, limit, seed):
     return replace(task, train=train, val=val)
 
 
-def _completed(task, limit, seed):
+def _completed(task, limit, seed, validation=None):
     "`task` checked, with all three splits and a threat model; packed images are decoded, once."
     _check_classes(task)
     if task.test is None:
         fifth = math.ceil(0.2 * len(task.train))
         train, test = _divide(task.train, fifth, torch.Generator().manual_seed(0))
         task = replace(task, train=train, test=test)
-    task = _validated(task, limit, seed)
+    task = _validated(task, limit, seed, validation)
     _check_classes(task)
     unpacked = {kind: split.unpacked() for kind, split in task.splits.items()}
     threat = task.threat or linf(0.1 if task.shape[0] == 1 else 8 / 255)

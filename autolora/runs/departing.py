@@ -42,7 +42,7 @@ def task_of(run, data: str | None = None, root: str | None = None):
             "This run doesn't say by name which data it was made on: hand them over again, "
             "run.task = load_task(data), or give --data a name or a path."
         )
-    told = {name: c.get(name) for name in ("limit", "size")}
+    told = {name: c.get(name) for name in ("limit", "size", "validation")}
     skip_broken = bool(c.get("skip_broken"))
     return load_task(source, root or c.get("root"), skip_broken=skip_broken, **told)
 

@@ -126,14 +126,8 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     if not isinstance(backbone, nn.Module):
         BACKBONES[backbone]  # what isn't known is told before data are loaded
     threat = parse_threat(common.threat) if common.threat else None
-    task = load_task(
-        data,
-        common.root,
-        common.limit,
-        common.size,
-        augment=common.augment,
-        skip_broken=common.skip_broken,
-    )
+    read = {k: getattr(common, k) for k in ("augment", "skip_broken", "validation")}
+    task = load_task(data, common.root, common.limit, common.size, **read)
     threat = threat or task.threat
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     small = batch_size / world_size() < 16

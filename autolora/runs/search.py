@@ -62,18 +62,21 @@ class Search:
 
     def rungs(self, n: int, epochs: int, steps: int) -> list[tuple[int, int, int]]:
         """`(candidates, epochs, attack steps)` of each rung, for `n` candidates below and `epochs`
-        and `steps` at the top."""
+        and `steps` at the top. One of each is the default, which always goes up."""
+        up = lambda i: min(n, math.ceil(n / self.keep**i) + (i > 0))
         return [
-            (math.ceil(n / self.keep**i), max(1, round(share * epochs)), min(rung_steps, steps))
-            for i, (share, rung_steps) in enumerate(self.ladder)
+            (up(i), max(1, round(share * epochs)), min(most, steps))
+            for i, (share, most) in enumerate(self.ladder)
         ]
 
 
 def price(rungs: list, epochs: int, steps: int, n_train: int, n_val: int) -> float:
-    """What the `rungs` cost, in default runs of so many epochs and attack steps on so many images:
-    by the passes over images, of which validation takes eleven an image."""
+    """What the `rungs` cost, and the winner's own training, as long as on the last; in default runs
+    of so many epochs and attack steps on so many images, by the passes over images, of which
+    validation takes eleven an image."""
     passes = lambda epochs, steps: epochs * (n_train * (steps + 2) + 11 * n_val)
-    return sum(n * passes(*length) for n, *length in rungs) / passes(epochs, steps)
+    spent = [n * passes(*length) for n, *length in rungs] + [passes(*rungs[-1][1:])]
+    return sum(spent) / passes(epochs, steps)
 
 
 def plan(

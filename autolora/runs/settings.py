@@ -66,6 +66,14 @@ SETTINGS = Table(
         label="Data in",
     ),
     Setting(
+        "validation",
+        None,
+        "validation images to hold out, at most a third, where the data bring none",
+        (int,),
+        1,
+        none="5 %, at least 100 or a fifth",
+    ),
+    Setting(
         "skip_broken",
         False,
         "leave out images that can't be read",
