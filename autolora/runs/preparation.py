@@ -142,11 +142,8 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     config |= {"data": named(data)} | as_recorded(vars(common)) | _plain(own)
     deliver = cls.deliver if common.deliver == "auto" else common.deliver
     config |= {"threat": str(threat), "epochs": epochs, "batch_size": batch_size}
-    config["deliver"] = deliver
-    config |= facts_of(task) | {
-        "versions": made_with(),
-        "hashes": made_of(task, model, common.test),
-    }
+    config |= {"deliver": deliver, **facts_of(task), "versions": made_with()}
+    config["hashes"] = made_of(task, model, common.test)
     config |= {"asked": _asked(cls, common, own), "threads": torch.get_num_threads()}
     adapted = getattr(made.branch, "names", ())
     config["model"] = inspect_model(adopted, trial_images(task), adapted) | {"frozen": frozen}
