@@ -718,3 +718,13 @@ def test_the_embedded_net_is_attacked_as_before():
         theirs = pgd(net, x, y, threat, steps=3, loss=cross_entropy)
         share = ((ours - theirs).abs() > 1e-3).float().mean()
         assert share < 0.01
+
+
+def test_a_run_that_was_never_robust_says_so(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
+    given = dict(threat="linf:0.5", epochs=2, lr=0.05, limit=300, steps=2, angles=False)
+    run = finetune(net, "digits", "trades", out=tmp_path / "run", progress=False, **given)
+    assert not run.history.ra.any()
+    assert any("After no epoch" in alarm for alarm in run.report["alarms"])
+    text = (run.path / "report.html").read_text()
+    assert "After no epoch did one validation image stand the attack" in text

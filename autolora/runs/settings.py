@@ -61,24 +61,20 @@ SETTINGS = Table(
     Setting(
         "root",
         None,
-        "folder in which a built-in data set lies",
+        "folder of a built-in data set",
         none="where it is looked for",
         label="Data in",
     ),
     Setting(
         "validation",
         None,
-        "validation images to hold out, at most a third, where the data bring none",
+        "images to hold out (up to a third) for decisions",
         (int,),
         1,
-        none="5 %, at least 100 or a fifth",
+        none="5 %",
     ),
     Setting(
-        "skip_broken",
-        False,
-        "leave out images that can't be read",
-        (bool,),
-        label="Skip broken images",
+        "skip_broken", False, "leave out images that are unreadable", (bool,), label="Skip broken"
     ),
     Setting(
         "seed", 0, "of everything random: the same seed gives the same run", (int,), 0, label="Seed"

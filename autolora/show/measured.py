@@ -36,6 +36,10 @@ _UNFINISHED = (
     "This run is unfinished: {} of {} epochs are done, and nothing has been measured on test "
     "images. Call finetune with the same settings, out= this folder and resume=True to go on."
 )
+_NEVER = (
+    "After no epoch did one validation image stand the attack: the model isn't robust at this eps. "
+    "Take a smaller one, begin with a robust backbone, or train longer."
+)
 _GARBLED = "Lines of the log that are torn or garbled, and were left out: {}."
 _MEASURED = (
     "Measured on images of the split: {}. Threat: {}. SA is the standard accuracy, on natural "
@@ -48,7 +52,10 @@ _MEASURED = (
 def training_alarms(run) -> list[str]:
     "What spoke against a run's numbers while it was trained, as sentences."
     told = ("alarm", "diverged")
-    return [str(e.get("message")) for e in run.events if e.get("event") in told]
+    found = [str(e.get("message")) for e in run.events if e.get("event") in told]
+    ended = any(e.get("event") == "end" for e in run.events)
+    never = {e.get("ra") for e in run.events if e.get("event") == "epoch"} == {0}
+    return found + [_NEVER] * (ended and never)
 
 
 def _frame(table):
