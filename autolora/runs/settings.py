@@ -59,11 +59,7 @@ SETTINGS = Table(
         label="Pixels a side",
     ),
     Setting(
-        "root",
-        None,
-        "folder of a built-in data set",
-        none="where it is looked for",
-        label="Data in",
+        "root", None, "folder of built-in data sets", none="where it is looked for", label="Data in"
     ),
     Setting(
         "validation",
@@ -73,9 +69,7 @@ SETTINGS = Table(
         1,
         none="5 %",
     ),
-    Setting(
-        "skip_broken", False, "leave out images that are unreadable", (bool,), label="Skip broken"
-    ),
+    Setting("skip_broken", False, "leave out unreadable images", (bool,), label="Skip broken"),
     Setting(
         "seed", 0, "of everything random: the same seed gives the same run", (int,), 0, label="Seed"
     ),
