@@ -1,14 +1,14 @@
 # make run | test | lab | bench     each does all its own set-up, in .venv, the first time
 # make long                         the tests that make test leaves out for their time
 # make export | readme | clean      for people who change the notebooks
-# make slides                       of the course's lessons, in _docs/slides
+# make docs | slides                the site, in _docs/site; slides of the course, in _docs/slides
 # Another Python: make run PYTHON=/path/to/python3.12     More arguments: make test ARGS="-k schedule"
 
 PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
 
-.PHONY: help run test long lab bench export readme slides clean
+.PHONY: help run test long lab bench export readme docs slides clean
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -34,6 +34,9 @@ export: .venv/ready
 
 readme: .venv/ready
 	@$(BIN)/python tools/readme.py
+
+docs: .venv/ready
+	@$(BIN)/python tools/docs.py $(ARGS)
 
 slides: .venv/ready
 	@$(BIN)/python tools/slides.py $(ARGS)
