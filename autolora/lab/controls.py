@@ -204,6 +204,7 @@ class Controls(widgets.VBox):
         self.fields["data"].control.value = given.get("data", next(iter(TASKS)))
         for method, box in self.boxes.items():
             box.value = given.get(method, method in _BEGUN)
+        self._unfold()
 
     @property
     def hints(self) -> dict:
