@@ -25,7 +25,12 @@ TEXTS += ("benchmarks/results.md", "benchmarks/models.md")
 PARTS = {
     "Learn": ("nbs/course/0*.ipynb", "nbs/course/glossary.ipynb", "nbs/00_tour.ipynb"),
     "Teach": ("nbs/course/0*.md", "nbs/explanations/lecture.ipynb"),
-    "Use": ("nbs/lab.ipynb", "nbs/explanations/handing_on.ipynb", "known.md"),
+    "Use": (
+        "nbs/lab.ipynb",
+        "nbs/explanations/in_detail.ipynb",
+        "nbs/explanations/handing_on.ipynb",
+        "known.md",
+    ),
     "Understand": ("nbs/explanations/where_we_differ.ipynb", "nbs/results/evidence.ipynb"),
     "Interface": ("api/autolora.md", *(f"api/{floor}.md" for floor in FLOORS)),
     "How it works inside": (*(f"nbs/{floor}/*.ipynb" for floor in FLOORS), "nbs/0[123]_*.ipynb"),
