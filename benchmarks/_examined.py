@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from autolora.core.errors import AutoLoRaError
 from autolora.core.threat import linf
-from autolora.methods.autolora import AutoLoRa
+from autolora.methods.autolora import PublishedAutoLoRa
 from autolora.models.backbones import BACKBONES, open_backbone
 from autolora.models.kept import read_weights, rebuilt, save_weights
 from autolora.models.parts import eval_mode, head_name, split_parameters
@@ -205,7 +205,7 @@ def _examined(name, seed):
         x, y = images(model)
         about["side"] = x.shape[-1]
         warm(model, x)
-        method = AutoLoRa(model, THREAT, steps=2)
+        method = PublishedAutoLoRa(model, THREAT, steps=2)
         about |= coverage(model, method.branch.names)
         about["difference"] = check_start(method, x)
         check_routing(method, x, y)

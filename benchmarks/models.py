@@ -9,7 +9,7 @@ python benchmarks/models.py --show             models.md from what there is
 
 Of each net: the head that is found, what the branch covers, how attacks run, and whether all of
 this holds: branch off and branch at its start are the plain net, but for rounding; the natural
-term reaches head and branch and nothing else; an attack stays in the threat, raises the loss
+term, as published, reaches head and branch only; an attack stays in the threat, raises the loss
 and leaves no trace; a training step moves head, feature extractor and branch; the branch is the
 net with summed weights; dropping it changes nothing; saved and opened again by its name, the
 logits are the same.

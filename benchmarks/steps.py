@@ -60,9 +60,9 @@ def case(args, what, net):
 
 
 class Ours:
-    "One AutoLoRa step of ours on a fixed batch, laid out as `finetune` lays it out."
+    "One step of AutoLoRa as published, ours, on a fixed batch, laid out as `finetune` lays it out."
 
-    def __init__(self, model, x, y, name="autolora", recompute=False):
+    def __init__(self, model, x, y, name="autolora_paper", recompute=False):
         self.method = make_method(
             name, copy.deepcopy(model).to(memory_format=torch.channels_last), linf(EPS)
         )
@@ -236,7 +236,7 @@ def epoch(args):
         model = probed(backbone, task.train.images(), task.train.y).to(args.device)
         times = turns(
             {
-                "autolora": our_epoch("autolora", model, task),
+                "autolora": our_epoch("autolora_paper", model, task),
                 "trades, same loop": our_epoch("trades", model, task),
                 "published, plainly": PlainEpoch(model, task),
             },

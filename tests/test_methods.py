@@ -651,7 +651,7 @@ def test_criticality_finds_the_weight_that_does_nothing():
 
 
 def test_shared_route_is_trades_under_autoloras_weights():
-    method, model = make("autolora_paper", route="shared", lam1=1.0), fresh().train()
+    method, model = make("autolora_paper", route="shared"), fresh().train()
     method.lam1, method.lam2 = 1.0, 6.0
     trades = make("trades")
     a, b = total(method.losses(images(), Y)), total(trades.losses(images(), Y))

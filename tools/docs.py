@@ -3,7 +3,8 @@
 Lays out the notebooks, the texts and what is made from the package (its interface from signatures
 and docstrings, tables of everything known by name) in _docs/pages, and has Sphinx make a site of
 them in FOLDER (default: _docs/site). Nothing is fetched, neither now nor by who reads it. A link
-that leads nowhere ends it with an error."""
+of a notebook that leads nowhere ends it with an error; of a text, what isn't part of the site is
+plain words."""
 
 import ast
 import importlib

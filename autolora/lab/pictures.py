@@ -244,7 +244,7 @@ def automatic(config: dict, chosen: set) -> pd.DataFrame:
         "epochs": (config["epochs"], "about 30,000 images seen, 12 to 60 epochs"),
         "batch_size": (config["batch_size"], "128 as published, smaller for small data"),
         "lr": ("found first", "range test on training images"),
-        "loss weights": ("each epoch", "from training accuracy (AutoLoRa)"),
+        "loss weights": ("each epoch", "from training accuracy (AutoLoRa as published)"),
         "halving lr": ("at checkpoints", "from validation accuracy"),
         "rank": (config.get("rank"), "as published"),
         "validation": (f"{config['n_val']} images", "drawn from the training images"),

@@ -15,7 +15,7 @@ from .plane import CLOUDS, NET, TRAINING
 _VIEW = """
 const COLOURS = [[0, 114, 178], [230, 159, 0]];
 const LABELS = {
-  autolora: "disentangled (AutoLoRa)", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
+  autolora: "disentangled (a branch)", trades: "naive RFT (TRADES)", plain: "plain fine-tuning" };
 const SIDE = 300, GRID = 40, REACH = 1.15;
 
 const toPixel = v => ((v + REACH) / (2 * REACH)) * SIDE;

@@ -8,6 +8,7 @@ __all__ = ['AutoLoRa', 'PublishedAutoLoRa']
 # %% ../../nbs/methods/01_autolora.ipynb #c0de0082
 from functools import partial
 
+from ..core.errors import AutoLoRaError
 from ..core.settings import Setting, Table
 from .base import Method
 from ..models.parametrisations import PARAMETRISATIONS
@@ -38,7 +39,7 @@ class AutoLoRa(Method):
     settings = Method.settings | Table(
         Setting("rank", 8, "rank of the low-rank branch", (int,), low=1),
         Setting("parametrisation", "lora", "how the branch is written down", PARAMETRISATIONS),
-        Setting("where", "", "patterns of the weights that get a branch (all but the stem)"),
+        Setting("where", "", "patterns of the weights that get a branch (all but stem and head)"),
         Setting("route", "open", "way of the natural term", ("branch", "stop", "open", "shared")),
         Setting("kl", "live", "whom the KL term moves", ("live", "detached", "none")),
         Setting("lam1", 1.0, "weight of the natural term", ("auto", float), 0, 1),
@@ -49,6 +50,8 @@ class AutoLoRa(Method):
     )
 
     def build(self, task):
+        if self.adv_weight == "paper" and self.chosen["lam1"] == 1:
+            raise AutoLoRaError("adv_weight='paper' leaves nothing at lam1=1: add lam1='auto'.")
         view = {"branch": LowRankBranch, "open": OpenBranch}.get(self.route)
         if view:
             self.branch = view(self.model, self.rank, self.where, self.parametrisation)

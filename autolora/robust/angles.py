@@ -168,11 +168,11 @@ def gradient_similarity(
     """The `GradientSimilarity` of `model` on images `x` (N, C, H, W) in [0, 1], labels `y` (N,).
 
     `loss(nat, adv, y)`: the method's weighted terms by name, as in `losses`. `branch`: the path its
-    natural images take beside the model (a `LowRankBranch`), if it isn't the model. `natural`: the
-    names of the terms that are the natural objective, () for a loss without one; None is
-    "ce_nat", where there is one. Attacked is the plain model, by PGD on cross-entropy with `steps`.
-    Modes, statistics, gradients and random generators are left as they were. Raises `AutoLoRaError`
-    for a natural term that the loss doesn't return. Source: section 3.2 of Xu et al. 2024."""
+    natural images take, if it isn't the model (a branch, open or not, or detached weights).
+    `natural`: the names of the terms that are the natural objective, () for a loss without one;
+    None is "ce_nat", where there is one. Attacked is the plain model, by PGD on cross-entropy with
+    `steps`. Modes, statistics, gradients and random generators are left as they were. Raises
+    `AutoLoRaError` for a natural term that isn't there. Source: section 3.2 of Xu et al. 2024."""
     found = {"reaching": _Pair(), "natural": _Pair()}
     x, y = map(ordinary, (x, y))
     with eval_mode(model), own_random(model, x):

@@ -73,12 +73,11 @@ class Tuning(Folder):
 
     @property
     def spent(self) -> dict:
-        "Seconds of all trials, and their attack steps as a multiple of a default run's."
-        table = self.table
-        return {
-            "seconds": float(table.seconds.sum()),
-            "default_runs": float(table.attack_steps.sum() / self.plan["default_attack_steps"]),
-        }
+        "Seconds and attack steps (in default runs') of all trials and of the winner's own run."
+        own = self.best.last("end")
+        both = self.table[["seconds", "attack_steps"]].sum()
+        seconds, steps = (total + own.get(name, 0) for name, total in both.items())
+        return {"seconds": seconds, "default_runs": steps / self.plan["default_attack_steps"]}
 
     def optuna_study(self):
         """The trials as an in-memory Optuna study: a trial a candidate, its best validation RA on

@@ -86,8 +86,8 @@ def _curves(run):
 # %% ../../nbs/show/06_report.ipynb #789d5d00
 _CONFLICT = (
     "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the "
-    "angle between the two terms that really reach the feature extractor; dotted, what it would be "
-    "if the natural term reached it too."
+    "angle between the two terms that really reach the feature extractor; dotted, where a branch "
+    "keeps the natural term away, what it would be without it."
 )
 
 
@@ -165,7 +165,7 @@ def splits(run) -> list[Block]:
     rows = [
         ("the weights of the model", train),
         ("the initial learning rate", last_event(run, "range_test") and f"{train}, by the loss"),
-        ("the loss weights", _measured(run, "lam1") and f"{train}, by standard accuracy"),
+        ("the loss weights", run.config.get("lam1") == "auto" and f"{train}, by standard accuracy"),
         (halving, _measured(run, "reason") and robust),
         (kept, f"{robust}{rests}"),
         ("nothing: only the final figures come from them", f"{counted('test', 'test')}, {touched}"),

@@ -145,7 +145,7 @@ class _End(BestEpoch):
 
 class LastEpoch(_End):
     """Hands over the last epoch; an earlier one, or a way back to it at a cut, needs a sign test on
-    the validation images with p < 0.05."""
+    the validation images with p < 0.05, times the number of epochs so far."""
 
     label = "the last epoch, unless an earlier one is shown to be better"
 
@@ -170,8 +170,8 @@ class LastEpoch(_End):
 
 # %% ../../nbs/train/02_delivery.ipynb #300bb427
 class Averaged(_End):
-    """Hands over the average of the weights over the end of the run; an earlier epoch needs a sign
-    test on the validation images with p < 0.05."""
+    """Hands over the average of the weights over the end of the run; an earlier epoch, or a way
+    back to it at a cut, needs the sign test of `LastEpoch`."""
 
     label = "the average over the end of the run, unless an epoch is shown to be better"
 
