@@ -189,8 +189,7 @@ class Controls(widgets.VBox):
         for name, field in self.fields.items():
             field.layout.display = "" if name in _FIRST or self.more.value else "none"
         for method, box in self.boxes.items():
-            shown = self.more.value or box.value or method in _BEGUN
-            box.layout.display = "" if shown else "none"
+            box.layout.display = "" if self.more.value or box.value or method in _BEGUN else "none"
 
     def _begin(self, preset):
         "Enter what a `preset` says; the other fields are as at the beginning."
