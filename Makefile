@@ -17,7 +17,7 @@ run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)
 
 test: .venv/ready
-	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations 20 $(ARGS)
+	@AUTOLORA_CHROMIUM="$$(sh tests/find_chromium.sh --install)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 $(ARGS)
 
 long: .venv/ready
 	@$(MAKE) --no-print-directory test ARGS="-m long $(ARGS)"
