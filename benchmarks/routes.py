@@ -4,12 +4,7 @@ TRADES.
 python benchmarks/routes.py"""
 
 from _harness import options, ratios, save, turns
-from _material import photos
-
-from autolora.core.threat import linf
-from autolora.methods.registry import make_method
-from autolora.models.backbones import load_backbone
-from autolora.train.learner import train_step
+from steps import Ours, model_and_batch
 
 WAYS = {
     "open": ("autolora", {}),
@@ -19,19 +14,11 @@ WAYS = {
 }
 
 
-def step(name, settings, x, y):
-    "One training step of a method from the embedded backbone, as a call."
-    method = make_method(name, load_backbone("robust_mini_rgb", 10), linf(8 / 255), **settings)
-    optimizer = method.optimizer(1e-3)
-    method.train()
-    return lambda: train_step(method, optimizer, x, y)
-
-
 def main():
     args = options(__doc__, rounds=12)
-    x, y = photos(128, 32)
-    x = x.float().div(255)
-    times = turns({way: step(*call, x, y) for way, call in WAYS.items()}, args.rounds)
+    given = model_and_batch("robust_mini_rgb", 128, 32, "cpu")
+    ways = {way: Ours(*given, name, **settings) for way, (name, settings) in WAYS.items()}
+    times = turns(ways, args.rounds)
     found = {f"open over {way}": ratios(times, way, "open") for way in WAYS if way != "open"}
     title = "A step of each route, robust_mini_rgb, batch 128"
     save(args.results, "routes", title, times, 128, found)

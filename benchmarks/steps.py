@@ -60,12 +60,11 @@ def case(args, what, net):
 
 
 class Ours:
-    "One step of AutoLoRa as published, ours, on a fixed batch, laid out as `finetune` lays it out."
+    "One step of ours on a fixed batch, laid out as `finetune` lays it out."
 
-    def __init__(self, model, x, y, name="autolora_paper", recompute=False):
-        self.method = make_method(
-            name, copy.deepcopy(model).to(memory_format=torch.channels_last), linf(EPS)
-        )
+    def __init__(self, model, x, y, name="autolora_paper", recompute=False, **settings):
+        own = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        self.method = make_method(name, own, linf(EPS), **settings)
         self.method.gradient_checkpointing = recompute
         self.optimizer, self.x, self.y = (
             self.method.optimizer(1e-3),

@@ -8,11 +8,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 project = "autolora"
 copyright = "the autolora contributors"  # noqa: A001, Sphinx's own name
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "autolora"
-html_static_path = []
 html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_copy_source = False

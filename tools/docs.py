@@ -6,14 +6,15 @@ them in FOLDER (default: _docs/site). Nothing is fetched, neither now nor by who
 of a notebook that leads nowhere ends it with an error; of a text, what isn't part of the site is
 plain words."""
 
-import ast
 import importlib
 import re
 import shutil
 import sys
 from pathlib import Path
+from posixpath import normpath
 
 import nbformat
+from readme import DIRECTIVE, shown
 from sphinx.cmd.build import main as sphinx
 
 from autolora.runs.catalogue import known
@@ -40,15 +41,11 @@ PARTS = {
 
 
 def cleaned(nb):
-    "A notebook without what only nbdev reads, and without cells that are hidden."
-    kept = []
+    "A notebook as README's reader would see it, without cells that are for nbdev alone."
+    nb.cells = [cell for cell in nb.cells if shown(cell)]
     for cell in nb.cells:
-        if re.match(r"#\|\s*(hide|default_exp)", cell.source):
-            continue
-        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-        kept.append(cell)
-    nb.cells = kept
-    nb.metadata.pop("widgets", None)
+        cell.source = DIRECTIVE.sub("", cell.source)
+    nb.cells = [cell for cell in nb.cells if cell.source]
     return nb
 
 
@@ -74,19 +71,10 @@ def within(text, folder):
 
     def link(found):
         words, target = found.groups()
-        place = (ROOT / folder / target.partition("#")[0]).resolve()
-        page = PAGES / place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
-        there = page.exists() or str(place.relative_to(ROOT)) in TEXTS
-        return found[0] if there else words
+        page = normpath(f"{folder}/{target.partition('#')[0]}")
+        return found[0] if page in TEXTS or (PAGES / page).exists() else words
 
     return re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)", link, text)
-
-
-def met(floor):
-    "The names that a user meets in a folder of the package, in the order of its stub."
-    stub = ROOT / "autolora" / floor / "__init__.pyi"
-    body = ast.parse(stub.read_text()).body
-    return [alias.asname or alias.name for node in body for alias in getattr(node, "names", ())]
 
 
 def interface():
@@ -98,7 +86,7 @@ def interface():
         name = f"autolora.{floor}".rstrip(".")
         module = importlib.import_module(name)
         lines = [f"# {name}", "", (module.__doc__ or "").strip(), ""]
-        for member in met(floor):
+        for member in module.__all__:
             thing = getattr(module, member)
             if not callable(thing):
                 continue
@@ -135,7 +123,7 @@ def pages(patterns):
 def front():
     "The first page: README, and where everything is; and llms.txt, the same for machines."
     text = (ROOT / "README.md").read_text().partition("-->")[2].lstrip()
-    lines = [within(text, ""), ""]
+    lines = [within(text, "."), ""]
     listed = ["# autolora", "", "> Robust fine-tuning of PyTorch models with nothing to set", ""]
     for title, patterns in PARTS.items():
         names = pages(patterns)

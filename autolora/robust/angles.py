@@ -130,9 +130,10 @@ def _term_gradients(model, branch, x, x_adv, y, loss, natural=None):
     terms = loss(nat, adv, y)
     declared = _declared(natural, terms)
     others = [gradient(term) for name, term in terms.items() if name not in declared]
+    adversarial = total(others)
     arrives = bool(declared) and any(bool(part.count_nonzero()) for part in arriving)
-    reaching = (arriving, total(others)) if arrives else (total(others[:1]), total(others[1:]))
-    return {"reaching": reaching, "natural": (on_natural, total(others))}, arrives
+    reaching = (arriving, adversarial) if arrives else (total(others[:1]), total(others[1:]))
+    return {"reaching": reaching, "natural": (on_natural, adversarial)}, arrives
 
 # %% ../../nbs/robust/03_angles.ipynb #f6700156
 class _Pair:

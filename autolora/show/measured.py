@@ -53,9 +53,8 @@ def training_alarms(run) -> list[str]:
     "What spoke against a run's numbers while it was trained, as sentences."
     told = ("alarm", "diverged")
     found = [str(e.get("message")) for e in run.events if e.get("event") in told]
-    ended = any(e.get("event") == "end" for e in run.events)
     never = {e.get("ra") for e in run.events if e.get("event") == "epoch"} == {0}
-    return found + [_NEVER] * (ended and never)
+    return found + [_NEVER] * (never and bool(last_event(run, "end")))
 
 
 def _frame(table):

@@ -226,8 +226,7 @@ def _since(run):
     from autolora.methods.registry import METHODS
 
     method = run.config.get("method")
-    now = METHODS[method].settings.defaults if method in METHODS else {}
-    return {k: run.config[k] for k, v in now.items() if run.config.get(k, v) != v}
+    return METHODS[method].settings.changed(run.config) if method in METHODS else {}
 
 
 def _asked(run):
