@@ -1,16 +1,17 @@
 """AutoAttack standard side by side: `evaluate(..., ("autoattack",))` and pyautoattack fed the plain
 model, on the same images.
 
-python benchmarks/autoattack.py 16 photographs on robust_mini_rgb, 32 digits on robust_mini_gray; 5
-rounds
+python benchmarks/autoattack.py: 16 photographs on robust_mini_rgb, 32 digits on robust_mini_gray,
+3 rounds; before, image by image, which of 64 images stand, on four published nets and on our two
+backbones with a fitted head, in each norm there (needs the nets of shared/data).
 
-Both begin with images that the net classifies correctly, have the same batch size and seed; images
-fooled may differ by AutoAttack's own randomness. The plain way: AutoAttack as its README has it, on
-the contiguous model as it is."""
+Both begin with images that the net classifies correctly; images fooled may differ by AutoAttack's
+own randomness. The plain way: AutoAttack as its README has it, on the contiguous model as it is."""
 
 import copy
 import logging
 
+import _small_nets
 import torch
 from _harness import options, ratios, save, turns
 from _material import images, probed
@@ -80,11 +81,59 @@ def compare(name, key, n, threat, args, data):
     )
 
 
+AGREED = {  # net -> the threats that leave some of its images standing
+    "mnist_lenet5_adv": ["linf:0.3"],
+    "cifar_cnn_a_adv": ["linf:8/255"],
+    "cifar_resnet4b": ["linf:2/255"],
+    "mnist_kw": ["linf:0.1"],
+    "robust_mini_gray": ["linf:0.1", "l2:0.6", "l1:3"],
+    "robust_mini_rgb": ["linf:8/255", "l2:0.5", "l1:12"],
+}
+
+
+def right_images(name, n):
+    "`(model, x, y)`: the net `name` and `n` images that it classifies correctly."
+    if name.startswith("robust"):
+        x, y = images(1000, "digits" if name.endswith("gray") else None)
+        model = probed(name, x, y)
+    else:
+        x, y = _small_nets.images(name, 4 * n)
+        model = _small_nets.net(name)
+    with torch.no_grad():
+        right = torch.cat([model(part).argmax(1) for part in x.split(250)]) == y
+    return model, x[right][:n], y[right][:n]
+
+
+def agreement(n, args):
+    "Which images stand after each, and which after one alone; saved as a table."
+    rows = [
+        [
+            "net",
+            "threat",
+            "images",
+            "stand after ours",
+            "after pyautoattack",
+            "ours alone",
+            "pyautoattack alone",
+        ]
+    ]
+    for name, threats in AGREED.items():
+        model, x, y = right_images(name, n)
+        for threat in threats:
+            report = evaluate(model, (x, y), threat, ("autoattack", "pyautoattack"))
+            ours, theirs = (int(row.hits, 16) for row in report.rows)
+            counts = ours, theirs, ours & ~theirs, theirs & ~ours
+            rows.append([name, threat, str(len(x)), *(str(c.bit_count()) for c in counts)])
+            print(*rows[-1], flush=True)
+    save(args.results, "autoattack", "AutoAttack, image by image", table=rows)
+
+
 def main():
-    args = options(__doc__, n=[16, 32], device="cpu", data=None)
+    args = options(__doc__, rounds=3, n=[16, 32, 64], device="cpu", data=None)
+    agreement(args.n[2], args)
     compare("robust_mini_rgb", "autoattack", args.n[0], linf(8 / 255), args, args.data)
     compare(
-        "robust_mini_gray", "autoattack, robust_mini_gray", args.n[-1], linf(0.1), args, "digits"
+        "robust_mini_gray", "autoattack, robust_mini_gray", args.n[1], linf(0.1), args, "digits"
     )
 
 

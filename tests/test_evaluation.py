@@ -98,9 +98,6 @@ def survivors(model, x, y, eps, dual):
     ],
 )
 def test_autoattack_reaches_the_closed_form(classes, threat, eps, dual):
-    pytest.importorskip(
-        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
-    )
     model, x, y = linear(classes, 30, seed=classes)
     report = evaluate(model, (x, y), threat, ("none", "pgd-20", "autoattack"))
     exact, nearly = (
@@ -109,13 +106,10 @@ def test_autoattack_reaches_the_closed_form(classes, threat, eps, dual):
     )  # an attack may miss by a hair
     assert 0 < exact <= report["autoattack"].correct <= nearly < report["none"].correct
     assert report["pgd-20"].correct >= exact
-    assert len(report.alarms) == (classes < 4)
+    assert not report.alarms
 
 
 def test_equal_calls_give_equal_reports():
-    pytest.importorskip(
-        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
-    )
     model, x, y = linear(4, 20, seed=0)
     reports = []
     for noise in (1, 2):
@@ -127,9 +121,6 @@ def test_equal_calls_give_equal_reports():
 
 
 def test_a_random_model_is_flagged():
-    pytest.importorskip(
-        "pyautoattack", reason="AutoAttack comes with the extra autolora[autoattack]"
-    )
 
     class Noisy(nn.Module):
         def forward(self, x):
@@ -137,7 +128,7 @@ def test_a_random_model_is_flagged():
 
     x = torch.rand(8, 1, 6, 6)
     report = evaluate(Noisy(), (x, x.flatten(1)[:, :4].argmax(1)), "linf:0.5", ("autoattack",))
-    assert any("randomized" in alarm for alarm in report.alarms)
+    assert any("draws random numbers" in alarm for alarm in report.alarms)
 
 
 def downhill(model, x, y, threat):

@@ -620,9 +620,7 @@ def test_a_training_and_the_cell_beside_it_do_not_meet(tmp_path):
 
 def test_an_evaluation_and_the_cell_beside_it_do_not_meet():
     net, x, y = digits()
-    attacks = ["none", "pgd-3"]
-    if importlib.util.find_spec("pyautoattack"):
-        attacks.append("autoattack")
+    attacks = ["none", "pgd-3", "autoattack"]
     noisy = Around(net, lambda x: x + 0.05 * torch.randn_like(x)).eval()
     for model in (net, noisy):
         rows = []

