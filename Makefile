@@ -30,7 +30,7 @@ bench: .venv/ready
 	[ -z "$$bad" ] || { echo "these reported a fault:$$bad"; exit 1; }
 
 export: .venv/ready
-	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python tools/readme.py
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python tools/readme.py && $(BIN)/python tools/known.py
 
 readme: .venv/ready
 	@$(BIN)/python tools/readme.py

@@ -10,10 +10,13 @@ import argparse
 import contextlib
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.resources import files
 from typing import get_args
 
 from fastcore.docments import docments
@@ -289,12 +292,20 @@ def _inspect(
     print(*(f"{topic}: {words}" for topic, words in inspect_file(file).items()), sep="\n")
 
 # %% ../nbs/01_cli.ipynb #eb32c795
+def _known():
+    "`runs.catalogue.known()`; as it was shipped, without torch, if no other package adds to it."
+    shipped = files("autolora") / "known.json"
+    if shipped.is_file() and not any(g.startswith("autolora.") for g in entry_points().groups):
+        return json.loads(shipped.read_text(encoding="utf-8"))
+    from autolora.runs.catalogue import known
+
+    return known()
+
+
 @verb()
 def _list():
     "The backbones, data sets, methods and whatever else is known by name, and all settings."
-    from autolora.runs.catalogue import known
-
-    for title, items in known().items():
+    for title, items in _known().items():
         print(title)
         for name, text in items.items():
             print(f"  {name:18} {text}")

@@ -175,6 +175,18 @@ def test_text_names_no_machine_path(path):
     assert not MACHINE_PATH.findall(path.read_text(encoding="utf-8"))
 
 
+def test_the_list_is_as_shipped_and_needs_no_torch():
+    code = (
+        "import contextlib, io, json, sys; from autolora import cli; out = io.StringIO()\n"
+        "with contextlib.redirect_stdout(out): assert cli.main(['list']) == 0\n"
+        "assert 'torch' not in sys.modules and 'trades' in out.getvalue()\n"
+        "from autolora.runs.catalogue import known; print(json.dumps(known()))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    shipped = json.loads((ROOT / "autolora" / "known.json").read_text(encoding="utf-8"))
+    assert json.loads(told.stdout or "0") == shipped, told.stderr or "run make export"
+
+
 def test_readme_is_up_to_date():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(), "run make readme"
 

@@ -92,10 +92,12 @@ def _paid(run, report):
 
 
 def write_pages(run: Run):
-    "Write report.html and card.md of a `run` that was measured."
+    "Write report.html and card.md of a `run` that was measured; it needs no checkpoint any more."
     with held_back():
         write_report(run)
         write_card(run)
+        for folder in (run.path, run.path / "head"):
+            (folder / "resume.pt").unlink(missing_ok=True)
 
 # %% ../../nbs/runs/03_finetuning.ipynb #2efeeeca
 def default_out(
