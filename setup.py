@@ -38,5 +38,8 @@ setup(
     },
     py_modules=["autolora_torch"],
     packages=find_packages(include=["autolora*"]),
-    package_data={"": ["*.pyi"], "autolora": ["*.json", "weights/*", "recorded/*/*", "py.typed"]},
+    package_data={
+        "": ["*.pyi", "*.npz"],
+        "autolora": ["*.json", "weights/*", "recorded/*/*", "py.typed"],
+    },
 )
