@@ -52,7 +52,18 @@ TARGETS = [
         "most",
         "trades_mnist5k",
     ),
-    ("AutoAttack standard over pyautoattack fed the plain model", 2, "least", "autoattack"),
+    (
+        "AutoAttack standard over pyautoattack fed the plain model, `robust_mini_gray`",
+        2,
+        "least",
+        "autoattack, robust_mini_gray",
+    ),
+    (
+        "AutoAttack standard over pyautoattack fed the plain model, `robust_mini_rgb`",
+        1.8,
+        "least",
+        "autoattack",
+    ),
     (
         "2 processes of 1 thread over 1 process of 1 thread: throughput, digits",
         1.8,
