@@ -10,7 +10,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'autolora.cli._demo': ('cli.html#_demo', 'autolora/cli.py'),
                               'autolora.cli._doctor': ('cli.html#_doctor', 'autolora/cli.py'),
                               'autolora.cli._inspect': ('cli.html#_inspect', 'autolora/cli.py'),
-                              'autolora.cli._known': ('cli.html#_known', 'autolora/cli.py'),
                               'autolora.cli._lab': ('cli.html#_lab', 'autolora/cli.py'),
                               'autolora.cli._library': ('cli.html#_library', 'autolora/cli.py'),
                               'autolora.cli._list': ('cli.html#_list', 'autolora/cli.py'),

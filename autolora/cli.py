@@ -292,23 +292,14 @@ def _inspect(
     print(*(f"{topic}: {words}" for topic, words in inspect_file(file).items()), sep="\n")
 
 # %% ../nbs/01_cli.ipynb #eb32c795
-def _known():
-    "`runs.catalogue.known()`; as it was shipped, without torch, if no other package adds to it."
-    shipped = files("autolora") / "known.json"
-    if shipped.is_file() and not any(g.startswith("autolora.") for g in entry_points().groups):
-        return json.loads(shipped.read_text(encoding="utf-8"))
-    from autolora.runs.catalogue import known
-
-    return known()
-
-
 @verb()
 def _list():
     "The backbones, data sets, methods and whatever else is known by name, and all settings."
-    for title, items in _known().items():
-        print(title)
-        for name, text in items.items():
-            print(f"  {name:18} {text}")
+    found = json.loads((files("autolora") / "known.json").read_text("utf-8"))  # without torch
+    if any(group.startswith("autolora.") for group in entry_points().groups):
+        found = importlib.import_module("autolora.runs.catalogue").known()
+    for title, items in found.items():
+        print(title, *(f"  {name:18} {text}" for name, text in items.items()), sep="\n")
 
 
 @verb()
@@ -317,9 +308,9 @@ def _doctor():
     from autolora.core.machine import devices, misfits, missing, obstacles, versions
     from autolora.models.backbones import BACKBONES, backbone_card
 
-    cards = [name for name in BACKBONES if backbone_card(name)]
-    found = {**versions(), "devices": devices(), "backbones": f"{', '.join(cards)} with weights"}
-    for name, text in found.items():
+    cards = ", ".join(name for name in BACKBONES if backbone_card(name))
+    told = {**versions(), "devices": devices(), "backbones": f"{cards} with weights"}
+    for name, text in told.items():
         print(f"  {name:14} {text}")
     for sentence in misfits() + missing() + obstacles():
         print(f"  {sentence}")
