@@ -8,6 +8,7 @@ __all__ = ['CIRCUMSTANCES', 't_interval', 'Difference', 'difference', 'holm', 'p
 # %% ../../nbs/core/05_paired.ipynb #c0de0016
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -65,12 +66,15 @@ class Difference:
         return least if self.n < 6 else ""
 
 # %% ../../nbs/core/05_paired.ipynb #f00fdc2c
+_leggauss = cache(np.polynomial.legendre.leggauss)  # half of a test's time
+
+
 def _effect_interval(t, n):
     "`(d, low, high)`: d_z = t / sqrt(n) of a paired t statistic over `n` pairs, its 95 % interval."
     from scipy.optimize import brentq
     from scipy.stats import chi, norm
 
-    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = _leggauss(400)
     spread = chi.ppf((nodes + 1) / 2, n - 1) / math.sqrt(n - 1)  # standard deviations of samples
     below = lambda centre, tail: weights @ norm.cdf(t * spread - centre) / 2 - tail
     reach = 10 + 6 * abs(t)

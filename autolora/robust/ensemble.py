@@ -11,12 +11,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import with_gradients
+from ..core.contexts import check_ordinary, ordinary, with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.threat import ThreatModel, parse_threat
 from ..models.parts import eval_mode
 from .apgd import APGD, SparseAPGD, targeted_loss
-from .attacks import dlr_loss, is_right, margin_loss, own_random
+from autolora.robust.attacks import (
+    check_images,
+    check_labels,
+    check_logits,
+    dlr_loss,
+    is_right,
+    margin_loss,
+    own_random,
+)
 from .fab import FAB
 from .fusion import fused_copy
 from .lanes import run
@@ -71,13 +79,19 @@ def autoattack(
     `model` gives logits (N, K), K at least 2; it is run in eval mode and left as it was. `parts`:
     the attacks, of "apgd-ce", "apgd-dlr", "apgd-t", "fab-t" and "square" (5,000 queries), each on
     what the ones before it left. `batch_size`: images in a pass; the random numbers come from the
-    images, so it changes no more than the last digits. Raises `AutoLoRaError` for another name, and
-    for "apgd-dlr" with two classes. Source: Croce & Hein 2020; in L1: Croce & Hein 2021."""
+    images, so it changes no more than the last digits. Raises `AutoLoRaError` for another name,
+    for "apgd-dlr" with two classes, and for images and labels as `pgd` does. Source: Croce & Hein
+    2020; in L1: Croce & Hein 2021."""
     threat = parse_threat(threat)
-    x = x.detach()
+    check_ordinary(model)
+    check_images(x)
+    check_labels(y, x)
     with with_gradients(), eval_mode(model), own_random(model, x), fused_copy(model, x) as net:
+        x = ordinary(x.detach())
+        y = ordinary(y.long())
         with torch.no_grad():
             logits = torch.cat([net(images) for images in x.split(batch_size)])
+        check_logits(logits, y)
         standing = is_right(logits, y)
         found = x.clone()
         for name in parts:

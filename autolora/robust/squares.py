@@ -6,6 +6,8 @@
 __all__ = ['Square', 'square']
 
 # %% ../../nbs/robust/05_squares.ipynb #c17480f7
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ def _unit(values, order):
     return values / length.clamp_min(1e-12)
 
 
+@cache
 def _bump(side, order):
     "A pyramid up and one down, `side` pixels square, of length 1 in the norm of that `order`."
     half = side // 2
