@@ -296,7 +296,7 @@ def _inspect(
 def _list():
     "The backbones, data sets, methods and whatever else is known by name, and all settings."
     found = json.loads((files("autolora") / "known.json").read_text("utf-8"))  # without torch
-    if any(group.startswith("autolora.") for group in entry_points().groups):
+    if "torch" in sys.modules or any(g.startswith("autolora.") for g in entry_points().groups):
         found = importlib.import_module("autolora.runs.catalogue").known()
     for title, items in found.items():
         print(title, *(f"  {name:18} {text}" for name, text in items.items()), sep="\n")
