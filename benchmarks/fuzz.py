@@ -59,10 +59,14 @@ class Hang(BaseException):
 
 
 def material(folder):
-    "Two small finished runs in `folder`, of other seeds."
+    "Two small finished runs in `folder`, of other seeds, that have their checkpoints still."
     task = small_task()
     for seed in (0, 1):
-        finetune("robust_mini_gray", task, seed=seed, out=folder / f"run{seed}", **SETTINGS)
+        run = folder / f"run{seed}"
+        finetune("robust_mini_gray", task, seed=seed, out=run, test=False, **SETTINGS)
+        state = (run / "resume.pt").read_bytes()
+        finetune("robust_mini_gray", task, seed=seed, out=run, resume=True, **SETTINGS)
+        (run / "resume.pt").write_bytes(state)
     run = Run(folder / "run0")
     lr = [1e-4, 1e-3, 1e-2]
     run.log("range_test", lr=lr, loss=[2.3, 2.2, 2.0], chosen=0.01, why="it fell", seconds=1.0)

@@ -346,7 +346,9 @@ def test_versions_that_changed_are_told_and_recorded(folder):
     assert "Changed when the run was gone on with" in (folder / "card.md").read_text()
 
 
-def test_check_says_what_is_whole_and_mends(folder):
+def test_check_says_what_is_whole_and_mends(tmp_path):
+    folder = tmp_path / "run"  # not evaluated, so that it has its checkpoint still
+    finetune("robust_mini_gray", "digits", out=folder, **SHORT | {"test": False})
     log = (folder / "events.jsonl").read_text()
     (folder / "events.jsonl").write_text(log.replace("\n", "\n3\n", 1) + '{"event": "ep')
     (folder / "branch.safetensors").write_bytes(b"torn")
