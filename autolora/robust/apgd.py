@@ -7,7 +7,6 @@ __all__ = ['targeted_loss', 'APGD', 'SparseAPGD']
 
 # %% ../../nbs/robust/05_apgd.ipynb #e0e56f99
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +70,7 @@ class _Search:
     def looked(self, lanes: State, anew: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(fooled, losses, gradient)` at the points; the best so far is kept, or forgotten where
         the lane begins `anew`: bools (N,)."""
-        loss = partial(self.loss, y=lanes["y"], target=lanes["target"])
+        loss = lambda logits: self.loss(logits, lanes["y"], lanes["target"])
         logits, losses, gradient = with_gradient(self.net, loss, lanes["point"])
         better = anew | (losses > lanes["best_loss"])
         lanes["best"] = chosen(better, lanes["point"], lanes["best"])
