@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core.contexts import with_gradients
+from ..core.seeds import active_random, isolated_rng
 from ..models.symbolic import Tracer
 
 # %% ../../nbs/robust/00_fusion.ipynb #dd687cb1
@@ -287,7 +288,9 @@ def fused_copy(model: nn.Module, x: torch.Tensor):
         afterwards.callback(in_use.release)
         known = _COPIES.get(model)
         if known is None or isinstance(known, FusedCopy) and not _agrees(known, model, x):
-            known = _COPIES[model] = _built(model, x)
+            # what building draws is taken from no stream that goes on, since it is done once
+            with isolated_rng(0) if active_random() else contextlib.nullcontext():
+                known = _COPIES[model] = _built(model, x)
         if isinstance(known, FusedCopy):
             afterwards.callback(known.drop)
         yield known if isinstance(known, FusedCopy) else model
