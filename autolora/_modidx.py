@@ -1871,6 +1871,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'autolora.robust.lanes._begun': ('robust/lanes.html#_begun', 'autolora/robust/lanes.py'),
                                        'autolora.robust.lanes.by_rank': ('robust/lanes.html#by_rank', 'autolora/robust/lanes.py'),
                                        'autolora.robust.lanes.chosen': ('robust/lanes.html#chosen', 'autolora/robust/lanes.py'),
+                                       'autolora.robust.lanes.lead': ('robust/lanes.html#lead', 'autolora/robust/lanes.py'),
                                        'autolora.robust.lanes.run': ('robust/lanes.html#run', 'autolora/robust/lanes.py'),
                                        'autolora.robust.lanes.with_gradient': ( 'robust/lanes.html#with_gradient',
                                                                                 'autolora/robust/lanes.py')},

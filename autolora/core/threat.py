@@ -23,6 +23,7 @@ class ThreatModel:
 
     eps: float
     norm: ClassVar[str] = ""
+    order: ClassVar[float]  # of the norm, as torch.linalg.vector_norm takes it
 
     def __str__(self) -> str:
         return f"{self.norm}:{format_eps(self.eps)}"
@@ -63,6 +64,7 @@ class Linf(ThreatModel):
     "At most `eps` on every pixel."
 
     norm: ClassVar[str] = "linf"
+    order: ClassVar[float] = torch.inf
 
     def start(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "A point drawn uniformly from the ball around `x`, then clipped to [0, 1]."
@@ -83,6 +85,7 @@ class L2(ThreatModel):
     "At most `eps` as the Euclidean length of the perturbation of one image."
 
     norm: ClassVar[str] = "l2"
+    order: ClassVar[float] = 2
 
     def start(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         "A point drawn uniformly from the ball around `x`, then clipped to [0, 1]."
@@ -125,6 +128,7 @@ class L1(ThreatModel):
     "At most `eps` as the sum of the changes of all values of one image."
 
     norm: ClassVar[str] = "l1"
+    order: ClassVar[float] = 1
     moved: ClassVar[float] = 0.01  # of the pixels, in a step
 
     def start(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..core.threat import L1, ThreatModel, per_image
 from .attacks import image_generator, is_right
-from .lanes import State, by_rank, chosen, with_gradient
+from .lanes import State, by_rank, chosen, lead, with_gradient
 
 # %% ../../nbs/robust/05_apgd.ipynb #e5d5e491
 def targeted_loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """How far `logits` (N, K) lean from the labels `y` (N,) to the `target` (N,): the targeted DLR
     loss, (N,); with fewer than four classes its numerator. Source: Croce & Hein 2020, eq. 7."""
-    gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    gap = lead(logits, y, target)
     if logits.shape[1] < 4:
         return gap
     top = logits.topk(4, dim=1).values

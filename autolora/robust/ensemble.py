@@ -43,16 +43,11 @@ def _made(name, net, threat, classes, width):
     "`(attack, numbers)`: the attack `name` on `net`, and the numbers of its tries at an image."
     sparse = threat.norm == "l1"
     apgd = SparseAPGD if sparse else APGD
+    starts = range(5 if sparse else 1)
     targets = range(1, min(classes, 6 if sparse else 10))
     kinds = {
-        "apgd-ce": (
-            lambda: apgd(net, threat, _untargeted(margin_loss), False),
-            range(4 * sparse + 1),
-        ),
-        "apgd-dlr": (
-            lambda: apgd(net, threat, _untargeted(dlr_loss), False),
-            range(4 * sparse + 1),
-        ),
+        "apgd-ce": (lambda: apgd(net, threat, _untargeted(margin_loss), False), starts),
+        "apgd-dlr": (lambda: apgd(net, threat, _untargeted(dlr_loss), False), starts),
         "apgd-t": (lambda: apgd(net, threat, targeted_loss, True), targets),
         "fab-t": (lambda: FAB(net, threat), range(1, min(classes, 10))),
         "square": (lambda: Square(net, threat, width=width), range(1)),

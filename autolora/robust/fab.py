@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.threat import ThreatModel, per_image
 from .attacks import is_right
-from .lanes import State, by_rank, chosen, with_gradient
+from .lanes import State, by_rank, chosen, lead, with_gradient
 
 # %% ../../nbs/robust/05_fab.ipynb #bf02b47c
 _STEPS = 50  # of Newton's method, more than any image was seen to need
@@ -55,15 +55,14 @@ def nearest_on_plane(x: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     return w.sign() * moves
 
 # %% ../../nbs/robust/05_fab.ipynb #5f9747ef
-_LENGTH = {"linf": torch.inf, "l2": 2, "l1": 1}
 _OVER = 1.05  # how far it goes, of the way to the plane
 _BACK = 0.9  # of the change that fooled the model
 _BIAS = 0.1  # at most so much of the step from the image itself
 
 
-def _lengths(changes, norm):
-    "The length of each of the `changes` (N, C, H, W): (N,)."
-    return torch.linalg.vector_norm(changes.flatten(1), _LENGTH[norm], dim=1)
+def _lengths(changes, threat):
+    "The length of each of the `changes` (N, C, H, W) in the norm of `threat`: (N,)."
+    return torch.linalg.vector_norm(changes.flatten(1), threat.order, dim=1)
 
 
 class FAB:
@@ -81,16 +80,16 @@ class FAB:
 
     def onto_boundary(self, lanes: State) -> Tensor:
         "The next point of each lane."
-        x, point, norm = lanes["x"], lanes["point"], self.threat.norm
-        ends = lanes["target"][:, None], lanes["y"][:, None]
-        lead = lambda logits: (logits.gather(1, ends[0]) - logits.gather(1, ends[1])).squeeze(1)
-        _, leads, gradient = with_gradient(self.net, lead, point)
+        x, point = lanes["x"], lanes["point"]
+        ahead = lambda logits: lead(logits, lanes["y"], lanes["target"])
+        _, leads, gradient = with_gradient(self.net, ahead, point)
         w = gradient.flatten(1)
         from_image = (w * (point - x).flatten(1)).sum(1) - leads
         places = torch.cat([point, x]).flatten(1)
         gaps = torch.cat([-leads, from_image])
-        moves = nearest_on_plane(places, torch.cat([w, w]), gaps, norm).view(-1, *x.shape[1:])
-        near, far = _lengths(moves, norm).clamp_min(1e-8).split(len(x))
+        moves = nearest_on_plane(places, torch.cat([w, w]), gaps, self.threat.norm)
+        moves = moves.view(-1, *x.shape[1:])
+        near, far = _lengths(moves, self.threat).clamp_min(1e-8).split(len(x))
         bias = per_image((near / (near + far)).clamp(max=_BIAS), x)
         of_point, of_image = moves.split(len(x))
         moved = (1 - bias) * (point + _OVER * of_point) + bias * (x + _OVER * of_image)
@@ -102,7 +101,7 @@ class FAB:
         moved = self.onto_boundary(lanes)
         with torch.no_grad():
             across = ~is_right(self.net(moved), lanes["y"])
-        within = _lengths(moved - x, self.threat.norm) <= self.threat.eps
+        within = _lengths(moved - x, self.threat) <= self.threat.eps
         lanes["point"] = chosen(across, x + _BACK * (moved - x), moved)
         lanes["step"] = lanes["step"] + 1
         return across & within, moved

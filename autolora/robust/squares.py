@@ -31,9 +31,6 @@ def _sides(query, planned, shape, norm):
     return sides.clamp(1, min(h, w))
 
 # %% ../../nbs/robust/05_squares.ipynb #59930bd8
-_ORDER = {"l2": 2, "l1": 1}
-
-
 def _pyramid(height, width, power):
     "Square rings around the centre of (height, width), each adding 1 / k^power to those inside."
     rows = (torch.arange(height) - height // 2).abs()
@@ -100,7 +97,7 @@ def _placed(sides, rows, columns, turned, order):
 def _with_bump(x, best, sides, draws, threat):
     """In L2 and L1: `best` with a bump in one window, and what the change of another window was
     worth, which is cleared, added to it."""
-    order = _ORDER[threat.norm]
+    order = threat.order
     length = lambda v: torch.linalg.vector_norm(v, order, dim=(-2, -1), keepdim=True)
     delta = best - x
     here, rows, columns = _inside(draws[:, :2], sides, x.shape)
@@ -125,7 +122,7 @@ def _first(image, threat, generator):
     if threat.norm == "linf":
         signs = torch.randint(2, (1, channels, 1, w), generator=generator).to(image) * 2 - 1
         return threat.project(image + threat.eps * signs, image)
-    order = _ORDER[threat.norm]
+    order = threat.order
     side = max(1, min(h, w) // 5)
     delta = torch.zeros_like(image)
     for top in range((h - side * (h // side)) // 2, h - side + 1, side):
@@ -203,14 +200,14 @@ class Square:
         sides = _sides(query.flatten(), self.planned, x.shape, self.threat.norm)
         tried = self.change(x, best, sides, draws, self.threat)
         logits = self.net(tried)
-        margins = _margins(logits, y)
-        helps = ((margins < margin) | ~is_right(logits, y)).view_as(real) & real
+        margins, right = _margins(logits, y), is_right(logits, y)
+        helps = ((margins < margin) | ~right).view_as(real) & real
         any_helps = helps.any(1)
         first = helps.float().argmax(1)
         taken = lane * k + first
         lanes["point"] = chosen(any_helps, tried[taken], lanes["point"])
         lanes["margin"] = torch.where(any_helps, margins[taken], lanes["margin"])
-        lanes["right"] &= ~any_helps | is_right(logits, y)[taken]
+        lanes["right"] &= ~any_helps | right[taken]
         made = torch.where(any_helps, first + 1, real.sum(1))
         lanes["step"] = lanes["step"] + made
         self.helped = 0.9 * self.helped + 0.1 * (any_helps.sum() / made.sum()).item()
