@@ -310,6 +310,16 @@ def test_a_trial_that_is_no_longer_wanted_is_ended_and_says_nothing(lab, moods, 
     until(lambda: "(naive RFT (TRADES) " in lab.facts.value, 60, "one that has no rank")
 
 
+def test_a_closed_lab_checks_nothing_any_more(lab, moods):
+    (moods / "ever").write_text("very slow")
+    choose(lab, limit="390")
+    until((moods / "reached").is_file, 60, "a trial that takes a minute")
+    lab.close()
+    assert not lab.checker.timer.is_alive() and Checker._aide is None
+    lab.checker.changed()  # as the end of a training does
+    assert not lab.checker.timer.is_alive() and Checker._aide is None
+
+
 def test_a_choice_that_needs_too_much_memory_is_refused_at_its_field(lab, monkeypatch):
     monkeypatch.setattr(follower, "free_memory", lambda: 3 * 10**9)
     choose(lab, backbone="robust_mini_gray", size="1000", limit="")

@@ -170,16 +170,20 @@ def test_what_diverges_at_every_rate_ends_in_a_sentence_and_keeps_the_best(tmp_p
 
 LOW = """
 import resource, sys
+import torch
 from autolora import finetune
 from autolora.train.callbacks import Callback
 
 class Low(Callback):
-    "From the second epoch on, hardly any more memory can be had."
+    "From the second epoch on, hardly any more memory can be had, and a block of some size none."
     def before_epoch(self, learner):
         if learner.epoch == 1:
             pages = int(open("/proc/self/statm").read().split()[0])
             limit = pages * resource.getpagesize() + 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    def before_step(self, learner):
+        if learner.epoch == 1:
+            torch.empty(2**26)
     def after_fit(self, learner):
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 

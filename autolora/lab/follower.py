@@ -188,10 +188,13 @@ class Checker:
         self.follower = follower
         self.costs = Costs()
         self.timer = None
+        self.closed = False
         self._wish = 0
 
     def changed(self):
         "A choice was changed: check it soon; what was said of the last one no longer stands."
+        if self.closed:  # the end of a training that went on may say so
+            return
         self._wish += 1
         self.desk.controls.read()
         timer = Timer(0.3, self._check, [self._wish])
@@ -236,7 +239,7 @@ class Checker:
         while (found := Checker._aide.answer()) is None:
             time.sleep(0.05)
             unwanted += 0.05 * (wish != self._wish)
-            if unwanted > self.patience or self.follower.trainer.busy:
+            if unwanted > self.patience or self.closed or self.follower.trainer.busy:
                 self._dismiss()
                 return {}
         return found
@@ -260,8 +263,11 @@ class Checker:
             self.desk.facts.value = self.costs.words(choice, self.desk.root)
 
     def close(self):
-        "Check no longer."
+        "Check no longer: end the aide, unless another lab of this kernel is at a trial."
+        self.closed = True
         self._wish += 1
         self.timer.cancel()
         self.timer.join(10)
-        self._dismiss()
+        if Checker._turn.acquire(blocking=False):
+            self._dismiss()
+            Checker._turn.release()
