@@ -1060,6 +1060,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'autolora/models/backbones.py'),
                                            'autolora.models.backbones._loaded': ( 'models/backbones.html#_loaded',
                                                                                   'autolora/models/backbones.py'),
+                                           'autolora.models.backbones._not_larger': ( 'models/backbones.html#_not_larger',
+                                                                                      'autolora/models/backbones.py'),
                                            'autolora.models.backbones._outline': ( 'models/backbones.html#_outline',
                                                                                    'autolora/models/backbones.py'),
                                            'autolora.models.backbones._own_weights': ( 'models/backbones.html#_own_weights',

@@ -160,7 +160,7 @@ def mutated_bytes(data, rng):
 def mutated_arrays(data, rng):
     arrays = dict(np.load(io.BytesIO(data)))
     name = rng.choice(sorted(arrays))
-    old = arrays[name]
+    old = np.atleast_1d(arrays[name])
     figures = old if old.dtype.kind in "biuf" else np.arange(old.size).reshape(old.shape)
     with np.errstate(all="ignore"):
         changed = [figures * np.nan, figures.astype(complex), figures - 5, figures * 1e300]

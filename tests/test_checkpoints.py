@@ -291,8 +291,17 @@ def test_inspect_tells_what_a_file_is(tmp_path):
     assert done.returncode == 2 and "no checkpoint at none.pt" in done.stderr
 
 
-def test_a_torchvision_net_is_recognised():
-    assert "mobilenet_v3_small" in fitting_backbones({"": ZOO.mobilenet_v3_small().state_dict()})
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("mobilenet_v3_small", {}),
+        ("regnet_y_400mf", {}),  # can't be built on the meta device
+        ("inception_v3", {"init_weights": False}),  # has a second head, which ours hasn't
+    ],
+)
+def test_a_torchvision_net_is_recognised(name, more):
+    net = ZOO.get_model(name, num_classes=7, **more)
+    assert name in fitting_backbones({"": net.state_dict()})
 
 
 # real robust nets

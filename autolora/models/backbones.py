@@ -6,7 +6,6 @@
 __all__ = ['BACKBONES', 'MiniResNet', 'register_backbone', 'backbone_card', 'fitting_backbones', 'open_backbone', 'load_backbone']
 
 # %% ../../nbs/models/11_backbones.ipynb #96c55ea9
-import contextlib
 import difflib
 import inspect
 import json
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
+from ..core.machine import import_torchvision
 from ..core.registry import Registry, shown, takes
 from .adoption import Adopted, cannot_take, declared, settled
 from .checkpoints import Reading, fits, load_sets, load_tensors, outline
@@ -168,22 +168,39 @@ def backbone_card(name: str) -> dict:
 
 # %% ../../nbs/models/11_backbones.ipynb #285b2d64
 _DRAWN = {"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
+_DRAWN |= {name for name in vars(nn.init) if name.endswith("_")}
 
 
 class _Empty(TorchFunctionMode):
-    """Inside, in this thread, tensors of the meta device aren't given first values: there is
-    nowhere to keep them, and finding that out takes most of the time that a net takes."""
+    """Inside, in this thread, tensors aren't given first values: nobody looks at them, and giving
+    them takes most of the time that a net takes, on the meta device too."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if args and getattr(func, "__name__", "") in _DRAWN and args[0].is_meta:
-            return args[0]
+        if getattr(func, "__name__", "") in _DRAWN:
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 @cache
 def _outline(build):
-    with torch.device("meta"), _Empty():
-        return outline(build(10))
+    with _Empty():
+        try:
+            with torch.device("meta"):
+                return outline(build(10))
+        except RuntimeError:  # RegNet reckons its widths with tensors
+            return outline(build(10))
+
+
+_LAST = 8 * 10**6  # more numbers than the last layers, Inception's two, of any of torchvision's
+
+
+def _not_larger(sets):
+    "torchvision's nets that aren't larger than a file's `sets`; what isn't built, takes no time."
+    zoo = import_torchvision("models")
+    sizes = [sum(tensor.numel() for tensor in tensors.values()) for tensors in sets.values()]
+    most = max(sizes, default=0)
+    size_of = lambda name: zoo.get_model_weights(name).DEFAULT.meta["num_params"]
+    return [name for name in torchvision_names() if size_of(name) - _LAST <= most]
 
 
 def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
@@ -196,13 +213,12 @@ def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     def among(names):
         found = {}
         for name in names:
-            with contextlib.suppress(RuntimeError):  # not all can be on the meta device
-                reading = fits(_outline(BACKBONES[name].build), sets, made)
-                if reading is not None:
-                    found[name] = reading
+            reading = fits(_outline(BACKBONES[name].build), sets, made)
+            if reading is not None:
+                found[name] = reading
         return found
 
-    known = among(BACKBONES) or among(torchvision_names())
+    known = among(BACKBONES) or among(_not_larger(sets))
     return dict(sorted(known.items(), key=lambda pair: len(pair[1].unexpected)))
 
 
