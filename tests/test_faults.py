@@ -22,6 +22,7 @@ from autolora.core.reading import read_arrays
 from autolora.data.loading import load_task
 from autolora.lab.desk import Desk
 from autolora.lab.painter import Easel
+from autolora.models.backbones import load_backbone
 from autolora.runs.checking import check
 from autolora.runs.finetuning import default_out
 from autolora.runs.folder import create_run
@@ -61,6 +62,36 @@ def test_mutated_files_end_in_our_own_error_or_a_right_answer(tmp_path):
     counts, faults = fuzz.counted(fuzz.campaign(136, 7, tmp_path))
     assert not faults, "\n".join(faults)
     assert all(found["right"] + found["own"] for found in counts.values()), counts
+
+
+def test_weights_of_another_byte_order_and_empty_statistics(tmp_path):
+    net = load_backbone("robust_mini_gray", 10)
+    plain = {f"net.{k}": v.numpy() for k, v in net.net.state_dict().items()}
+    turned = {k: v.astype(v.dtype.newbyteorder(">")) for k, v in plain.items()}
+    np.savez(tmp_path / "w.npz", **turned | {"mean": np.zeros(0, "f4"), "std": np.ones(0, "f4")})
+    found = load_backbone("robust_mini_gray", 10, weights=tmp_path / "w.npz").net.state_dict()
+    assert all(
+        torch.equal(found[k.removeprefix("net.")].cpu(), torch.tensor(v))
+        for k, v in plain.items()
+        if "head" not in k
+    )
+
+
+def test_class_names_that_are_a_number(tmp_path):
+    x, y = np.zeros((4, 1, 8, 8), "f4"), np.arange(4) % 2
+    with pytest.raises(AutoLoRaError, match="class"):
+        load_task({"train_x": x, "train_y": y, "classes": np.array(2.0)})
+
+
+def test_notes_that_are_no_list_and_examples_without_answers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    arrays = dict(np.load(folder / "examples.npz"))
+    kept = {k: v for k, v in arrays.items() if not k.endswith("_adv")}
+    np.savez(folder / "examples.npz", **kept)
+    assert "lacks images, classes or answers" in write_report(Run.open(folder)).read_text()
+    (folder / "config.json").write_text(json.dumps(config | {"notes": 5}))
+    with pytest.raises(AutoLoRaError, match="notes"):
+        write_report(Run.open(folder))
 
 
 def test_a_bomb_of_zeros_is_refused_before_it_is_unpacked(folder):

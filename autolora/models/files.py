@@ -103,7 +103,8 @@ _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 
 def _as_tensor(value):
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.ascontiguousarray(native))
     return value if isinstance(value, torch.Tensor) else None
 
 

@@ -211,7 +211,7 @@ def normalisation_in(tensors: dict) -> tuple[list, list] | None:
     "`(mean, std)` that a file brings, a value a channel, for pixels in [0, 1]; None without one."
 
     def one(pattern):
-        fitting = [t for name, t in tensors.items() if pattern.search(name) and t.numel() <= 4]
+        fitting = [t for name, t in tensors.items() if pattern.search(name) and 0 < t.numel() <= 4]
         return fitting[0].flatten().float() if fitting else None
 
     mean = one(_MEANS)

@@ -22,6 +22,7 @@ CONFIG |= {
     "seed": whole(-(2**63), 2**64),
     "shape": listed(whole(1)),
     "classes": listed(text),
+    "notes": listed(text),
     "lr": either(number(0), text),
     "parametrisation": text,
     "where": either(text, listed(text)),

@@ -125,8 +125,9 @@ def _verdict(saved, i):
 # %% ../../nbs/show/04_gallery.ipynb #71ae3eaf
 def _fault(found):
     "What is wrong with the arrays of saved examples, in words; empty if nothing is."
-    if not {"nat", "adv", "y"} <= found.keys():
-        return "it lacks images or classes"
+    answers = [{f"pred_{kind}", f"fe_{kind}"} & found.keys() for kind in ("nat", "adv")]
+    if not {"nat", "adv", "y"} <= found.keys() or not all(answers):
+        return "it lacks images, classes or answers"
     n = len(found["y"]) if found["y"].ndim == 1 else -1
     shape = found["nat"].shape
     if found["adv"].shape != shape or len(shape) != 4 or shape[0] != n or 0 in shape[1:]:
