@@ -17,15 +17,21 @@ import nbformat
 from readme import DIRECTIVE, shown
 from sphinx.cmd.build import main as sphinx
 
+from autolora.lab.playground import Playground
 from autolora.runs.catalogue import known
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "_docs" / "pages"
 FLOORS = ("data", "models", "robust", "train", "methods", "show", "runs", "lab", "core")
 TEXTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
-TEXTS += ("benchmarks/results.md", "benchmarks/models.md")
+TEXTS += ("benchmarks/results.md", "benchmarks/models.md", "benchmarks/faults.md")
 PARTS = {
-    "Learn": ("nbs/course/0*.ipynb", "nbs/course/glossary.ipynb", "nbs/00_tour.ipynb"),
+    "Learn": (
+        "playground.md",
+        "nbs/course/0*.ipynb",
+        "nbs/course/glossary.ipynb",
+        "nbs/00_tour.ipynb",
+    ),
     "Teach": ("nbs/course/0*.md", "nbs/explanations/lecture.ipynb"),
     "Use": (
         "nbs/lab.ipynb",
@@ -38,6 +44,24 @@ PARTS = {
     "How it works inside": (*(f"nbs/{floor}/*.ipynb" for floor in FLOORS), "nbs/0[123]_*.ipynb"),
     "The project": TEXTS,
 }
+
+
+PLAYGROUND = """# Playground
+
+Three small nets that are robust on the points of one task are fine-tuned on those of another: with
+a natural objective that goes through a branch, with one that doesn't, and plainly. Press *Play*,
+move eps, choose a point. It is the lab's own playground and trains here, in the page: nothing has
+to be installed.
+
+```{{raw}} html
+<style>{style}</style>
+<div id="nets" class="autolora-playground"></div>
+<script type="module">
+{module}
+render({{ model: null, el: document.getElementById("nets") }});
+</script>
+```
+"""
 
 
 def cleaned(nb):
@@ -114,6 +138,12 @@ def tables():
     (PAGES / "known.md").write_text("\n".join(lines))
 
 
+def playground():
+    "The page in which three small nets are trained."
+    page = PLAYGROUND.format(style=Playground._css, module=Playground._esm)
+    (PAGES / "playground.md").write_text(page)
+
+
 def pages(patterns):
     "The pages that `patterns` name, without their endings."
     found = [path for pattern in patterns for path in sorted(PAGES.glob(pattern))]
@@ -137,6 +167,7 @@ def main(folder=ROOT / "_docs" / "site"):
     lay_out()
     interface()
     tables()
+    playground()
     front()
     shutil.copy(ROOT / "docs" / "conf.py", PAGES)
     return sphinx(["-q", "-W", "--keep-going", str(PAGES), str(folder)])
