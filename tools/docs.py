@@ -35,6 +35,7 @@ PARTS = {
     "Teach": ("nbs/course/0*.md", "nbs/explanations/lecture.ipynb"),
     "Use": (
         "nbs/lab.ipynb",
+        "nbs/colab.ipynb",
         "nbs/explanations/in_detail.ipynb",
         "nbs/explanations/handing_on.ipynb",
         "known.md",
@@ -83,7 +84,7 @@ def lay_out():
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ipynb":
             nbformat.write(cleaned(nbformat.read(path, 4)), target)
-        elif path.suffix in (".md", ".png"):
+        elif path.suffix in (".md", ".png", ".gif"):
             shutil.copy(path, target)
     for text in TEXTS:
         (PAGES / text).parent.mkdir(exist_ok=True)
