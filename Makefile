@@ -2,16 +2,17 @@
 # make long                         the tests that make test leaves out for their time
 # make export | readme | clean      for people who change the notebooks
 # make docs | slides                the site, in _docs/site; slides of the course, in _docs/slides
+# make release                      wheel and source distribution, in dist/, tried in empty environments
 # Another Python: make run PYTHON=/path/to/python3.12     More arguments: make test ARGS="-k schedule"
 
 PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE   # without bytecode every start imports torch twice as slowly
 
-.PHONY: help run test long lab bench export readme docs slides clean
+.PHONY: help run test long lab bench export readme docs slides release clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 run: .venv/ready
 	@$(BIN)/autolora demo $(ARGS)
@@ -40,6 +41,9 @@ docs: .venv/ready
 
 slides: .venv/ready
 	@$(BIN)/python tools/slides.py $(ARGS)
+
+release: .venv/ready
+	@$(BIN)/python tools/release.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist _proc _docs .pytest_cache .ruff_cache *.egg-info benchmarks/.peers

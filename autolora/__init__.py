@@ -4,7 +4,7 @@ import os
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # before torch: threads that spin while they wait make a busy machine crawl
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
