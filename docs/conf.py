@@ -21,6 +21,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "myst.strikethrough"]
+suppress_warnings += ["misc.highlighting_failure"]  # a shell command in a notebook
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
