@@ -6,16 +6,23 @@ import os
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from autolora import AutoLoRaError, evaluate
+from autolora import AutoLoRaError, evaluate, finetune
 from autolora.core.disk import alone, cannot_write
 from autolora.core.machine import explain
 from autolora.core.threat import parse_threat
 from autolora.data.loading import load_task
+from autolora.lab.page import serve
+from autolora.methods.base import Method
+from autolora.models.backbones import load_backbone
 from autolora.models.kept import read_weights, rebuilt, save_weights
+from autolora.robust.measures import register_attack
 from autolora.robust.results import Report
 from autolora.runs.grading import EVALUATION, _merged
 from autolora.runs.processes import _how_it_ended
+from autolora.runs.protocol import design
+from autolora.train.callbacks import Callback
 
 
 def small(width):
@@ -109,3 +116,89 @@ def test_transfer_without_another_model_is_told(monkeypatch):
     assert again.left_out == found.left_out
     whole = evaluate(model, data, "linf:0.01", grade="full", surrogate=model)
     assert not whole.left_out and not _merged(again, whole).left_out
+
+
+def own_attack(name):
+    gives = {"one": lambda x: x[:1], "none": lambda x: None, "lost": lambda x: x[..., :8]}[name]
+    return lambda model, x, y, threat: gives(x)
+
+
+@pytest.mark.parametrize("name", ["one", "none", "lost"])
+def test_an_attack_that_gives_other_images_is_refused(name):
+    net = load_backbone("robust_mini_gray", 10).eval()
+    x = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+    register_attack(f"gives {name}", own_attack(name))
+    with pytest.raises(AutoLoRaError, match="gave images of shape|no tensor of images"):
+        evaluate(net, (x, y), "linf:0.1", (f"gives {name}",))
+
+
+@pytest.mark.parametrize("attacks", [("none", None), 5, ("pgd-0",)])
+def test_what_is_no_attack_is_said(attacks):
+    net, x, y = load_backbone("robust_mini_gray", 10), torch.zeros(2, 1, 16, 16), torch.zeros(2)
+    with pytest.raises(AutoLoRaError, match="attacks takes names|Unknown attack 'pgd-0'"):
+        evaluate(net, (x, y.long()), "linf:0.1", attacks)
+
+
+class Declared(Method):
+    "CE on natural images, and a term that never comes."
+
+    name = "declared"
+    natural = ("ce",)
+    adversarial = ("kl",)
+    given = staticmethod(lambda nat, y: {"ce": F.cross_entropy(nat, y)})
+
+    def loss(self, nat, adv, y):
+        return self.given(nat, y)
+
+
+LOSSES = {
+    "none of the adversarial": lambda nat, y: {"ce": F.cross_entropy(nat, y)},
+    "take the mean over": lambda nat, y: {"ce": F.cross_entropy(nat, y, reduction="none")},
+    "a dict of names": lambda nat, y: nat.sum(),
+}
+SHORT = dict(epochs=1, limit=220, lr=0.02, progress=False, test=False)
+
+
+@pytest.mark.parametrize("words", LOSSES)
+def test_a_loss_that_is_none_is_refused_at_the_first_step(tmp_path, words):
+    method = type("Declared", (Declared,), {"given": staticmethod(LOSSES[words])})
+    with pytest.raises(AutoLoRaError, match=words):
+        finetune("robust_mini_gray", "digits", method, out=tmp_path / "run", **SHORT)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"augment": lambda x: x}, "can't be called with two arguments"),
+        ({"augment": lambda x, g: None}, "it makes NoneType"),
+        ({"augment": lambda x, g: x[..., :8]}, "of the same shape"),
+        ({"augment": lambda x, g: x * float("nan")}, "or makes NaN"),
+        ({"augment": lambda x, g: 255 * x}, "leaves that range"),
+        ({"callbacks": Callback()}, "takes a list of Callback objects"),
+        ({"steps": 0}, "of 1 or more, not 0"),
+        ({"beta": True}, "beta must be a number"),
+    ],
+)
+def test_settings_that_are_none_are_refused_before_anything_is_written(tmp_path, settings, words):
+    with pytest.raises(AutoLoRaError, match=words):
+        finetune("robust_mini_gray", "digits", "trades", out=tmp_path / "r", **SHORT | settings)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "methods, settings, words",
+    [
+        ([Declared], {}, "a class is registered first"),
+        ([{"beta": 3}], {}, "a name under 'method'"),
+        (["trades"], {"callbacks": [1]}, "for one run, not for a study"),
+    ],
+)
+def test_what_is_no_study_is_refused_at_once(methods, settings, words):
+    with pytest.raises(AutoLoRaError, match=words):
+        design(methods, ["digits"], None, 1, None, settings)
+
+
+def test_a_port_that_there_is_not(tmp_path):
+    with pytest.raises(AutoLoRaError, match="no port 99999999"):
+        serve(tmp_path, 99999999, browser=False)

@@ -307,9 +307,9 @@ def test_aff_with_one_set_of_statistics_is_trades():
 
 
 def test_aff_keeps_two_sets_of_statistics():
-    aff, x = make("aff", steps=0), images()
+    aff, x = make("aff", steps=1), images()
     clean, adv = fresh().train(), fresh().train()
-    x_adv = make("aff", steps=0).attack(x, Y)
+    x_adv = make("aff", steps=1).attack(x, Y)
     clean(x)
     adv(x_adv)
     aff.losses(x, Y)

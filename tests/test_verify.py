@@ -5,13 +5,17 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from autolora import AutoLoRaError, Run, finetune
 from autolora.core.numbers import wilson
+from autolora.data.loading import load_task
 from autolora.models.backbones import backbone_card
 from autolora.models.kept import save_weights
 from autolora.robust.counts import Row
+from autolora.runs import verifying
 from autolora.runs.grading import pretrained
 from autolora.runs.hashes import weights_hash
 from autolora.runs.verifying import verify
@@ -198,3 +202,19 @@ def test_the_embedded_weights_are_those_of_their_cards(name):
         low, high = wilson(row["correct"], row["n"])
         assert row["accuracy"] == row["correct"] / row["n"]
         assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+def test_a_card_is_measured_again_at_the_size_that_it_says(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((8, 3, 64, 64), np.float32), np.arange(8) % 4
+    pack = {f"{kind}_{what}": v for kind in ("train", "test") for what, v in (("x", x), ("y", y))}
+    np.savez(tmp_path / "large.npz", **pack)
+    card = backbone_card("robust_mini_rgb")
+    rows = [{"attack": "none", "correct": 0, "n": 8, "accuracy": 0.0}]
+    monkeypatch.setattr(verifying, "backbone_card", lambda name: card | {"evaluations": rows})
+    found = verifying.verify("robust_mini_rgb", data=tmp_path / "large.npz")
+    split = load_task(tmp_path / "large.npz", size=32).test
+    with torch.no_grad():
+        right = int((pretrained("robust_mini_rgb")(split.images()).argmax(1) == split.y).sum())
+    assert found["SA"].why.startswith(f"{right} of 8 now")
+    assert found["the test images"].holds is False

@@ -68,9 +68,7 @@ def illustrate(path, anew=False):
                 f"{path.name}: a picture of {sizes[-1]} bytes; make it smaller:\n{cell.source}"
             )
         cell.outputs = [
-            nbformat.v4.new_output(
-                "display_data", {"image/png": base64.b64encode(image).decode() + "\n"}
-            )
+            nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(image).decode()})
         ]
     nbformat.write(nb, path)
     return sizes

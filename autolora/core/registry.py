@@ -56,8 +56,9 @@ class Registry(Mapping):
         home = _home(thing)
         known = self._homes.setdefault(name, home)
         if known != home:
+            whose = "ours" if known.endswith(_WHILE_IMPORTED) else known
             raise AutoLoRaError(
-                f"There is a {self.kind} '{name}' already ({known}): choose another name."
+                f"There is a {self.kind} '{name}' already ({whose}): choose another name."
             )
         self._things[name] = thing
         return thing

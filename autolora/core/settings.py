@@ -92,13 +92,13 @@ class Setting:
 
 def _number(value):
     try:
-        return parse_number(value)
+        return None if isinstance(value, bool) else parse_number(value)
     except AutoLoRaError:
         return None
 
 
 def _whole(value):
-    number = None if isinstance(value, bool) else _number(value)
+    number = _number(value)
     return int(number) if number is not None and number == int(number) else None
 
 

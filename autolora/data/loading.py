@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..core.errors import AutoLoRaError, unknown
+from ..core.registry import takes
 from .archives import is_archive, shard_split, shards_of, unpacked_folder
 from .augmenting import augmentation, suited
 from .checks import found_in
@@ -219,9 +221,23 @@ def _found(source, root: str | Path | None = None, size=None, skip_broken=False,
 _AUGMENTS = ("auto", "none", "shift", "shift+flip")
 
 
+def _check_augment(augment, x):
+    "Refuse a function that doesn't turn images `x` into such images."
+    asked = "augment takes a function (images, generator) -> images"
+    if not takes(augment, x, None):
+        raise AutoLoRaError(f"{asked}; this one can't be called with two arguments.")
+    made = augment(x.clone(), torch.Generator().manual_seed(0))
+    if not isinstance(made, torch.Tensor) or made.shape != x.shape:
+        shape = tuple(getattr(made, "shape", ())) or type(made).__name__
+        raise AutoLoRaError(f"{asked} of the same shape; of {tuple(x.shape)} it makes {shape}.")
+    if not (made.isfinite().all() and made.min() >= 0 and made.max() <= 1):
+        raise AutoLoRaError(f"{asked} in [0, 1]; this one leaves that range, or makes NaN.")
+
+
 def _augmented(task, augment):
     "`task` with its images augmented as the word or function `augment` says."
     if callable(augment):
+        _check_augment(augment, task.train.images(torch.arange(2)).float())
         return replace(task, augment=augment)
     if augment not in _AUGMENTS:
         raise unknown("augment", augment, _AUGMENTS)

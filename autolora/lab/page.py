@@ -69,6 +69,8 @@ def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
         raise AutoLoRaError(
             "The page is served by voila, which is not installed: pip install 'autolora[lab]'."
         )
+    if not 0 < port < 2**16:
+        raise AutoLoRaError(f"There is no port {port}: take one from 1024 to 65535.")
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
     url = f"http://127.0.0.1:{port}/?token={token}"
     with tempfile.TemporaryDirectory() as folder:

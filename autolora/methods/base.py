@@ -39,7 +39,7 @@ class Method(Callback):
     label = ""
     bibtex = ""  # the entry of its paper, for the model card
     settings = Table(
-        Setting("steps", 10, "attack steps in training", (int,), low=0),
+        Setting("steps", 10, "attack steps in training", (int,), low=1),
         Setting("weight_decay", 1e-4, "of the optimiser", (float,), low=0),
         Setting("ramp_from", 0.0, "share of the training where eps starts to rise", (float,), 0, 1),
         Setting("ramp_to", 0.0, "share of the training where eps is whole", (float,), 0, 1),

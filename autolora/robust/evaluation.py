@@ -173,6 +173,16 @@ def _tried(model, split, idx):
     return x, logits.shape[1]
 
 
+def _listed(attacks):
+    "The names of `attacks` as a list; None where a grade says them."
+    if attacks is None or isinstance(attacks, str):
+        return attacks and [attacks]
+    found = [*attacks] if isinstance(attacks, Iterable) else [attacks]
+    if odd := [name for name in found if not isinstance(name, str)]:
+        raise AutoLoRaError(f"attacks takes names, such as 'pgd-10', not {odd[0]!r}.")
+    return found
+
+
 def _asked(attacks, grade, threat, x, classes, surrogate):
     """`(names, left_out)`: the `attacks`, or what a `grade` has for images `x` of so many
     `classes`, and what of that can't be measured, with why."""
@@ -245,7 +255,7 @@ def evaluate(
     Hein 2020; Carlini et al. 2019."""
     threat = parse_threat(threat)
     split = _as_split(data)
-    attacks = [attacks] if isinstance(attacks, str) else attacks and [*attacks]
+    attacks = _listed(attacks)
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
     model = as_logits(model, few)

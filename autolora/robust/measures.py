@@ -65,7 +65,7 @@ for _name, (_known, _words) in _KNOWN.items():
     _known.__doc__ = _words
     ATTACKS.register(_name, _known)
 
-_PGD = re.compile(r"pgd-(\d+)(?:x(\d+))?(?:-(ce|dlr))?")  # steps, starts, loss
+_PGD = re.compile(r"pgd-([1-9]\d*)(?:x([1-9]\d*))?(?:-(ce|dlr))?")  # steps, starts, loss
 
 
 def _pgd_by_name(name):
@@ -147,7 +147,13 @@ def _judged(name, attack, subject, threat):
 
     def answers(x, y):
         device = device_of(model)
-        images = attack(model, x.to(device), y.to(device), threat).cpu()
+        images = attack(model, x.to(device), y.to(device), threat)
+        if not isinstance(images, Tensor):
+            raise AutoLoRaError(f"The attack '{name}' gave {images!r}, no tensor of images.")
+        images = images.cpu()
+        if images.shape != x.shape:
+            told = f"images of shape {tuple(images.shape)} for {tuple(x.shape)}"
+            raise AutoLoRaError(f"The attack '{name}' gave {told}: correct it.")
         if not images.isfinite().all():
             raise AutoLoRaError(f"The attack '{name}' gave images with NaN in them: correct it.")
         return answers_of(model, threat.project(images, x), y, subject.batch_size)

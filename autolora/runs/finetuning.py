@@ -97,7 +97,8 @@ def write_pages(run: Run):
         write_report(run)
         write_card(run)
         for folder in (run.path, run.path / "head"):
-            (folder / "resume.pt").unlink(missing_ok=True)
+            with suppress(OSError):  # it only takes room
+                (folder / "resume.pt").unlink(missing_ok=True)
 
 # %% ../../nbs/runs/03_finetuning.ipynb #2efeeeca
 def default_out(

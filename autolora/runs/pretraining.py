@@ -108,6 +108,7 @@ def save_backbone(run: Run, folder: str | Path) -> dict:
     card = {name: config[name] for name in ("backbone", "threat", "seed", "epochs")}
     card |= {
         "source": config["task"],
+        "size": config["shape"][-1],  # in pixels
         "recipe": f"{cls.__doc__.split('Source')[0].strip()} SGD, momentum 0.9, weight decay "
         f"{config['weight_decay']:g}, batch {config['batch_size']}, one-cycle learning rate to "
         f"{_PEAK}",

@@ -16,6 +16,7 @@ from ..core.disk import folder_name
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, versions
 from ..core.reading import digest
+from ..core.registry import shown
 from ..core.settings import Setting, Table
 from ..data.loading import load_task
 from ..data.task import Task
@@ -24,7 +25,7 @@ from ..models.backbones import BACKBONES
 from .contents import flat
 from .folder import differing
 from .processes import cores
-from .settings import SETTINGS
+from .settings import SETTINGS, shared
 
 # %% ../../nbs/runs/07_protocol.ipynb #ca50817c
 def _several(given, what):
@@ -44,6 +45,11 @@ def arms(methods: str | dict | list) -> dict[str, dict]:
     found = {}
     for given in _several(methods, "method"):
         settings = dict(given) if isinstance(given, dict) else {"method": given}
+        if not isinstance(settings.get("method"), str):
+            raise AutoLoRaError(
+                "A study's methods are names, or dicts with a name under 'method' (a class is "
+                f"registered first, register_method): {shown(given)} is neither."
+            )
         label = settings.pop("arm", "")
         name = METHODS[settings.get("method")].name
         chosen = ", ".join(f"{k}={v}" for k, v in settings.items() if k != "method")
@@ -95,6 +101,8 @@ def design(methods, tasks, backbones, seeds, vary, settings: dict) -> dict:
     Raises `AutoLoRaError`, before anything runs, for what can't work."""
     competing = arms(methods)
     own = reduce(or_, (METHODS[arm["method"]].settings for arm in competing.values()), Table())
+    if alone := [name for name in settings if name in SETTINGS and name not in shared()]:
+        raise AutoLoRaError(f"{alone[0]} is for one run, not for a study.")
     common, theirs = SETTINGS.parted(settings, own, "these methods")
     settings = {name: (common | theirs)[name] for name in settings}  # a text as what it means
     met = conditions(vary)

@@ -127,8 +127,9 @@ def shared() -> Table:
 def _check_objects(common):
     "Refuse what is no callback, or no control, among the `common` settings."
     callbacks = common["callbacks"]
-    for given in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-        if not isinstance(given, Callback):
+    several = isinstance(callbacks, (list, tuple))
+    for given in callbacks if several else [callbacks]:
+        if not several or not isinstance(given, Callback):
             raise AutoLoRaError(
                 f"callbacks takes a list of Callback objects, not {given!r}: derive a class."
             )

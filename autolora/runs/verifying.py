@@ -289,7 +289,7 @@ def _verify_card(name, chosen, progress):
     rows = Report.from_dict({"evaluations": card["evaluations"]} | named).rows
     claims = _number_claims(card["evaluations"])
     try:
-        task = load_task(chosen["data"] or card["source"], chosen["root"])
+        task = load_task(chosen["data"] or card["source"], chosen["root"], size=card["size"])
     except AutoLoRaError as error:
         claims.append(Claim("the test images", None, str(error)))
         return claims + [Claim(label(row.attack), None, "see above") for row in rows]

@@ -75,7 +75,7 @@ def measurement(run) -> list[Block]:
     "The final evaluation as a table, with its alarms; or how far an unfinished run has come."
     lines = ", ".join(map(str, getattr(run, "damaged_lines", ())))
     told = [_GARBLED.format(lines)] if lines else []
-    if run.events and run.events[-1].get("event") == "failed":
+    if not run.report and run.events and run.events[-1].get("event") == "failed":
         told.append(f"It ended with an error: {run.events[-1]['message']}")
     if not run.report:
         words = _UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))

@@ -30,6 +30,7 @@ from .checkpointing import gradient_checkpointing
 from .delivery import BestEpoch
 from .divergence import Diverged, check_first_step, check_loss, check_weights
 from .state import keep_start, load_checkpoint, save_checkpoint, step_back
+from .terms import check_terms, scalars
 
 # %% ../../nbs/train/03_learner.ipynb #37a4560c
 class Callback:
@@ -148,7 +149,7 @@ def train_step(method, optimizer, x: torch.Tensor, y: torch.Tensor) -> dict[str,
     optimizer.zero_grad(set_to_none=True)
     with context(method.model):
         for images, labels in zip(x.chunk(k), y.chunk(k), strict=True):
-            terms = method.losses(images, labels)
+            terms = scalars(method, method.losses(images, labels))
             (len(labels) / n * sum(terms.values())).backward()
             sums = sums + len(labels) / n * torch.stack([t.detach() for t in terms.values()])
             logits.append((method.nat, method.adv))
@@ -157,15 +158,6 @@ def train_step(method, optimizer, x: torch.Tensor, y: torch.Tensor) -> dict[str,
     all_reduce_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
     return dict(zip(terms, all_reduce(sums), strict=True))
-
-# %% ../../nbs/train/03_learner.ipynb #3da9a28d
-def _check_terms(method, terms):
-    declared = [*method.natural, *method.adversarial, *method.other]
-    if unknown := [name for name in terms if name not in declared]:
-        raise AutoLoRaError(
-            f"The loss term '{unknown[0]}' of {type(method).__name__} is not declared: add it to "
-            "the class's natural, adversarial or other (tuples of names)."
-        )
 
 # %% ../../nbs/train/03_learner.ipynb #225c34f5
 class Learner:
@@ -335,7 +327,7 @@ def take_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
     terms = train_step(self.method, self.optimizer, x, y)
     loss = sum(terms.values())
     if self.step == 0:
-        _check_terms(self.method, terms)
+        check_terms(self.method, terms)
         if self.epoch == 0:
             check_first_step(self.method, float(loss))
     check_loss(loss, self.epoch + 1, self.optimizer.param_groups[0]["lr"])
