@@ -45,6 +45,11 @@ def _cause(error):
         return "A ... still stands in your code: write your line in its place."
     if "NoneType" in said:
         return "Something is None here: does your function end in a return?"
+    if "Boolean value of Tensor" in said:
+        return (
+            "A whole table stands where one number or one true or false is needed: brackets round "
+            "each comparison, & between them, and a mean or a sum at the end."
+        )
     if isinstance(error, AssertionError) and said:
         return said
     return f"Your code stopped with {type(error).__name__}: {said.splitlines()[0] if said else ''}"
@@ -71,7 +76,8 @@ def guessed(guess: Real | None, measured: float, what: str) -> str:
     "A sentence that holds a `guess` (None: none was made) against what was `measured` of `what`."
     found = f"{what}: {measured:.3g}"
     if not isinstance(guess, Real):
-        return f"{found}. You made no guess: write a number above and run both cells again."
+        said = "You made no guess" if guess is None else f"{guess!r} is no bare number"
+        return f"{found}. {said}: write a number above and run both cells again."
     return f"{found}. You said {guess:g}, which is {abs(guess - measured):.3g} away."
 
 # %% ../nbs/03_course.ipynb #3c614559
