@@ -318,7 +318,7 @@ def test_a_study_is_read_from_its_folder(whole):
     "wrong, words",
     [
         ({"methods": []}, "at least one method"),
-        ({"methods": 3}, "Unknown method '3'"),
+        ({"methods": 3}, "a name under 'method'.*: 3 is neither"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": 3}, "given by name or path"),
         ({"seeds": "two"}, "seeds must be a whole number of 1 or more, not 'two'"),

@@ -17,6 +17,7 @@ import torch
 
 from ..core.errors import AutoLoRaError, unknown
 from ..core.registry import takes
+from ..core.seeds import isolated_rng
 from .archives import is_archive, shard_split, shards_of, unpacked_folder
 from .augmenting import augmentation, suited
 from .checks import found_in
@@ -226,7 +227,8 @@ def _check_augment(augment, x):
     asked = "augment takes a function (images, generator) -> images"
     if not takes(augment, x, None):
         raise AutoLoRaError(f"{asked}; this one can't be called with two arguments.")
-    made = augment(x.clone(), torch.Generator().manual_seed(0))
+    with isolated_rng(0):
+        made = augment(x.clone(), torch.Generator().manual_seed(0))
     if not isinstance(made, torch.Tensor) or made.shape != x.shape:
         shape = tuple(getattr(made, "shape", ())) or type(made).__name__
         raise AutoLoRaError(f"{asked} of the same shape; of {tuple(x.shape)} it makes {shape}.")
