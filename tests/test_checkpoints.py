@@ -296,7 +296,9 @@ def test_inspect_tells_what_a_file_is(tmp_path):
     [
         ("mobilenet_v3_small", {}),
         ("regnet_y_400mf", {}),  # can't be built on the meta device
-        ("inception_v3", {"init_weights": False}),  # has a second head, which ours hasn't
+        pytest.param(  # it has a second head, which ours hasn't
+            "inception_v3", {"init_weights": False}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_torchvision_net_is_recognised(name, more):
