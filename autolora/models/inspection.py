@@ -185,7 +185,7 @@ def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()
     if doubles:
         found["twice in it"] = "; ".join(doubles[:4]) + "; ..." * (len(doubles) > 4)
     if adopted.told:
-        found["done"] = "; ".join(adopted.told)
+        found["prepared"] = "; ".join(adopted.told)
     return found
 
 # %% ../../nbs/models/14_inspection.ipynb #29fce419
