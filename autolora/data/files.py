@@ -190,7 +190,7 @@ def _class_names(pack, labels):
     key = next((key for key in _CLASSES if key in pack), None)
     if key is None:
         return None
-    names, n = np.atleast_1d(np.asarray(pack[key])), np.size(pack[labels])
+    names, n = np.atleast_1d(np.asarray(pack[key])), len(np.atleast_1d(pack[labels]))
     if names.size > n:  # a damaged one claims any number: names of no length take no room
         raise AutoLoRaError(
             f"'{key}' names {names.size} classes for {n} training images: drop the rest."

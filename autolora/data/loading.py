@@ -219,6 +219,7 @@ def _found(source, root: str | Path | None = None, size=None, skip_broken=False,
     return task
 
 # %% ../../nbs/data/11_loading.ipynb #53adb7e4
+_SLACK = 1e-6  # what rounding may add, as for an attack's images
 _AUGMENTS = ("auto", "none", "shift", "shift+flip")
 
 
@@ -232,14 +233,16 @@ def _check_augment(augment, x):
     if not isinstance(made, torch.Tensor) or made.shape != x.shape:
         shape = tuple(getattr(made, "shape", ())) or type(made).__name__
         raise AutoLoRaError(f"{asked} of the same shape; of {tuple(x.shape)} it makes {shape}.")
-    if not (made.isfinite().all() and made.min() >= 0 and made.max() <= 1):
+    low, high = made.min(), made.max()
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # false for NaN
         raise AutoLoRaError(f"{asked} in [0, 1]; this one leaves that range, or makes NaN.")
 
 
 def _augmented(task, augment):
     "`task` with its images augmented as the word or function `augment` says."
     if callable(augment):
-        _check_augment(augment, task.train.images(torch.arange(2)).float())
+        first = torch.arange(min(2, len(task.train)))
+        _check_augment(augment, task.train.images(first).float())
         return replace(task, augment=augment)
     if augment not in _AUGMENTS:
         raise unknown("augment", augment, _AUGMENTS)

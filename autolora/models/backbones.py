@@ -6,6 +6,7 @@
 __all__ = ['BACKBONES', 'MiniResNet', 'register_backbone', 'backbone_card', 'fitting_backbones', 'open_backbone', 'load_backbone']
 
 # %% ../../nbs/models/11_backbones.ipynb #96c55ea9
+import contextlib
 import difflib
 import inspect
 import json
@@ -213,9 +214,10 @@ def fitting_backbones(sets: dict[str, dict]) -> dict[str, Reading]:
     def among(names):
         found = {}
         for name in names:
-            reading = fits(_outline(BACKBONES[name].build), sets, made)
-            if reading is not None:
-                found[name] = reading
+            with contextlib.suppress(RuntimeError):  # not all can be built here
+                reading = fits(_outline(BACKBONES[name].build), sets, made)
+                if reading is not None:
+                    found[name] = reading
         return found
 
     known = among(BACKBONES) or among(_not_larger(sets))

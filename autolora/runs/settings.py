@@ -127,12 +127,13 @@ def shared() -> Table:
 def _check_objects(common):
     "Refuse what is no callback, or no control, among the `common` settings."
     callbacks = common["callbacks"]
-    several = isinstance(callbacks, (list, tuple))
-    for given in callbacks if several else [callbacks]:
-        if not several or not isinstance(given, Callback):
-            raise AutoLoRaError(
-                f"callbacks takes a list of Callback objects, not {given!r}: derive a class."
-            )
+    odd = [callbacks]
+    if isinstance(callbacks, (list, tuple)):
+        odd = [given for given in callbacks if not isinstance(given, Callback)]
+    if odd:
+        raise AutoLoRaError(
+            f"callbacks takes a list of Callback objects, not {odd[0]!r}: derive a class."
+        )
     if not isinstance(common["control"], (Control, type(None))):
         raise AutoLoRaError(f"control takes a Control, not {common['control']!r}.")
 

@@ -75,9 +75,9 @@ def measurement(run) -> list[Block]:
     "The final evaluation as a table, with its alarms; or how far an unfinished run has come."
     lines = ", ".join(map(str, getattr(run, "damaged_lines", ())))
     told = [_GARBLED.format(lines)] if lines else []
-    if not run.report and run.events and run.events[-1].get("event") == "failed":
-        told.append(f"It ended with an error: {run.events[-1]['message']}")
     if not run.report:
+        if run.events and run.events[-1].get("event") == "failed":
+            told.append(f"It ended with an error: {run.events[-1]['message']}")
         words = _UNFINISHED.format(len(run.history), run.config.get("epochs", "?"))
         alarms = [f"Alarm: {alarm}" for alarm in training_alarms(run)]
         return [words, *told] + [alarms] * bool(alarms)
