@@ -392,6 +392,32 @@ def test_check_says_what_is_whole_and_mends(tmp_path):
     assert {*check(folder).values()} == {"whole"}
 
 
+def test_a_torn_config_and_a_torn_page_are_mended(tmp_path):
+    folder = tmp_path / "run"
+    run = finetune("robust_mini_gray", "digits", out=folder, autoattack=0, **SHORT)
+    pages = {name: (folder / name).read_bytes() for name in run.pages}
+    for name, whole in pages.items():
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        finetune("robust_mini_gray", "digits", out=folder, autoattack=0, resume=True, **SHORT)
+        assert (folder / name).read_bytes()[-200:] == whole[-200:], name
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        assert "its end is missing" in check(folder)[name]
+        assert (folder / name).read_bytes()[-200:] == whole[-200:], name
+
+    begun = tmp_path / "begun"  # of which the disk kept half of the first file
+    begun.mkdir()
+    (begun / "config.json").write_bytes((folder / "config.json").read_bytes()[:500])
+    again = lambda: finetune(
+        "robust_mini_gray", "digits", out=begun, resume=True, **SHORT | {"test": False}
+    )
+    with pytest.raises(AutoLoRaError, match="autolora check"):
+        again()
+    assert "nothing was trained yet" in check(begun)["config.json"]
+    assert len(again().history) == 1
+    (begun / "config.json").write_bytes((folder / "config.json").read_bytes()[:500])
+    assert check(begun)["config.json"].startswith("damaged")  # a log is there: nothing is moved
+
+
 # --- studies -------------------------------------------------------------------------------------
 
 

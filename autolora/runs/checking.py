@@ -15,7 +15,7 @@ from ..core.reading import damaged, digest, is_there, read_bytes, read_state
 from ..models.kept import read_weights, save_weights
 from ..models.programs import read_program
 from .folder import Run
-from ..show.card import write_card
+from ..show.card import torn_pages, write_card
 from ..show.gallery import read_examples
 from ..show.report import write_report
 
@@ -55,7 +55,11 @@ def _program(run):
 
 
 def _page(name):
-    return lambda run: is_there(run.path / name) and read_bytes(run.path / name)
+    def look(run):
+        if run.report and name in torn_pages(run):
+            raise damaged(run.path / name, "its end is missing")
+
+    return look
 
 
 _LOOKS: dict[str, Callable] = {
@@ -124,6 +128,14 @@ def _from_checkpoint(run, name):
     return bool(tensors)
 
 
+def _mend_config(run):
+    "A run of which there is nothing else can begin anew; how it was mended, in words."
+    if any(path.name not in (run.file, ".lock") for path in run.path.iterdir()):
+        return "damaged"
+    (run.path / run.file).rename(run.path / f"{run.file}.damaged")
+    return "set aside, for nothing was trained yet"
+
+
 def _mend(run, name):
     "Mend or set aside the damaged file `name` of `run`; how, in words."
     if name == "events.jsonl" and is_there(run.path / name):
@@ -147,7 +159,7 @@ def _check_run(path):
             told["temporary files"] = "taken away"
         for name, wrong in _found(run).items():
             if wrong and name == "config.json":
-                return told | {name: f"damaged: {wrong}"}
+                return told | {name: f"{_mend_config(run)}: {wrong}"}
             if wrong:
                 told[name] = f"{_mend(run, name)}: {wrong}"
             elif (run.path / name).exists():
@@ -155,7 +167,7 @@ def _check_run(path):
         if run.report and not run.finished:
             write_report(run)
             write_card(run)
-            told |= dict.fromkeys(run.pages, "written")
+            told = dict.fromkeys(run.pages, "written") | told
     return told
 
 

@@ -45,7 +45,7 @@ from .folder import Run, create_run
 from .hashes import measured_with, note_changes
 from .preparation import cost, prepare
 from .settings import SETTINGS
-from ..show.card import write_card
+from ..show.card import torn_pages, write_card
 from ..show.measured import training_alarms
 from ..show.report import write_report
 from ..train import callbacks
@@ -332,7 +332,7 @@ def finetune(
         own_model = backbone if isinstance(backbone, nn.Module) else None
         with orderly(), joined_run(folder, config, resume, own_model) as run:
             run.task = found.task
-            if run.report and not run.finished:
+            if run.report and (not run.finished or torn_pages(run)):
                 write_pages(run)  # a crash came between the measurement and its pages
             if not run.report:
                 _begin_or_go_on(run, found, resume)

@@ -134,7 +134,7 @@ class Folder:
         "Whether there is more in the folder than what a start that was broken off leaves behind."
         if not self.path.is_dir():
             return False
-        ours = {path.name for path in leftovers(self.path)} | {".lock"}
+        ours = {path.name for path in leftovers(self.path)} | {".lock", f"{self.file}.damaged"}
         return any(path.name not in ours for path in self.path.iterdir())
 
     @property
