@@ -55,6 +55,13 @@ def small_task():
     return dataclasses.replace(task, **few)
 
 
+def hearing():
+    "Have signals obeyed, whatever who started this (`nohup`, a shell's `&`) had ignored."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def warm():
     """Import here, once, what every trial would import; without a training, whose threads can't be
     forked."""
@@ -159,6 +166,7 @@ def begin(task, out, at=None, end=None, told=None, **settings):
         said = open(f"{out}.said", "a")
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+        hearing()
         if told or at is not None:
             arm(at, end, told)
         finetune("robust_mini_gray", task, out=out, **SETTINGS | settings)
