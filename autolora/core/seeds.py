@@ -101,10 +101,11 @@ class OwnRandom(TorchDispatchMode):
         kwargs = kwargs or {}
         twin = _seeded(op)
         given = isinstance(kwargs.get("generator"), torch.Generator)
-        if twin is None or given or _idle(op, args, kwargs):
+        device = next((a.device for a in args if isinstance(a, torch.Tensor)), kwargs.get("device"))
+        unreal = str(device) == "meta"  # a tensor without numbers draws none
+        if twin is None or given or unreal or _idle(op, args, kwargs):
             return op(*args, **kwargs)
         self.drawn += 1
-        device = next((a.device for a in args if isinstance(a, torch.Tensor)), kwargs.get("device"))
         own = self.generator(device)
         if any(argument.name == "generator" for argument in twin._schema.arguments):
             return twin(*args, **kwargs | {"generator": own})

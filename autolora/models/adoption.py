@@ -213,7 +213,7 @@ def _check_fits(found, num_classes):
 
 def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool = False) -> tuple:
     """`(model, told)` of what was `found`, with a head over `num_classes`: its own where `keep`, a
-    new one where `fresh` or where it has another number of classes.
+    new one where `fresh`, where it has another number of classes, or is all zeros.
 
     Raises `AutoLoRaError` for a head that can't be kept."""
     net, head, told = found.net, found.head, list(found.told)
@@ -231,7 +231,8 @@ def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool =
             f"The head of {type(net).__name__} knows {known} classes and the data have "
             f"{num_classes}: head='keep' needs the same classes, so leave it out."
         )
-    if not keep and (fresh or known != num_classes):
+    silent = not net.get_submodule(net._head_layer).weight.any()  # no gradient comes through
+    if not keep and (fresh or silent or known != num_classes):
         fresh_head(net, num_classes)
         _check_fits(found, num_classes)
     return net, [*told, "its own trained head is kept"] if keep else told
