@@ -87,9 +87,8 @@ class _Verb:
         table = self.table
         given = vars(self.parser(name).parse_args(words))
         before = [_library(self.call)] if self.call else []
-        return self.run(
-            *before, **{name: table[name].check(value) for name, value in given.items()}
-        )
+        checked = {name: table[name].check(value) for name, value in given.items()}
+        return self.run(*before, **checked)
 
 
 VERBS = {}
@@ -111,8 +110,7 @@ def _own(classes):
     found = Table()
     for name in dict.fromkeys(name for cls in classes for name in cls.settings):
         owners = [cls for cls in classes if name in cls.settings]
-        everybody = len(owners) == len(classes)
-        whose = "all methods" if everybody else ", ".join(cls.name for cls in owners)
+        whose = "all methods" if owners == classes else ", ".join(cls.name for cls in owners)
         found.add(Setting(name, None, f"{owners[0].settings[name].about} ({whose})"))
     return found
 
@@ -212,16 +210,22 @@ def tune(
     _show(tuning.best)
 
 # %% ../nbs/01_cli.ipynb #9dcf923f
-@verb()
-def _lab(
-    root: str = "runs",  # folder in which runs are made and looked for
-    port: int = 8866,  # of the page
-    browser: bool = True,  # open the page
-):
+@verb("lab.page.serve")
+def _lab(call: Callable, **given):
     "Serve the lab as a page of its own, without code."
-    from autolora.lab.page import serve
+    call(**given)
 
-    serve(root, port, browser)
+
+@verb("lab.classroom.open_classroom")
+def _classroom(call: Callable, **given):
+    "Serve runs, growing while they train, to many browsers, to be looked at only."
+    call(**given)
+
+
+@verb("lab.sheet.write_sheet")
+def _sheet(call: Callable, **given):
+    "Write the lab's pictures of runs, with their sliders, as one HTML file."
+    print(call(**given))
 
 # %% ../nbs/01_cli.ipynb #bfbe900d
 @verb("runs.grading.measure")
@@ -378,8 +382,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         words = "the same command goes on after it (finetune: with --resume)"
         if process_index() == 0:
-            told = f"autolora: interrupted; what was finished is kept: {words}."
-            print(told, file=sys.stderr)
+            print(f"autolora: interrupted; what was finished is kept: {words}.", file=sys.stderr)
         return 128 + getattr(error, "number", 2)
     return 0
 

@@ -60,9 +60,13 @@ def _open_when_up(url, port, server):
         time.sleep(0.2)
 
 # %% ../../nbs/lab/09_page.ipynb #b7e6b6a2
-def serve(root: str | Path = "runs", port: int = 8866, browser: bool = True):
-    """Serve the lab, with its runs in `root`, until it is ended; `browser`: open the page. The
-    address, with its token (or that in the variable JUPYTER_TOKEN), is said on stderr.
+def serve(
+    root: str = "runs",  # folder in which runs are made and looked for
+    port: int = 8866,  # of the page
+    browser: bool = True,  # open the page
+):
+    """Serve the lab, with its runs in `root`, until it is ended. The address, with its token (or
+    that in the variable JUPYTER_TOKEN), is said on stderr.
 
     Raises `AutoLoRaError` if voila is missing or can't serve."""
     if importlib.util.find_spec("voila") is None:

@@ -11,6 +11,7 @@ import html
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Thread
 
 from fastcore.basics import patch
 from IPython.display import HTML, display
@@ -19,6 +20,7 @@ from ..core.errors import AutoLoRaError
 from .choices import code_of
 from .desk import Desk
 from .follower import Checker, Follower
+from .links import report_links, sheet_links
 from .pictures import alert, plot_runs, table_html
 from .recorded import SHOWN, is_recorded
 from .sketches import sketch
@@ -26,7 +28,7 @@ from ..models.backbones import BACKBONES
 from ..runs.background import Trainer
 from ..runs.finetuning import default_out
 from ..runs.folder import Run
-from ..show.report import same_call, write_report
+from ..show.report import same_call
 
 # %% ../../nbs/lab/08_panel.ipynb #fc4598a7
 def _new_folder(call, root):
@@ -101,6 +103,7 @@ class Lab(Desk):
         self._press(self.stop, self.trainer.stop)
         self._press(self.copy, self._show_code)
         self._press(self.report, self._hand_over_reports)
+        self._press(self.take, self._take_along)
         self.controls.observe_all(lambda change: self._changed())
         self.runs.observe(lambda change: self._chosen(), "value")
         self.front.observe(lambda change: self.draw(), "value")
@@ -180,16 +183,6 @@ class Lab(Desk):
         words = "The code below is of an earlier choice: press Copy as code again."
         self.stale.value = alert(words) if old else ""
 
-    def _hand_over_reports(self):
-        shown = {n: run for n, run in self.shown().items() if not is_recorded(run.path)}
-        if not shown:
-            raise AutoLoRaError("No run of yours is shown: start one, or choose some in the list.")
-        pages = []
-        for name, run in shown.items():
-            page = write_report(run)
-            pages.append([f"Report of {name}", page.read_text(encoding="utf-8"), f"also in {page}"])
-        self.pages.pages = pages
-
     def _open_path(self, path):
         if path:
             self._ask(lambda: self.open(path))
@@ -208,6 +201,33 @@ class Lab(Desk):
         wishes = self.wishes()
         for figure in plot_runs(self.shown(), wishes["image"], wishes["scale"]).values():
             figure.show()
+
+# %% ../../nbs/lab/08_panel.ipynb #5ba1e002
+@patch
+def _hand_over_reports(self: Lab):
+    shown = {n: run for n, run in self.shown().items() if not is_recorded(run.path)}
+    if not shown:
+        raise AutoLoRaError("No run of yours is shown: start one, or choose some in the list.")
+    self.pages.pages = report_links(shown)
+
+
+@patch
+def _take_along(self: Lab):
+    shown = [*self.shown().values()]
+    if not shown:
+        raise AutoLoRaError("No run is shown: choose some in the list.")
+    self.take.disabled = True
+    self.take.description = "Being made ..."
+    Thread(target=self._ask, args=[lambda: self._offer_sheet(shown)], daemon=True).start()
+
+
+@patch
+def _offer_sheet(self: Lab, runs):
+    try:
+        self.pages.pages = sheet_links(runs, self.root)
+    finally:
+        self.take.description = "Take it with you"
+        self.take.disabled = False
 
 # %% ../../nbs/lab/08_panel.ipynb #688f52de
 def _kept_html(lab, shots):
