@@ -240,7 +240,7 @@ def _start_at(run, found):
 def _callbacks_of(found):
     "The callbacks that the settings stand for, and the user's own."
     settings = found.settings
-    chosen = [callbacks.RecordAngles(found.task, settings.seed)] if settings.angles else []
+    chosen = [callbacks.RecordLoss()] + [callbacks.RecordAngles()] * settings.angles
     chosen += [OverfittingAlarm(), callbacks.RecordExamples(), settings.control]
     if settings.progress and process_index() == 0:
         chosen.append(callbacks.Progress())

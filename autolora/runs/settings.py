@@ -106,7 +106,7 @@ SETTINGS = Table(
         "weights to hand over: the average over the run's end, its last or its best epoch",
         ("auto", *DELIVERIES),
     ),
-    Setting("angles", True, "record the gradient angles every epoch", (bool,)),
+    Setting("angles", True, "record the gradient angles, step by step", (bool,)),
     Setting("test", True, "measure on the test split, once, at the end", (bool,), recorded=False),
     Setting("progress", True, "a bar with an ETA on stderr", (bool,), recorded=False),
     Setting(
