@@ -1,4 +1,4 @@
-"""What is recorded within an epoch: it changes nothing, repeats to the last digit, and is little."""
+"""What is recorded within an epoch: it changes nothing, repeats to the last digit and is little."""
 
 import pytest
 import torch
@@ -40,9 +40,9 @@ class StopAt(Callback):
 
 
 def test_a_run_gone_on_with_logs_the_same_points(tmp_path):
-    whole = trained(tmp_path / "whole")
-    trained(tmp_path / "broken", callbacks=[StopAt(1, 5)])
-    again = trained(tmp_path / "broken", resume=True)
+    whole = trained(tmp_path / "whole", "trades")
+    trained(tmp_path / "broken", "trades", callbacks=[StopAt(1, 5)])
+    again = trained(tmp_path / "broken", "trades", resume=True)
     for column in ("loss_within", "angle_within", "angle", "angle_natural", "length_adv"):
         assert whole.history[column].tolist() == again.history[column].tolist(), column
 
@@ -71,7 +71,7 @@ def test_the_control_knows_the_epoch_at_work(tmp_path):
             self.seen.append(control.within)
 
     control = Control()
-    trained(tmp_path / "run", control=control, callbacks=[Look()])
+    trained(tmp_path / "run", "trades", control=control, callbacks=[Look()])
     in_the_middle = Look.seen[-1]
     assert in_the_middle["epoch"] == 2
     assert 0 < len(in_the_middle["loss_within"]["at"]) < 11

@@ -230,7 +230,7 @@ class Desk(_Widgets):
         return self.attack
 
     def wishes(self) -> dict:
-        "What is to be drawn, as `Easel.paint` takes it, but for `work` and `anew`."
+        "What is to be drawn, as `Easel.paint` takes it, but for the run at work and `anew`."
         image = int(self.canvas.values["example"]) - 1
         scale = round(self.canvas.values["scales"], 1)
         opened = sorted(self.canvas.opened)

@@ -24,6 +24,7 @@ CONFIG |= {
     "classes": listed(text),
     "notes": listed(text),
     "lr": either(number(0), text),
+    **dict.fromkeys(("lr_curve", "name"), text),
     "parametrisation": text,
     "where": either(text, listed(text)),
     "versions": mapped(text),

@@ -114,19 +114,20 @@ class RecordAngles(Callback):
         if attacked is None:
             return
         n = max(8, len(attacked[0]) // 4)
-        if done % self._every(learner, n) == 0:
-            self._measure(learner, *(part[:n] for part in attacked))
-
-    def _every(self, learner, n):
-        "Every how many steps `n` images are measured."
-        measuring = 5 * (1 + n / learner.batch_size) / 2
-        of_a_step = measuring / (learner.method.steps + 3)
-        return max(math.ceil(of_a_step / self.share), math.ceil(learner.steps / _POINTS))
-
-    def _measure(self, learner, x, x_adv, y):
-        start = time.perf_counter()
         m = learner.method
         path = m.detached_path or m.branch
+        if done % self._every(learner, n, 6 if path else 3) == 0:
+            self._measure(learner, path, *(part[:n] for part in attacked))
+
+    def _every(self, learner, n, passes):
+        "Every how many steps `n` images are measured, in so many `passes`."
+        measuring = passes * (1 + n / learner.batch_size) / 2
+        of_a_step = measuring / (learner.method.steps + 2)
+        return max(math.ceil(of_a_step / self.share), math.ceil(learner.steps / _POINTS))
+
+    def _measure(self, learner, path, x, x_adv, y):
+        start = time.perf_counter()
+        m = learner.method
         with eval_mode(m.model), own_random(m.model, x):
             found = term_gradients(m.model, path, x, x_adv, y, m.loss, m.natural)
         self.tally.add(*found)
