@@ -1,5 +1,6 @@
 """What it costs to measure the two gradients within the epochs: processor seconds of training
-with them over those without, in turns, for a method without a branch, one with, and one whose attack is a step.
+with them over those without, in turns, for a method without a branch, one with, and one whose
+attack is a single step.
 
 python benchmarks/within.py --rounds 7"""
 

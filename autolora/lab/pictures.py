@@ -30,7 +30,9 @@ def named(runs: list[Run]) -> dict[str, Run]:
     for run in runs:
         method = run.config.get("method", "run")
         told = f"{run.config.get('task')}, seed {run.config.get('seed')}"
-        choices.append([method, f"{method} · {told}", f"{method} · {run.path.name}"])
+        given = run.config.get("name")
+        own = [f"{method} · {given}"] if given else []
+        choices.append([*own, method, f"{method} · {told}", f"{method} · {run.path.name}"])
     counts = Counter(name for names in choices for name in names)
     alone = [next((name for name in names if counts[name] == 1), names[-1]) for names in choices]
     return dict(zip(alone, runs, strict=True))
@@ -118,7 +120,11 @@ def plot_live(runs: dict, live: dict, panels: Iterable[str] = _LIVE) -> dict:
 
 
 def plot_runs(
-    runs: dict, image: int = 0, scale: float = 0.0, upto: int | None = None, live: dict = {}
+    runs: dict,
+    image: int = 0,
+    scale: float = 0.0,
+    upto: int | None = None,
+    live: dict | None = None,
 ) -> dict:
     """All figures of the dict name -> `Run`, by panel; `image`, `scale`: as in `moved`; `upto`: the
     last epoch to show, None for all; `live`: as in `plot_live`, whose figures show it where all is

@@ -116,7 +116,7 @@ class RecordAngles(Callback):
         n = max(8, len(attacked[0]) // 4)
         m = learner.method
         path = m.detached_path or m.branch
-        if done % self._every(learner, n, 6 if path else 3) == 0:
+        if done % self._every(learner, n, 6 if path else 4) == 0:
             self._measure(learner, path, *(part[:n] for part in attacked))
 
     def _every(self, learner, n, passes):
