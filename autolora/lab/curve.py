@@ -85,7 +85,8 @@ const SHAPES = {
 
 // Sets the points that a stroke from one place to another passes.
 function stroked(rates, [x0, y0], [x1, y1]) {
-  const last = rates.length - 1, at = x => (last * (x - LEFT)) / ACROSS;
+  const last = rates.length - 1;
+  const at = x => Math.max(0, Math.min(last, (last * (x - LEFT)) / ACROSS));
   const [from, to] = [at(x0), at(x1)];
   const [low, high] = [Math.round(Math.min(from, to)), Math.round(Math.max(from, to))];
   return rates.map((rate, i) => {
