@@ -17,6 +17,7 @@ from ..core.reading import as_path, is_there
 from .attack import Attack
 from .board import Board
 from .canvas import Canvas
+from .contest import Contest
 from .controls import Controls, look
 from .links import Pages
 from .pictures import named, readable
@@ -104,6 +105,7 @@ class _Widgets:
         words = "path of a run or a study"
         self.path = widgets.Text(placeholder=words, continuous_update=False, **path)
         self.board = None
+        self.contest = Contest()
 
 
 class Desk(_Widgets):
@@ -146,11 +148,13 @@ class Desk(_Widgets):
             "Pictures": lambda: self._pictures,
             "Attack it yourself": self._attack,
             "Playground 2-D": functools.cache(Playground),
+            "Beat the schedule": self.look_at_contest,
         }
         hints = [
             "The runs chosen in the list: results and pictures",
             "One image, attacked step by step against two models",
             "Points in a plane: what fine-tuning does to a boundary",
+            "A learning rate of your own against the automatic one",
         ]
         self.attack = None
         return Views(views, hints)
@@ -165,8 +169,15 @@ class Desk(_Widgets):
             self.attack = Attack(runs)
         return self.attack
 
+    def look_at_contest(self) -> Contest:
+        "The contest, with all runs of the backbone and the data that are chosen."
+        chosen = [self.controls.fields[name].control.value for name in ("backbone", "data")]
+        found, _ = readable([Run(path) for _, path in self.runs.options])
+        self.contest.show(found, *chosen)
+        return self.contest
+
     def wishes(self) -> dict:
-        "What is to be drawn, as `Easel.paint` takes it, but for `work` and `anew`."
+        "What is to be drawn, as `Easel.paint` takes it, but for the run at work and `anew`."
         image = int(self.canvas.values["example"]) - 1
         scale = round(self.canvas.values["scales"], 1)
         opened = sorted(self.canvas.opened)

@@ -128,7 +128,8 @@ class Follower:
             job = self.trainer.job
             work = str(job.out) if job and job.out in self._adopted else None
             try:
-                answer = self.easel.paint(desk.wishes() | {"work": work, "anew": anew})
+                order = {"work": work, "live": self.trainer.within, "anew": anew}
+                answer = self.easel.paint(desk.wishes() | order)
                 self._undrawn = ""
             except Exception as error:
                 self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."

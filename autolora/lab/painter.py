@@ -14,6 +14,7 @@ from autolora.lab.pictures import (
     as_panels,
     moved,
     named,
+    plot_live,
     plot_runs,
     readable,
     standing,
@@ -32,14 +33,18 @@ def files_of(folders: list) -> list:
 class Easel:
     """Draws run folders, and again only what has changed.
 
-    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn."""
+    `rest`: so many times the last drawing's processor time goes by before a grown log is drawn;
+    `breath`: the same of the points of the epoch at work."""
 
-    def __init__(self, rest: float = 20):
+    def __init__(self, rest: float = 20, breath: float = 6):
         self.rest = rest
+        self.breath = breath
         self._runs = {}  # each reads its log again only when that has grown
         self._drawn = None, None  # what was asked for, and files, when all was drawn last
         self._slid = None  # the sliders then or since
-        self._due = 0.0  # from when on a grown log is drawn
+        self._due = 0.0  # from when on a grown log is drawn,
+        self._live_due = 0.0  # and the epoch at work
+        self._live = {}  # what was drawn of that
 
     def _run(self, folder):
         return self._runs.setdefault(folder, Run(folder))
@@ -55,23 +60,38 @@ class Easel:
         (`pictures.standing`, or None).
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `upto` (the
-        last epoch to show, or None), `work` (the folder of the run at work, or None), `anew`
-        (whether to draw everything)."""
+        last epoch to show, or None), `work` (the folder of the run at work, or None), `live` (its
+        `Control.within`), `anew` (whether to draw everything)."""
         found, wrong = readable([self._run(folder) for folder in order["folders"]])
         runs = named(found)
         slid = order["image"], order["scale"]
         asked = order["folders"], order["opened"], order["upto"]
         files = files_of(order["folders"])
+        at_work = [name for name, run in runs.items() if str(run.path) == order["work"]]
+        live = dict.fromkeys(at_work if order["upto"] is None else (), order["live"])
         grown = files != self._drawn[1] and time.perf_counter() >= self._due
         answer = {"panels": [], "work": order["work"] and self._standing(order["work"])}
         answer["epochs"] = max((len(run.history) for run in found), default=0)
         if order["anew"] or asked != self._drawn[0] or grown:
             start = time.process_time()
-            answer["panels"] = as_panels(plot_runs(runs, *slid, order["upto"]), order["opened"])
+            drawn = plot_runs(runs, *slid, order["upto"], live)
             answer["tables"] = tables_html(runs, wrong)
             self._due = time.perf_counter() + self.rest * (time.process_time() - start)
             self._drawn = asked, files
-        elif slid != self._slid:
-            answer["panels"] = as_panels(moved(runs, *slid), order["opened"])
+            self._live = live
+        else:
+            drawn = moved(runs, *slid) if slid != self._slid else {}
+            drawn |= self._grown_within(runs, live)
+        answer["panels"] = as_panels(drawn, order["opened"])
         self._slid = slid
         return answer
+
+    def _grown_within(self, runs, live):
+        "The figures with the points of the epoch at work, where there are more and it is time."
+        if live == self._live or time.perf_counter() < self._live_due:
+            return {}
+        start = time.process_time()
+        drawn = plot_live(runs, live)
+        self._live_due = time.perf_counter() + self.breath * (time.process_time() - start)
+        self._live = live
+        return drawn

@@ -102,6 +102,9 @@ class Lab(Desk):
         self._press(self.resume, self._go_on)
         self._press(self.stop, self.trainer.stop)
         self._press(self.copy, self._show_code)
+        self._press(self.contest.start, lambda: self._begin(self.contest.given()))
+        self._press(self.contest.auto, lambda: self._begin(self.contest.given(drawn=False)))
+        self._press(self.contest.copy, lambda: self._show_code(self.contest.given()))
         self._press(self.report, self._hand_over_reports)
         self._press(self.take, self._take_along)
         self.controls.observe_all(lambda change: self._changed())
@@ -135,9 +138,10 @@ class Lab(Desk):
             raise AutoLoRaError("Correct what is marked, then press again.")
         return choice
 
-    def _begin(self):
+    def _begin(self, given=None):
+        "Start what is chosen, with what is `given` in its place."
         choice = self._choice()
-        calls = self.checker.costs.calls(choice)
+        calls = [call | (given or {}) for call in self.checker.costs.calls(choice)]
         calls = [call | {"out": _new_folder(call, self.root)} for call in calls]
         self.trainer.start(calls, self.controls.own_of(choice))
         self.runs.value = ()
@@ -153,6 +157,7 @@ class Lab(Desk):
     def _ended(self):
         "A training is over: its runs are finished in the list, and the next choice can be tried."
         self.open()
+        self.look_at_contest()
         self.checker.changed()
         self.canvas.send("shoot")
 
@@ -167,9 +172,10 @@ class Lab(Desk):
         self.draw()
         self.follower.say()
 
-    def _show_code(self):
+    def _show_code(self, given=None):
         choice = self._choice()
-        python, shell = code_of(self.checker.costs.calls(choice), self.controls.own)
+        calls = [call | (given or {}) for call in self.checker.costs.calls(choice)]
+        python, shell = code_of(calls, self.controls.own)
         lines = [f"# {line}" for line in shell.splitlines()]
         self.code.value = "\n".join([python, "", "# the same in a shell:", *lines])
         self.code.layout.display = ""

@@ -149,7 +149,7 @@ class _Worker:
     def tell(self):
         "Write down how things stand, if that has changed."
         with self._writing:
-            told = state_of(self.jobs, self.own, self.control.position, self.control.paused)
+            told = state_of(self.jobs, self.own, self.control)
             if told != self._written:
                 with contextlib.suppress(
                     AutoLoRaError
@@ -158,11 +158,12 @@ class _Worker:
             self._written = told
 
 
-def state_of(jobs: list[Job], own: Mapping, position=None, paused: bool = False) -> str:
-    "The JSON of how `jobs` stand, which objects they name, and how far the one at work is."
+def state_of(jobs: list[Job], own: Mapping, control: Control | None = None) -> str:
+    "The JSON of how `jobs` stand, which objects they name, and how far `control` sees one at work."
     told = [{"call": job.call, "state": job.state, "message": job.message} for job in jobs]
     names = {part: list(own.get(part, ())) for part in _OWN}
-    where = {"position": position, "paused": paused, "cwd": os.getcwd()}
+    where = {name: getattr(control, name, None) for name in ("position", "paused", "within")}
+    where["cwd"] = os.getcwd()
     return json.dumps({"jobs": told, "own": names} | where, default=os.fspath)
 
 # %% ../../nbs/runs/06_background.ipynb #132402ce
@@ -235,13 +236,18 @@ class Trainer:
 
     @property
     def paused(self) -> bool:
-        return self.busy and self._told.get("paused", False)
+        return bool(self.busy and self._told.get("paused"))
 
     @property
     def position(self) -> tuple | None:
         "`Control.position` of the job at work."
         found = self._told.get("position")
         return tuple(found) if found else None
+
+    @property
+    def within(self) -> dict:
+        "`Control.within` of the job at work; {} where nothing is known of it."
+        return (self.busy and self._told.get("within")) or {}
 
     def start(self, calls: list[dict], own: Mapping = {}, cwd: str | Path | None = None):
         """Begin the calls of `finetune`, dicts of keyword arguments, `out` among them.

@@ -24,6 +24,7 @@ CONFIG |= {
     "classes": listed(text),
     "notes": listed(text),
     "lr": either(number(0), text),
+    **dict.fromkeys(("lr_curve", "name"), text),
     "parametrisation": text,
     "where": either(text, listed(text)),
     "versions": mapped(text),
@@ -61,6 +62,20 @@ _share = number(0, 1)
 _seconds = number(0, 1e12)
 _spent = {"seconds": _seconds, "attack_steps": whole(), "peak_memory": whole(0, 10**18)}
 _angle = number(-360, 360)
+
+
+def _points(*columns):
+    "A check: a dict of the list `at`, shares of an epoch, and of a list of each of `columns`."
+    known = mapped(listed(number(-1e100, 1e100)))
+
+    def check(value):
+        if not known(value) or {*value} != {"at", *columns} or None in value.values():
+            return False
+        return len({len(numbers) for numbers in value.values()}) == 1
+
+    return check
+
+
 _EPOCH = {
     "epoch": whole(1, 10**9),
     **dict.fromkeys(("lr", "schedule_lr", "next_lr"), _rate),
@@ -69,6 +84,8 @@ _EPOCH = {
     **dict.fromkeys(("angle", "angle_natural"), _angle),
     **dict.fromkeys(("seconds", "paused_seconds", "angle_seconds"), number(-1e6, 1e12)),
     "angle_layers": mapped(_angle),
+    "angle_within": _points("angle", "length_nat", "length_adv"),
+    "loss_within": _points("loss"),
     "terms": listed(text),
     "attack_steps": whole(),
     "n_val": whole(1),

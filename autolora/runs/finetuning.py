@@ -54,6 +54,7 @@ from ..train.learner import Learner
 from ..train.lr_finder import find_lr
 from ..train.overfitting import OverfittingAlarm
 from ..train.savings import saving_callbacks
+from ..train.schedule import DrawnLR
 
 # %% ../../nbs/runs/03_finetuning.ipynb #d8b9df5a
 def report_on(run: Run, method: Method, task: Task, autoattack: int = 0):
@@ -227,7 +228,11 @@ def _start_at(run, found):
             _probe_head(run, method, task, settings.control)  # which brings back its weights
         return start["lr"]
     seconds = cost(method, task, run.config["epochs"], run.config["batch_size"]).seconds
-    lr = _tested_lr(run, method, task) if settings.lr == "auto" else settings.lr
+    lr = settings.lr
+    if settings.lr_curve:
+        lr = DrawnLR(settings.lr_curve, run.config["epochs"]).lr
+    elif lr == "auto":
+        lr = _tested_lr(run, method, task)
     if settings.head == "robust_linear":  # after the range test, which a trained head misleads
         _probe_head(run, method, task, settings.control)
     told = {"lr": lr, "estimated_seconds": seconds, "processes": world_size()}
@@ -240,18 +245,25 @@ def _start_at(run, found):
 def _callbacks_of(found):
     "The callbacks that the settings stand for, and the user's own."
     settings = found.settings
-    chosen = [callbacks.RecordAngles(found.task, settings.seed)] if settings.angles else []
+    chosen = [callbacks.RecordLoss()] + [callbacks.RecordAngles()] * settings.angles
     chosen += [OverfittingAlarm(), callbacks.RecordExamples(), settings.control]
     if settings.progress and process_index() == 0:
         chosen.append(callbacks.Progress())
     return chosen + saving_callbacks(settings.attack, settings.coreset) + list(settings.callbacks)
 
 
+def _schedule_of(settings, method, lr, epochs):
+    "The curve that was drawn, or the method's own schedule from `lr` on."
+    if settings.lr_curve:
+        return DrawnLR(settings.lr_curve, epochs)
+    return method.schedule(lr, epochs, cool_down=settings.lr == "auto")
+
+
 def _train(run, found, resume):
     "Find the rate, train, evaluate, write the report: `finetune` from a made `run` on."
     method, task, settings = found.method, found.task, found.settings
     lr = _start_at(run, found)
-    schedule = method.schedule(lr, run.config["epochs"], cool_down=settings.lr == "auto")
+    schedule = _schedule_of(settings, method, lr, run.config["epochs"])
     fit(run, method, task, schedule, _callbacks_of(found), resume)
     if settings.test:
         report_on(run, method, task, settings.autoattack)

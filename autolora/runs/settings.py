@@ -17,7 +17,7 @@ from ..train.callbacks import Control
 from ..train.delivery import DELIVERIES
 from ..train.learner import Callback
 from ..train.savings import ATTACK_SCHEDULES
-from ..train.schedule import whole_epochs
+from ..train.schedule import read_curve, whole_epochs
 
 # %% ../../nbs/runs/01_settings.ipynb #98ac7c7c
 HEADS = ("random", "robust_linear", "keep")
@@ -43,6 +43,13 @@ SETTINGS = Table(
         0,
         strict=True,
         label="Learning rate",
+    ),
+    Setting(
+        "lr_curve",
+        None,
+        "learning rates over the run, in the place of lr: points share:rate, 0:0.05,1:0.001",
+        (str,),
+        none="lr and the method's schedule",
     ),
     Setting("batch_size", None, "images a step", (int,), 2, none="128, fewer for small data"),
     Setting("head", "random", "or trained alone on adversarial images first, or kept", HEADS),
@@ -106,7 +113,8 @@ SETTINGS = Table(
         "weights to hand over: the average over the run's end, its last or its best epoch",
         ("auto", *DELIVERIES),
     ),
-    Setting("angles", True, "record the gradient angles every epoch", (bool,)),
+    Setting("name", None, "what the run is called in lists", (str,), none="its folder"),
+    Setting("angles", True, "record the gradient angles, step by step", (bool,)),
     Setting("test", True, "measure on the test split, once, at the end", (bool,), recorded=False),
     Setting("progress", True, "a bar with an ETA on stderr", (bool,), recorded=False),
     Setting(
@@ -116,7 +124,7 @@ SETTINGS = Table(
 )
 
 # %% ../../nbs/runs/01_settings.ipynb #9079d708
-_ALONE = ("seed", "test", "control", "callbacks")
+_ALONE = ("seed", "name", "test", "control", "callbacks")
 
 
 def shared() -> Table:
@@ -138,6 +146,15 @@ def _check_objects(common):
         raise AutoLoRaError(f"control takes a Control, not {common['control']!r}.")
 
 
+def _check_curve(common):
+    "Refuse a curve of learning rates that can't be read, and one beside a rate."
+    if common["lr_curve"] is None:
+        return
+    read_curve(common["lr_curve"])
+    if common["lr"] != "auto":
+        raise AutoLoRaError("lr and lr_curve both say what the learning rate is: give one of them.")
+
+
 def chosen_settings(method: str | type[Method], given: dict) -> tuple:
     """`(cls, common, own)`: the method class, the common settings as attributes, its own as a dict.
 
@@ -153,6 +170,7 @@ def chosen_settings(method: str | type[Method], given: dict) -> tuple:
             )
     common, own = SETTINGS.parted(given, cls.settings, cls.name)
     _check_objects(common)
+    _check_curve(common)
     if common["head"] != "random" and not cls.fresh_head:
         raise AutoLoRaError(
             f"{cls.label} has a trained head already: leave out head={common['head']!r}."

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..core.numbers import counted
 from . import drawing as draw
 from .drawing import ADVERSARIAL, GREY, NATURAL
 
@@ -20,16 +21,32 @@ def _angle_words(runs):
     "What the angles of `runs` say, in a sentence each."
     said = []
     for run in runs:
-        angles = draw.floats(run.data, "angle").dropna()
-        conflicts = f"above 90° in {(angles > 90).sum()} of {len(angles)} epochs."
+        angles = _angles(run.data).dropna()
         if len(angles) and not run.behind:
-            said.append(run.says(f"{angles.mean():.0f}° on average, {conflicts}"))
+            said.append(run.says(f"{angles.mean():.0f}° on average, {_conflicts(angles)}"))
     return " ".join([*said, draw.others(runs, _mean_angle)]).strip()
 
 
+def _conflicts(angles):
+    "In how many epochs the two pull apart, and that there is no conflict where they never do."
+    above = (angles > 90).sum()
+    if not above:
+        return f"no conflict: above 90° in none of {counted(len(angles), 'epoch')}."
+    return f"above 90° in {above} of {counted(len(angles), 'epoch')}."
+
+
 def _mean_angle(history):
-    angles = draw.floats(history, "angle").dropna()
+    angles = _angles(history).dropna()
     return f"{angles.mean():.0f}°" if len(angles) else ""
+
+
+def _has_steps(history):
+    return len(draw.within(history, "angle_within", "angle")[0]) > 0
+
+
+def _angles(history):
+    "The angle (degrees) of each epoch that is drawn: with single steps the one they have."
+    return draw.floats(history, "angle_natural" if _has_steps(history) else "angle")
 
 # %% ../../nbs/show/01_angles.ipynb #20cb5fb6
 def _separated(history):
@@ -51,31 +68,42 @@ def _no_conflict(fig, reach):
     fig.add_annotation(y=90 - 0.75 * reach, text="below: they<br>pull together", **beside)
 
 
+def _add_angles(fig, run):
+    "The lines of one run; without single steps also the angle that a branch takes away, dotted."
+    said = dict(hovertemplate="epoch %{x:.2f}: %{y:.1f}°")
+    x = draw.floats(run.data, "epoch")
+    if run.behind:
+        draw.add_behind(fig, run, x, _angles(run.data), **said)
+        return
+    draw.add_steps(fig, run, "angle_within", "angle", **said)
+    said = dict(hovertemplate="epoch %{x}: %{y:.1f}°")
+    draw.add_line(fig, x, _angles(run.data), run.label, run.colour, run.dash, **said)
+    if not _has_steps(run.data) and _separated(run.data):
+        label = f"{run.label}, both through the FE"
+        natural = draw.floats(run.data, "angle_natural")
+        draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
+
+
 def plot_angles(history: draw.History) -> go.Figure:
-    """The angle (degrees) between the two gradients that reach the feature extractor, epoch by
-    epoch; 90 means no conflict. Source: Xu et al. 2024, section 3.2."""
+    """The angle (degrees) between the gradients of CE on natural images and of the adversarial
+    objective, with respect to the feature extractor, step by step and in the epochs' means; 90
+    means no conflict. Source: Xu et al. 2024, section 3.2."""
     runs = draw.layered(history)
     fig = draw.blank()
-    reach = 20.0
-    said = dict(hovertemplate="epoch %{x}: %{y:.1f}°")
     for run in runs:
-        x, reaching, natural = (
-            draw.floats(run.data, c) for c in ("epoch", "angle", "angle_natural")
-        )
-        reach = max(reach, *(1.15 * (angles - 90).abs().max() for angles in (reaching, natural)))
-        if run.behind:
-            draw.add_behind(fig, run, x, reaching, **said)
-            continue
-        draw.add_line(fig, x, reaching, run.label, run.colour, run.dash, **said)
-        if _separated(run.data):
-            label = f"{run.label}, both through the FE"
-            draw.add_line(fig, x, natural, label, run.colour, "dot", "circle-open", **said)
+        _add_angles(fig, run)
+    heights = pd.Series([90, *(y for trace in fig.data for y in trace.y)], dtype=float)
+    reach = max(20.0, 1.15 * (heights - 90).abs().max())
     if fig.data:
         _no_conflict(fig, reach)
     fig.update_yaxes(title_text="angle (degrees)", range=[90 - reach, 90 + reach])
     draw.epoch_axis(fig, runs)
+    words = _angle_words(runs)
+    if any(_has_steps(run.data) for run in runs if not run.behind):
+        fig.update_xaxes(range=[0, fig.layout.xaxis.range[1]])
+        words = f"{words} Thin: single steps; thick: means of epochs.".strip()
     title = "Do the two gradients work against each other?"
-    return draw.finish(fig, title, _angle_words(runs), right=130)
+    return draw.finish(fig, title, words, right=130)
 
 # %% ../../nbs/show/01_angles.ipynb #59399437
 def _layer_angles(history):

@@ -177,11 +177,21 @@ def _terms(runs):
     return {name: (_TERMS | looks)[name] for name in named}
 
 
+def _add_step_losses(fig, runs):
+    "The totals of single steps, where they are recorded, of runs in front."
+    said = dict(hovertemplate="epoch %{x:.2f}: %{y:.3g}")
+    for run in (run for run in runs if not run.behind):
+        look = said if run.mine else said | {"line_color": _TERMS["loss"][1]}
+        draw.add_steps(fig, run, "loss_within", "loss", mode="lines", **look)
+
+
 def plot_losses(history: draw.History) -> go.Figure:
-    "The terms of the objective (nats, weighted) and their total, means over each epoch."
+    """The terms of the objective (nats, weighted) and their total, means over each epoch, and thin
+    the totals of single steps."""
     runs = draw.layered(history)
     fig = draw.blank()
     draw.add_columns(fig, runs, _terms(runs))
+    _add_step_losses(fig, runs)
     fig.update_yaxes(title_text="training loss (nats)", rangemode="tozero")
     draw.epoch_axis(fig, runs)
     title = "What the training loss is made of"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'ADVERSARIAL', 'GREY', 'History', 'MOST', 'LOG_AXIS', 'run_label', 'Shown', 'runs_of', 'layered', 'others',
-           'floats', 'blank', 'grid', 'once', 'add_points', 'add_line', 'add_behind', 'add_columns', 'add_band', 'bars',
-           'finish', 'epoch_axis', 'figure_table']
+           'floats', 'within', 'blank', 'grid', 'once', 'add_points', 'add_line', 'add_behind', 'add_steps',
+           'add_columns', 'add_band', 'bars', 'finish', 'epoch_axis', 'figure_table']
 
 # %% ../../nbs/show/00_drawing.ipynb #c0de0096
 import html
@@ -107,6 +107,17 @@ def floats(history: pd.DataFrame, name: str) -> pd.Series:
         values = values.map(lambda v: v if isinstance(v, (int, float)) else np.nan)
     return values.astype(float)
 
+
+def within(history: pd.DataFrame, column: str, name: str) -> tuple[pd.Series, pd.Series]:
+    """The values `name` in the lists of a `column` such as "angle_within", and where they lie, in
+    epochs: 2.5 is the middle of the third. Floats, empty where nothing is recorded."""
+    cells = history[column] if column in history else []
+    lists = zip(floats(history, "epoch"), cells, strict=False)
+    known = [(epoch, cell) for epoch, cell in lists if isinstance(cell, dict)]
+    at = [epoch - 1 + share for epoch, cell in known for share in cell["at"]]
+    values = [value for _, cell in known for value in cell[name]]
+    return pd.Series(at, dtype=float), pd.Series(values, dtype=float)
+
 # %% ../../nbs/show/00_drawing.ipynb #53eee1dd
 def blank() -> go.Figure:
     "A figure with one plot and without plotly's template."
@@ -156,6 +167,13 @@ def add_behind(fig: go.Figure, run: Shown, x, y, name: str = "", row: int | None
     add_line(
         fig, x, y, run.mine + name if name else run.label, run.colour, run.dash, row=row, **look
     )
+
+
+def add_steps(fig: go.Figure, run: Shown, column: str, name: str, **more):
+    "A thin line of the values `name` of single steps, in the lists of `column`; not in the legend."
+    x, y = within(run.data, column, name)
+    look = dict(mode="lines+markers", showlegend=False, opacity=0.55, marker_size=3, line_width=1)
+    add_line(fig, x, y, f"{run.label}, single steps", run.colour, run.dash, **look | more)
 
 
 def add_columns(fig: go.Figure, runs: list[Shown], columns: dict, row: int | None = None):

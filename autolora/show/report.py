@@ -86,6 +86,11 @@ def _curves(run):
 # %% ../../nbs/show/06_report.ipynb #789d5d00
 _CONFLICT = (
     "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the "
+    "angle between CE on natural images, as it would reach the feature extractor itself, and the "
+    "adversarial objective."
+)
+_OLD_CONFLICT = (
+    "Above 90 degrees a step along one gradient undoes a part of the other's work. Drawn is the "
     "angle between the two terms that really reach the feature extractor; dotted, where a branch "
     "keeps the natural term away, what it would be without it."
 )
@@ -95,7 +100,8 @@ def _gradients(run):
     if not _measured(run, "angle"):
         return ["The angles between the gradients were not recorded in this run."]
     names = ["angles", "gradients"] + ["layers"] * _measured(run, "angle_layers")
-    return [_CONFLICT, *(_panel(run, name) for name in names)]
+    told = _CONFLICT if _measured(run, "angle_within") else _OLD_CONFLICT
+    return [told, *(_panel(run, name) for name in names)]
 
 # %% ../../nbs/show/06_report.ipynb #f91c4c20
 def _learning_rate(run):
@@ -110,7 +116,7 @@ def _range_test(run):
     if event := last_event(run, "range_test"):
         chosen = event.get("chosen") or "none"
         return [plot_range_test(event), f"Chosen: {chosen}, by the loss on training images alone."]
-    lr = run.config.get("lr")
+    lr = run.config.get("lr_curve") or run.config.get("lr")
     if lr in (None, "auto"):
         return ["No range test was recorded."]
     return [f"There was no range test; the learning rate was set: {lr}."]

@@ -325,7 +325,7 @@ def batches(self: Learner):
 def take_step(self: Learner, x, y) -> dict[str, torch.Tensor]:
     "The terms of one step. Raises `AutoLoRaError` for undeclared ones, `Diverged` for a NaN."
     terms = train_step(self.method, self.optimizer, x, y)
-    loss = sum(terms.values())
+    self.loss = loss = sum(terms.values())
     if self.step == 0:
         check_terms(self.method, terms)
         if self.epoch == 0:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'TIMINGS', 'loss_weights', 'whole_epochs', 'published_checkpoints', 'apgd_checkpoints', 'Decision',
-           'Schedule', 'AutoLR', 'replay', 'StepDecay', 'CoolDown', 'OneCycle']
+           'Schedule', 'AutoLR', 'replay', 'StepDecay', 'CoolDown', 'OneCycle', 'read_curve', 'DrawnLR']
 
 # %% ../../nbs/train/01_schedule.ipynb #56ec042a
 import math
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from fastcore.basics import GetAttr
 
 from ..core.errors import AutoLoRaError
+from ..core.numbers import parse_number
 from ..core.registry import Registry
 
 # %% ../../nbs/train/01_schedule.ipynb #6144ec6c
@@ -259,3 +260,49 @@ class OneCycle(StepDecay):
         rising = progress / self.warm
         falling = (1 - progress) / (1 - self.warm)
         return self.start * min(rising, falling) + 1e-6
+
+# %% ../../nbs/train/01_schedule.ipynb #c9145be0
+_CURVE = "lr_curve takes points share:rate that rise from 0 to 1, such as 0:0.05,0.5:0.05,1:0.001"
+
+
+def read_curve(text: str) -> list[tuple[float, float]]:
+    """The points `(share of the run, learning rate)` of a `text` such as "0:0.05,1:0.001".
+
+    Raises `AutoLoRaError` unless the shares rise strictly from 0 to 1 and the rates are positive
+    and finite."""
+    try:
+        points = [tuple(map(parse_number, point.split(":"))) for point in text.split(",")]
+        shares, rates = zip(*points, strict=True)
+    except (AutoLoRaError, ValueError) as error:
+        raise AutoLoRaError(f"{_CURVE}, not {text!r}.") from error
+    rising = all(a < b for a, b in zip(shares, shares[1:], strict=False))
+    if (shares[0], shares[-1]) != (0, 1) or not rising or not all(0 < r < 1e6 for r in rates):
+        raise AutoLoRaError(f"{_CURVE}, with rates above 0, not {text!r}.")
+    return points
+
+
+class DrawnLR(Schedule):
+    "The learning rate of each step on a `curve`, as `read_curve` takes it; accuracies only judge."
+
+    def __init__(self, curve: str, epochs: int):
+        self.points = read_curve(curve)
+        self.epochs = whole_epochs(epochs)
+        self.scale = 1.0
+        self.lr = self.rate(0.0)
+
+    def rate(self, progress: float) -> float:
+        i = max(i for i, (share, _) in enumerate(self.points[:-1]) if share <= progress)
+        (a, low), (b, high) = self.points[i : i + 2]
+        return self.scale * low * (high / low) ** min(1, (progress - a) / (b - a))
+
+    def step(self, ra: float | None) -> Decision:
+        new_best = self._count(ra)
+        self.lr = self.rate(self.epoch / self.epochs)
+        return Decision(self.epoch, self.lr, new_best, reason=None, stop=False)
+
+    def cut(self):
+        super().cut()
+        self.scale /= self.factor
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"scale": self.scale}
