@@ -689,6 +689,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'autolora.lab.desk._Widgets.__init__': ('lab/desk.html#_widgets.__init__', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk._Widgets._make_buttons': ( 'lab/desk.html#_widgets._make_buttons',
                                                                                  'autolora/lab/desk.py'),
+                                   'autolora.lab.desk._Widgets._make_canvas': ( 'lab/desk.html#_widgets._make_canvas',
+                                                                                'autolora/lab/desk.py'),
                                    'autolora.lab.desk._Widgets._make_lines': ('lab/desk.html#_widgets._make_lines', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk._Widgets._make_lists': ('lab/desk.html#_widgets._make_lists', 'autolora/lab/desk.py'),
                                    'autolora.lab.desk._button': ('lab/desk.html#_button', 'autolora/lab/desk.py'),

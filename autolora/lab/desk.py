@@ -64,6 +64,7 @@ class _Widgets:
         self._make_buttons()
         self._make_lines()
         self._make_lists()
+        self._make_canvas()
 
     def _make_buttons(self):
         keep = "End the training and keep the best weights so far"
@@ -107,6 +108,17 @@ class _Widgets:
         self.board = None
         self.contest = Contest()
 
+    def _make_canvas(self):
+        self.canvas = Canvas(
+            sliders={
+                "example": {"label": "image", "min": 1, "max": 8, "step": 1},
+                "scales": {"label": "share s", "min": 0, "max": 1, "step": 0.2},
+                "accuracy": {"label": "all pictures up to epoch", "min": 1, "max": 1, "step": 1},
+            },
+            values={"example": 1, "scales": 0.0, "accuracy": 1},
+            layout=widgets.Layout(width="100%"),
+        )
+
 
 class Desk(_Widgets):
     """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
@@ -120,15 +132,6 @@ class Desk(_Widgets):
         self.panel = self._laid_out()
 
     def _laid_out(self):
-        self.canvas = Canvas(
-            sliders={
-                "example": {"label": "image", "min": 1, "max": 8, "step": 1},
-                "scales": {"label": "share s", "min": 0, "max": 1, "step": 0.2},
-                "accuracy": {"label": "all pictures up to epoch", "min": 1, "max": 1, "step": 1},
-            },
-            values={"example": 1, "scales": 0.0, "accuracy": 1},
-            layout=widgets.Layout(width="100%"),
-        )
         presses = _row(self.start, self.pause, self.resume, self.stop)
         top = widgets.VBox([presses, self.bar, self.pace]).add_class("autolora-top")
         hand = _row(self.copy, self.report, self.take)
