@@ -119,11 +119,12 @@ def test_a_drawn_run_and_an_automatic_one_meet_on_the_board(tmp_path):
         until(lambda: "drawn" in words_of(lab), 120, "the drawn run")
         until(lambda: not lab.trainer.busy and lab.follower.thread is None, 30, "its end")
         assert "&lt;b&gt;mine" in words_of(lab) and "<b>mine" not in words_of(lab)
-        assert "ahead" in words_of(lab)
+        assert "alone here" in words_of(lab)
         lab.contest.name.value = ""
         lab.contest.auto.click()
         until(lambda: lab.trainer.busy, 20, "the other run")
         until(lambda: not lab.trainer.busy and lab.follower.thread is None, 120, "its end")
+        until(lambda: "ahead" in words_of(lab), 10, "a verdict")
         runs = [Run(path.parent) for path in tmp_path.glob("runs/*/config.json")]
         assert sorted(bool(run.config["lr_curve"]) for run in runs) == [False, True]
         assert lab.contest.curve.reference  # the automatic one, dashed

@@ -7,6 +7,7 @@ __all__ = ['contestants', 'leaderboard', 'Contest']
 
 # %% ../../nbs/lab/05_contest.ipynb #311eabb8
 from collections import Counter
+from itertools import compress
 
 import ipywidgets as widgets
 import pandas as pd
@@ -33,18 +34,21 @@ def _entry(run):
     return report if {"none", _ATTACK} <= {*attacks} else None
 
 
+def _question(run, report):
+    "What two runs must have in common for a comparison of their learning rates."
+    budget = [run.config.get(name) for name in ("epochs", "n_train")]
+    return [report.threat, report[_ATTACK].n, *budget]
+
+
 def contestants(runs: list[Run], backbone: str, data: str) -> tuple[dict, int]:
-    """Those of `runs` that fine-tuned `backbone` on `data` and can be compared, as a dict `Run` ->
-    `Report`, and how many others were measured against another threat or on other images."""
+    """Those of `runs` (the newest first) that fine-tuned `backbone` on `data` and can be compared
+    with the newest, as a dict `Run` -> `Report`, and how many others were measured."""
     asked = (backbone, data)
     mine = [run for run in runs if (run.config.get("backbone"), run.config.get("data")) == asked]
     found = {run: report for run in mine if (report := _entry(run))}
-    if not found:
-        return {}, 0
-    kinds = {run: (report.threat, report[_ATTACK].n) for run, report in found.items()}
-    most = Counter(kinds.values()).most_common(1)[0][0]
-    kept = {run: report for run, report in found.items() if kinds[run] == most}
-    return kept, len(found) - len(kept)
+    asked = [_question(run, report) for run, report in found.items()]
+    same = [question == asked[0] for question in asked]
+    return dict(compress(found.items(), same)), len(found) - sum(same)
 
 # %% ../../nbs/lab/05_contest.ipynb #caff9f37
 def _rate_of(config):
@@ -52,15 +56,20 @@ def _rate_of(config):
     return "drawn" if config.get("lr_curve") else str(config.get("lr", "?"))
 
 
+def _label(run):
+    method = run.config.get("method")
+    return METHODS[method].label if method in METHODS else str(method)
+
+
 def _names(runs):
-    "A name for each of the `runs`: the one that it was given, else how its rate came about."
-    first = [run.config.get("name") or _rate_of(run.config) for run in runs]
-    counts = Counter(first)
-    apart = [
-        name if counts[name] == 1 else f"{name} · {run.path.name}"
-        for name, run in zip(first, runs, strict=True)
-    ]
-    return dict(zip(runs, apart, strict=True))
+    """A name for each of the `runs`: the one that it was given, else how its rate came about; with
+    the time in its folder's name where another run of the method is called the same."""
+    named = {run: run.config.get("name") or _rate_of(run.config) for run in runs}
+    counts = Counter((name, _label(run)) for run, name in named.items())
+    alone = lambda run: counts[named[run], _label(run)] == 1
+    return {
+        run: name if alone(run) else f"{name} · {run.path.name[:15]}" for run, name in named.items()
+    }
 
 
 def leaderboard(kept: dict, others: int = 0) -> tuple[pd.DataFrame, str]:
@@ -72,33 +81,31 @@ def leaderboard(kept: dict, others: int = 0) -> tuple[pd.DataFrame, str]:
     ordered = sorted(kept, key=lambda run: -kept[run][_ATTACK].accuracy)
     names = _names(ordered)
     rows = [_line(run, kept[run], names[run]) for run in ordered]
-    best = winner({names[run]: kept[run][_ATTACK] for run in ordered})
-    words = _verdict(ordered, names, best, kept[ordered[0]][_ATTACK].n)
+    called = {run: f"{names[run]} ({_label(run)})" for run in ordered}
+    ahead = winner({run: kept[run][_ATTACK] for run in ordered})
+    words = _verdict([called[run] for run in ordered], ahead, kept[ordered[0]][_ATTACK].n)
     if others:
-        words += f" {others} more had another threat or other test images: not comparable."
+        words += f" Not comparable: {others} more, of another threat, budget or test images."
     return pd.DataFrame(rows), words
 
 
 def _line(run, report, name):
-    config = run.config
-    method = config.get("method")
-    label = METHODS[method].label if method in METHODS else str(method)
-    told = {"name": name, "method": label, "learning rate": _rate_of(config)}
-    told |= {"epochs": len(run.history) or config.get("epochs"), "images": config.get("n_train")}
+    told = {"name": name, "method": _label(run), "learning rate": _rate_of(run.config)}
+    told |= {"epochs": run.config.get("epochs"), "images": run.config.get("n_train")}
     return told | {"SA (%)": str(report["none"]), "RA (%)": str(report[_ATTACK])}
 
 
-def _verdict(ordered, names, best, n):
-    "Who is ahead, in words that promise no more than was measured."
+def _verdict(called, ahead, n):
+    "Who is ahead, in words that promise no more than was measured; `called`: the first one first."
     seeds = "one seed each, so no word on the next one."
-    if len(ordered) < 2:
-        return f"{names[ordered[0]]} is alone here: train another one to compare."
-    if best is None:
+    if len(called) < 2:
+        return f"{called[0]} is alone here: train another one to compare."
+    if ahead is None:
         return (
-            f"Nobody is ahead: {names[ordered[0]]} stands first, but no difference in RA to every "
+            f"Nobody is ahead: {called[0]} stands first, but no difference in RA to every "
             f"other is larger than chance allows on {n} images (exact McNemar test, 5 %); {seeds}"
         )
-    return f"{best} is ahead in RA of every other (exact McNemar test, 5 %, n = {n}); {seeds}"
+    return f"{called[0]} is ahead in RA of every other (exact McNemar test, 5 %, n = {n}); {seeds}"
 
 # %% ../../nbs/lab/05_contest.ipynb #14fa33b3
 def _button(words, icon, hint):
@@ -127,8 +134,10 @@ class Contest(widgets.VBox):
 
     def given(self, drawn: bool = True) -> dict:
         "The settings of a run with this curve, or, not `drawn`, with the automatic rate."
-        name = {"lr": "auto", "name": self.name.value.strip() or None}
-        return name | {"lr_curve": self.curve.text if drawn else None}
+        if not drawn:
+            return {"lr": "auto", "lr_curve": None, "name": None}
+        name = self.name.value.strip() or None
+        return {"lr": "auto", "lr_curve": self.curve.text, "name": name}
 
     def show(self, runs: list[Run], backbone: str, data: str):
         "The leaderboard of those of `runs` that have `backbone` and `data`, the newest first."

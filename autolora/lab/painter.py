@@ -36,7 +36,7 @@ class Easel:
     `rest`: so many times the last drawing's processor time goes by before a grown log is drawn;
     `breath`: the same of the points of the epoch at work."""
 
-    def __init__(self, rest: float = 20, breath: float = 6):
+    def __init__(self, rest: float = 20, breath: float = 4):
         self.rest = rest
         self.breath = breath
         self._runs = {}  # each reads its log again only when that has grown
