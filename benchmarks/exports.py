@@ -57,7 +57,6 @@ NETS = {  # name -> (backbone by the folder that it may use, data, settings)
     "robust_mini_gray": (lambda _: "robust_mini_gray", "digits", {}),
     "robust_mini_gray, lokr": (lambda _: "robust_mini_gray", "digits", {"parametrisation": "lokr"}),
     "a module of one's own": (lambda _: Own(), "digits", {}),
-    "preact_resnet18": (lambda _: "preact_resnet18", "digits", {"limit": 300, "size": 32}),
     "shufflenet_v2_x0_5": (lambda _: "shufflenet_v2_x0_5", "digits", {"size": 32}),
     "timm:resnet10t": (lambda _: "timm:resnet10t", "digits", {"size": 32}),
     "hf: a small ViT": (hugging_face, "digits", {"size": 32}),
