@@ -98,7 +98,7 @@ def test_every_slider_works_by_keyboard_and_the_address_keeps_it(sheet, opened):
         page.keyboard.press("ArrowRight")
     accuracy = panel(page, "accuracy").locator("p")
     until(lambda: "best at epoch 3" in accuracy.inner_text(), 20, "the third epoch")
-    assert "of 1 epochs" in panel(page, "angles").locator("p").inner_text()
+    assert "of 1 epoch" in panel(page, "angles").locator("p").inner_text()
     assert "halving" not in panel(page, "lr").inner_text()
     page.get_by_label("share s").focus()
     page.keyboard.press("End")
