@@ -28,6 +28,17 @@ def test_measuring_changes_no_bit_of_the_weights(tmp_path, method):
     assert all(0 <= angle <= 180 for lists in within for angle in lists["angle"])
 
 
+def test_another_attack_in_the_methods_place_is_seen_and_left_alone(tmp_path):
+    saving = dict(attack="single_first", epochs=4)
+    seen = trained(tmp_path / "seen", **saving)
+    blind = trained(tmp_path / "blind", **saving, angles=False)
+    for name, tensor in seen.model.state_dict().items():
+        assert torch.equal(tensor, blind.model.state_dict()[name]), name
+    assert seen.history.attack_steps.tolist() == blind.history.attack_steps.tolist()
+    measured = seen.history.epoch[seen.history.angle_within.notna()]
+    assert measured.min() <= 2 < measured.max()  # both attacks
+
+
 class StopAt(Callback):
     "Breaks a run off in the middle of an epoch."
 

@@ -13,10 +13,10 @@ import ipywidgets as widgets
 import pandas as pd
 
 from ..core.errors import AutoLoRaError
-from .controls import look
+from .controls import button, look
 from .curve import Curve
 from .pictures import alert, titled
-from ..methods.registry import METHODS
+from ..methods.registry import method_label
 from ..robust.results import Report, winner
 from ..runs.folder import Run
 
@@ -57,8 +57,7 @@ def _rate_of(config):
 
 
 def _label(run):
-    method = run.config.get("method")
-    return METHODS[method].label if method in METHODS else str(method)
+    return method_label(run.config.get("method"))
 
 
 def _names(runs):
@@ -108,10 +107,6 @@ def _verdict(called, ahead, n):
     return f"{called[0]} is ahead in RA of every other (exact McNemar test, 5 %, n = {n}); {seeds}"
 
 # %% ../../nbs/lab/05_contest.ipynb #14fa33b3
-def _button(words, icon, hint):
-    return widgets.Button(description=words, icon=icon, tooltip=hint, layout={"width": "auto"})
-
-
 _RULES = (
     "<b>Beat the schedule.</b> Draw a learning rate, give it a name, and train with it: the same "
     "run as the choice beside this would begin, but for the rate. Train with auto is that run."
@@ -124,9 +119,9 @@ class Contest(widgets.VBox):
     def __init__(self):
         self.curve = Curve(layout={"width": "100%"})
         self.name = widgets.Text(placeholder="a name for the run", **look("Name", "For lists"))
-        self.start = _button("Train with this curve", "play", "The chosen run, at this rate")
-        self.auto = _button("Train with auto", "magic", "The chosen run, its rate found and set")
-        self.copy = _button("Copy this run as code", "code", "As Python and as a shell command")
+        self.start = button("Train with this curve", "play", "The chosen run, at this rate")
+        self.auto = button("Train with auto", "magic", "The chosen run, its rate found and set")
+        self.copy = button("Copy this run as code", "code", "As Python and as a shell command")
         self.board = widgets.HTML()
         buttons = widgets.HBox([self.start, self.auto, self.copy])
         buttons.layout.flex_flow = "row wrap"

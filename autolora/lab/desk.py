@@ -18,7 +18,7 @@ from .attack import Attack
 from .board import Board
 from .canvas import Canvas
 from .contest import Contest
-from .controls import Controls, look
+from .controls import Controls, button, look
 from .links import Pages
 from .pictures import named, readable
 from .playground import Playground
@@ -29,9 +29,7 @@ from ..runs.folder import Run
 from ..show.drawing import MOST
 
 # %% ../../nbs/lab/06_desk.ipynb #781bdc8d
-def _button(words, icon, hint):
-    layout = widgets.Layout(width="auto", flex="1 1 auto")
-    return widgets.Button(description=words, icon=icon, tooltip=hint, layout=layout)
+_button = functools.partial(button, flex="1 1 auto")  # together they fill their row
 
 
 def _row(*parts):

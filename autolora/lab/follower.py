@@ -20,7 +20,7 @@ from .choices import Costs
 from .desk import Desk
 from .painter import Easel
 from .pictures import alert, outcome, progress
-from ..methods.registry import METHODS
+from ..methods.registry import method_label
 from ..runs.background import Trainer, parcel
 from ..runs.folder import Run
 
@@ -40,8 +40,7 @@ def _line(job, paused):
         words = "paused"
     elif job.state == "finished":
         words = _outcome(job.out)
-    method = job.call.get("method", "autolora")
-    method = METHODS[method].label if method in METHODS else str(method)
+    method = method_label(job.call.get("method", "autolora"))
     return f"<div><b>{html.escape(method)}</b>: {html.escape(words)}</div>"
 
 # %% ../../nbs/lab/07_follower.ipynb #53dfab75

@@ -12,7 +12,7 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-from ..core.disk import cannot_write
+from ..core.disk import make_folder
 from .canvas import STYLE
 from .sheet import write_sheet
 from ..runs.folder import Run
@@ -75,10 +75,7 @@ def sheet_links(runs: Iterable[Run], folder: Path) -> list:
     about a second for each epoch.
 
     Raises `AutoLoRaError` if it can't be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    make_folder(folder)
     path = write_sheet(runs, folder / "sheet.html")
     text = path.read_text(encoding="utf-8")
     return [["Save what is shown", text, f"also in {path}", path.name]]

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from threading import Thread
 
 from ..core.disk import who_is_in
 from ..core.errors import AutoLoRaError
+from .classroom import check_port, page_token
 
 # %% ../../nbs/lab/09_page.ipynb #bf72239d
 def _notebook(root):
@@ -73,9 +73,8 @@ def serve(
         raise AutoLoRaError(
             "The page is served by voila, which is not installed: pip install 'autolora[lab]'."
         )
-    if not 0 < port < 2**16:
-        raise AutoLoRaError(f"There is no port {port}: take one from 1024 to 65535.")
-    token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(24)
+    check_port(port)
+    token = page_token()
     url = f"http://127.0.0.1:{port}/?token={token}"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "autolora lab.ipynb"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..core.errors import AutoLoRaError
 from autolora.lab.pictures import (
+    LIVE,
     as_panels,
     moved,
     named,
-    plot_live,
+    plot_epochs,
     plot_runs,
     readable,
     standing,
@@ -91,7 +92,7 @@ class Easel:
         if live == self._live or time.perf_counter() < self._live_due:
             return {}
         start = time.process_time()
-        drawn = plot_live(runs, live)
+        drawn = plot_epochs(runs, live=live, panels=LIVE)
         self._live_due = time.perf_counter() + self.breath * (time.process_time() - start)
         self._live = live
         return drawn

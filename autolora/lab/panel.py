@@ -9,7 +9,7 @@ __all__ = ['Lab']
 import atexit
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Thread
 
@@ -138,10 +138,13 @@ class Lab(Desk):
             raise AutoLoRaError("Correct what is marked, then press again.")
         return choice
 
-    def _begin(self, given=None):
-        "Start what is chosen, with what is `given` in its place."
+    def _calls(self, choice, given):
+        "The calls of `finetune` of a `choice`, with what is `given` in its place."
+        return [call | given for call in self.checker.costs.calls(choice)]
+
+    def _begin(self, given: Mapping = {}):
         choice = self._choice()
-        calls = [call | (given or {}) for call in self.checker.costs.calls(choice)]
+        calls = self._calls(choice, given)
         calls = [call | {"out": _new_folder(call, self.root)} for call in calls]
         self.trainer.start(calls, self.controls.own_of(choice))
         self.runs.value = ()
@@ -172,10 +175,9 @@ class Lab(Desk):
         self.draw()
         self.follower.say()
 
-    def _show_code(self, given=None):
+    def _show_code(self, given: Mapping = {}):
         choice = self._choice()
-        calls = [call | (given or {}) for call in self.checker.costs.calls(choice)]
-        python, shell = code_of(calls, self.controls.own)
+        python, shell = code_of(self._calls(choice, given), self.controls.own)
         lines = [f"# {line}" for line in shell.splitlines()]
         self.code.value = "\n".join([python, "", "# the same in a shell:", *lines])
         self.code.layout.display = ""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..core.disk import cannot_write, leftovers, write_atomic
+from ..core.disk import cannot_write, leftovers, make_folder, write_atomic
 from ..core.errors import AutoLoRaError
 from autolora.core.reading import (
     Record,
@@ -122,10 +122,7 @@ class Folder:
             raise AutoLoRaError(
                 f"{path} is not empty and holds no {cls.kind}: choose another out folder."
             )
-        try:
-            made.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        make_folder(path)
         made.write_json(cls.file, wanted)
         return made
 

@@ -8,7 +8,6 @@ __all__ = ['Progress', 'RecordLoss', 'RecordAngles', 'FullPassSA', 'write_exampl
 
 # %% ../../nbs/train/04_callbacks.ipynb #2d80cd67
 import contextlib
-import copy
 import math
 import queue
 import sys
@@ -65,12 +64,12 @@ _POINTS = 50  # of an epoch, at most
 
 
 def _keep(learner, name, **values):
-    "One more point of this epoch in the lists `name` of its record; None for NaN."
+    """One more point of this epoch in the lists `name` of its record; None for NaN. The lists are
+    new ones, so that who has the old ones may read them in another thread."""
     values["at"] = (learner.step + 1) / learner.steps
-    lists = learner.record.setdefault(name, {})
-    for column, value in values.items():
-        rounded = None if value != value else float(f"{value:.5g}")
-        lists.setdefault(column, []).append(rounded)
+    rounded = {k: None if v != v else float(f"{v:.5g}") for k, v in values.items()}
+    lists = learner.record.get(name, {})
+    learner.record[name] = {k: [*lists.get(k, ()), v] for k, v in rounded.items()}
 
 
 class RecordLoss(Callback):
@@ -90,24 +89,26 @@ class RecordAngles(Callback):
         self.share = share
         self.attacked = None  # images, what the attack made of them, labels: of this step
 
-    def before_fit(self, learner):
-        attack = learner.method.attack
+    def before_step(self, learner):
+        method = learner.method
+        self.own = vars(method).get("attack")  # in the place of its class's, as a saving puts one
+        attack = method.attack
 
         def watched(x, y):
             x_adv = attack(x, y)
             self.attacked = x, x_adv, y
             return x_adv
 
-        learner.method.attack = watched
-
-    def after_fit(self, learner):
-        del learner.method.attack  # its class's own again
+        method.attack = watched
 
     def before_epoch(self, learner):
         self.tally = Tally(learner.method.model)
         self.seconds = 0.0
 
     def after_step(self, learner):
+        vars(learner.method).pop("attack")
+        if self.own is not None:
+            learner.method.attack = self.own
         attacked = self.attacked
         self.attacked = None
         done = learner.epoch * learner.steps + learner.step
@@ -269,7 +270,7 @@ class Control(Callback):
 
     def after_step(self, learner):
         known = {name: learner.record[name] for name in _WITHIN if name in learner.record}
-        self.within = copy.deepcopy(known | {"epoch": learner.epoch + 1})
+        self.within = known | {"epoch": learner.epoch + 1}
 
     def after_epoch(self, learner):
         self.position = (learner.epoch, 0, learner.steps, learner.epochs)
