@@ -1,7 +1,7 @@
 """Whether a handed-on model is the one that was measured: every format, several nets, natural
 images and images under attack.
 
-python benchmarks/exports.py                what is not in results/exports.json yet
+python benchmarks/exports.py                what is not in exports.json yet
 python benchmarks/exports.py onnx vit       cells whose net or format holds one of these words, anew
 python benchmarks/exports.py --show         exports.md from what there is
 
@@ -27,7 +27,7 @@ from autolora import AutoLoRaError, Run, finetune
 from autolora.core.machine import import_torchvision
 from autolora.models.formats import FORMATS
 
-RESULTS = HERE / "results" / "exports.json"
+RESULTS = HERE / "exports.json"
 PAGE = HERE / "exports.md"
 N = 128
 SHORT = {"epochs": 1, "lr": 0.02, "steps": 2, "limit": 400, "progress": False, "angles": False}

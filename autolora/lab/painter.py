@@ -62,14 +62,14 @@ class Easel:
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `upto` (the
         last epoch to show, or None), `work` (the folder of the run at work, or None), `live` (its
-        `Control.within`), `anew` (whether to draw everything)."""
+        `Control.within`, if known), `anew` (whether to draw everything)."""
         found, wrong = readable([self._run(folder) for folder in order["folders"]])
         runs = named(found)
         slid = order["image"], order["scale"]
         asked = order["folders"], order["opened"], order["upto"]
         files = files_of(order["folders"])
         at_work = [name for name, run in runs.items() if str(run.path) == order["work"]]
-        live = dict.fromkeys(at_work if order["upto"] is None else (), order["live"])
+        live = dict.fromkeys(at_work if order["upto"] is None else (), order.get("live", {}))
         grown = files != self._drawn[1] and time.perf_counter() >= self._due
         answer = {"panels": [], "work": order["work"] and self._standing(order["work"])}
         answer["epochs"] = max((len(run.history) for run in found), default=0)
