@@ -276,3 +276,33 @@ def test_a_schedulers_warning_puts_the_run_into_the_queue_again(tmp_path, one_th
     assert epochs == list(range(1, 7))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "warned"))
     assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+STRIDED = """
+import sys, numpy as np, torch
+from torch import nn
+from autolora import finetune
+
+torch.manual_seed(0)
+rng = np.random.default_rng(0)
+labels = np.arange(200) % 4
+images = rng.random((200, 32, 32, {channels})) / 2 + labels[:, None, None, None] / 8
+stem = nn.Conv2d({channels}, 16, 1, 2)
+net = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 4))
+how = dict(epochs=1, method="trades", lr=0.1, seed=1, augment="none", progress=False)
+data = (images.astype(np.float32), labels)
+run = finetune(net, data, out=sys.argv[1], **how)
+with torch.backends.mkldnn.flags(enabled=False):
+    again = finetune(net, data, out=sys.argv[2], **how)
+for ours, exact in zip(run.model.parameters(), again.model.parameters()):
+    torch.testing.assert_close(ours, exact, rtol=1e-2, atol=1e-3)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_strided_1x1_stem_trains_as_without_onednn(channels, tmp_path):
+    code = STRIDED.format(channels=channels)
+    command = [sys.executable, "-c", code, tmp_path / "run", tmp_path / "again"]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["equal"], done.stderr

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['set_head', 'plausible_shapes', 'head_name', 'split_parameters', 'as_rows', 'entering_head', 'head_classes',
-           'fresh_head', 'call_with', 'eval_mode', 'device_of', 'weights_hash']
+           'fresh_head', 'call_with', 'eval_mode', 'device_of', 'weights_hash', 'placed']
 
 # %% ../../nbs/models/01_parts.ipynb #d295f5fd
 import contextlib
@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..core.errors import AutoLoRaError
+from ..core.machine import default_device
 from ..core.reading import digest
 from .tracing import origin, trial
 
@@ -195,3 +196,19 @@ def weights_hash(model: nn.Module) -> str:
     "The digest of the tensors of `model`: 16 hexadecimal digits."
     state = model.state_dict().items()
     return digest({name: v for name, v in state if isinstance(v, torch.Tensor)})[:16]
+
+# %% ../../nbs/models/01_parts.ipynb #b61f0c2b
+def _overruns(layer):
+    "Whether oneDNN spoils memory in the backward pass of `layer` with the channels last."
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    narrow = layer.groups == 1 and layer.in_channels < 8
+    return narrow and layer.kernel_size == (1, 1) and max(layer.stride) > 1
+
+
+def placed(model: nn.Module) -> nn.Module:
+    """`model`, moved in place to the default device; its weights channels last, which is faster,
+    unless it has a layer that oneDNN can't train so."""
+    spared = any(map(_overruns, model.modules()))
+    layout = torch.contiguous_format if spared else torch.channels_last
+    return model.to(default_device(), memory_format=layout)

@@ -163,8 +163,8 @@ def pgd(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Projected gradient descent: adversarial images of the shape of `x`, detached, within `threat`
-    and within [0, 1].
+    """Projected gradient descent: adversarial images of the shape and layout of `x`, detached,
+    within `threat` and within [0, 1].
 
     `model`: images (N, C, H, W) in [0, 1] to logits (N, K); run in eval mode and left as it was.
     `threat`: such as `linf(8 / 255)` or "linf:8/255".
@@ -180,6 +180,7 @@ def pgd(
     check_images(x)
     if not callable(loss):
         check_labels(y, x)
+    given = x
     layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
     with with_gradients(), eval_mode(model), own_random(model, x):
         x = x.detach().clone(memory_format=layout)
@@ -196,7 +197,7 @@ def pgd(
                     check_logits(outputs, y)
                 (grad,) = torch.autograd.grad(objective(outputs), x_adv)
                 x_adv = threat.project(threat.step(x_adv.detach(), grad, step_size), x)
-    return x_adv.detach()
+        return torch.empty_like(given).copy_(x_adv.detach())
 
 # %% ../../nbs/robust/01_attacks.ipynb #c767d51d
 def image_generator(image: Tensor, number: int = 0) -> torch.Generator:

@@ -27,7 +27,7 @@ from ..models.adoption import Adopted, adopt, cannot_take, check_logits
 from ..models.backbones import BACKBONES, open_backbone
 from ..models.inspection import check_frozen, inspect_model
 from ..models.kept import check_saving
-from ..models.parts import eval_mode
+from ..models.parts import eval_mode, placed
 from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import steps_per_epoch
@@ -55,7 +55,7 @@ def _prepare_model(backbone: str | nn.Module, task: Task, settings) -> tuple[str
         how = {"entry": settings.weights_entry, "partial": settings.weights_partial}
         how |= {"head_layer": settings.head_layer, "keep": keep}
         found = open_backbone(name, task.num_classes, task.shape[0], weights, **how)
-    model = found.model.to(default_device(), memory_format=torch.channels_last)
+    model = placed(found.model)
     _try(name, model, x, task.num_classes)
     return name, Adopted(model, found.told)
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from ..core.contexts import outside_contexts
 from ..core.disk import write_atomic
-from ..core.machine import default_device, memory_told, process_index
+from ..core.machine import memory_told, process_index
 from ..core.seeds import isolated_rng
 from ..core.settings import Setting, Table, accepts
 from ..core.signals import orderly
@@ -24,6 +22,7 @@ from ..data.loading import load_task
 from ..methods.base import FastAT
 from ..methods.contrastive import ACL, AIR
 from ..models.backbones import load_backbone
+from ..models.parts import placed
 from .finetuning import default_out, fit, joined_run, report_on, write_pages
 from .folder import Folder, Run
 from .hashes import made_of, made_with
@@ -77,8 +76,7 @@ def _pretrained(backbone, data, cls, common, own, out, resume):
     threat = parse_threat(common.threat) if common.threat else task.threat
     with isolated_rng(common.seed):
         model = load_backbone(backbone, task.num_classes, task.shape[0], weights=None)
-        model = model.to(default_device(), memory_format=torch.channels_last)
-        method = cls(model, threat, common.seed, task, **own)
+        method = cls(placed(model), threat, common.seed, task, **own)
     config = {"method": cls.name, "backbone": backbone, "task": task.name, "threat": str(threat)}
     config |= {"epochs": epochs, "batch_size": batch_size, "lr": _PEAK, "seed": common.seed}
     config |= {"data": named(data)} | as_recorded(wanted) | facts_of(task) | own

@@ -74,8 +74,9 @@ def _fork(rng):
 
 
 def on_device(x: torch.Tensor, y: torch.Tensor, device) -> tuple:
-    "Images `x` (channels last) and labels `y` on `device`."
-    return x.to(device, memory_format=torch.channels_last), y.to(device)
+    "Images `x` (channels first) and labels `y` on `device`."
+    # cloned: images of one channel count as either layout, and a convolution goes by the strides
+    return x.to(device).clone(memory_format=torch.contiguous_format), y.to(device)
 
 
 def training_batches(task: Task, batch_size: int, rng: torch.Generator, device, pool=None):
