@@ -13,7 +13,7 @@ from autolora.core.threat import linf
 from autolora.methods.autolora import PublishedAutoLoRa
 from autolora.models.backbones import BACKBONES, open_backbone
 from autolora.models.kept import read_weights, rebuilt, save_weights
-from autolora.models.parts import eval_mode, head_name, split_parameters
+from autolora.models.parts import eval_mode, head_name, placed, split_parameters
 from autolora.models.tracing import trial
 from autolora.models.views import adaptable
 from autolora.models.wrappers import without_graphs
@@ -178,7 +178,7 @@ def check_saved(name, model, x):
         path = Path(folder) / "model.safetensors"
         save_weights(path, model.state_dict(), "0")
         config = {"backbone": name, "num_classes": CLASSES}
-        again = rebuilt(config, read_weights(path, "0", strict=True), path)
+        again = placed(rebuilt(config, read_weights(path, "0", strict=True), path))
     hold(torch.equal(logits_of(model, x), logits_of(again, x)), "reopened it gives other logits")
 
 
@@ -199,7 +199,7 @@ def _examined(name, seed):
     about = {"result": "works"}
     try:
         torch.manual_seed(seed)
-        model = open_backbone(name, CLASSES, 3, weights=None).model
+        model = placed(open_backbone(name, CLASSES, 3, weights=None).model)
         about["millions"] = round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
         about["head"] = head_name(model)
         x, y = images(model)

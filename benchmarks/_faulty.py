@@ -145,6 +145,7 @@ def honest():
     found = {
         "plain net on digits": (net, x, y, "linf:0.1"),
         "plain net on digits, L2": (net, x, y, "l2:0.8"),
+        "plain net on digits, L1": (net, x, y, "l1:5"),
         "linear classifier": (nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), x, y, "linf:0.02"),
     }
     robust = load_backbone("robust_mini_gray", 10).eval()
@@ -160,6 +161,6 @@ def honest():
             head = model.get_submodule(head_name(model))
             head.weight.copy_(weight[:, :-1])
             head.bias.copy_(weight[:, -1])
-    for threat in ("linf:0.1", "l2:0.8"):
+    for threat in ("linf:0.1", "l2:0.8", "l1:5"):
         found[f"robust_mini_gray, {threat}"] = (robust, x, y, threat)
     return found

@@ -110,6 +110,10 @@ def _normalisation(model, x):
     return f"inside the model, {words}" if times else f"none: images enter as they are ({words})"
 
 # %% ../../nbs/models/14_inspection.ipynb #8b9f1693
+def _few(words, joined=", "):
+    return joined.join(words[:3]) + f"{joined}..." * (len(words) > 3)
+
+
 def check_frozen(model: nn.Module, trained: bool, thaw: bool) -> str:
     """What is frozen in `model`, in words; all is thawed if `thaw`.
 
@@ -133,8 +137,7 @@ def check_frozen(model: nn.Module, trained: bool, thaw: bool) -> str:
         )
     if not frozen:
         return "nothing" + ", all was thawed" * thaw
-    few = ", ".join(frozen[:3]) + ", ..." * (len(frozen) > 3)
-    return f"{len(frozen)} of {len(fe) + len(head)} tensors stay frozen ({few})"
+    return f"{len(frozen)} of {len(fe) + len(head)} tensors stay frozen ({_few(frozen)})"
 
 # %% ../../nbs/models/14_inspection.ipynb #dc46f55f
 def _head(model):
@@ -153,7 +156,7 @@ def _coverage(model, names):
     known = adaptable(model)
     apart = [name for name in known if name not in names]
     words = f"{len(names)} of {len(known)} weights, {share} % of the feature extractor's parameters"
-    return words + (f"; not {', '.join(apart[:3])}" + ", ..." * (len(apart) > 3)) * bool(apart)
+    return words + f"; not {_few(apart)}" * bool(apart)
 
 
 def _twice(model):
@@ -166,6 +169,18 @@ def _twice(model):
     inner = {name for found in doubles for name in found}
     outer = [f for f in doubles if f[-1].rpartition(".")[0] not in inner]
     return [f"{found[0]} is also {', '.join(found[1:])}" for found in outer]
+
+
+def _unused(model, x):
+    "The names of `model`'s trainable parameters that its logits for `x` don't depend on."
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with untouched(model), torch.enable_grad():
+        model.eval()
+        logits = model(x)
+        if not logits.requires_grad:
+            return []
+        found = torch.autograd.grad(logits.sum(), list(named.values()), allow_unused=True)
+    return [name for name, gradient in zip(named, found, strict=True) if gradient is None]
 
 
 def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()) -> dict[str, str]:
@@ -181,9 +196,10 @@ def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()
         "normalisation": _normalisation(model, x),
         "branch": _coverage(model, list(adapted)),
     }
-    doubles = _twice(model)
-    if doubles:
-        found["twice in it"] = "; ".join(doubles[:4]) + "; ..." * (len(doubles) > 4)
+    if doubles := _twice(model):
+        found["twice in it"] = _few(doubles, "; ")
+    if unused := _unused(model, x):
+        found["without effect"] = f"the logits don't depend on {_few(unused)}"
     if adopted.told:
         found["prepared"] = "; ".join(adopted.told)
     return found

@@ -199,7 +199,7 @@ def weights_hash(model: nn.Module) -> str:
 
 # %% ../../nbs/models/01_parts.ipynb #b61f0c2b
 def _overruns(layer):
-    "Whether oneDNN spoils memory in the backward pass of `layer` with the channels last."
+    "Whether oneDNN writes past its memory in the backward pass of `layer` with the channels last."
     if not isinstance(layer, nn.Conv2d):
         return False
     narrow = layer.groups == 1 and layer.in_channels < 8
