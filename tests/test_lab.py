@@ -81,6 +81,10 @@ def serving(command, url, folder):
             server.terminate()
             Trainer(folder / "runs").stop()  # which would outlive it
             Trainer(folder / "runs").wait(30)
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()  # one that is told to end while a kernel starts may stay for ever
 
 
 @pytest.fixture
@@ -141,6 +145,8 @@ def jupyterlab(folder, theme="JupyterLab Light"):
 def idle_kernel(server):
     "Whether the notebook's kernel is connected and idle: an earlier Run All would be dropped."
     kernels = json.loads(get(f"{server}/api/kernels") or "[]")
+    if not isinstance(kernels, list):
+        return False  # the server fails to list a kernel that it is starting at this moment
     return kernels and kernels[0]["connections"] and kernels[0]["execution_state"] == "idle"
 
 
