@@ -100,6 +100,7 @@ class Pressed:
         self.lab = Lab(folder, backbones={"small": Small()})
         self.trainer = self.lab.trainer
         wanted = {"backbone": "small", "data": str(data), "epochs": "1000", "autoattack": 0}
+        wanted["lr"] = "0.01"  # a range test would take minutes on such images
         for name, value in wanted.items():
             self.lab.controls.fields[name].control.value = value
         for box in self.lab.controls.fields["methods"].control.children[1:]:
