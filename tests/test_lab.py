@@ -276,7 +276,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         until(
             lambda: sum(points(page)) > seen and sum(points(page, "lr")) >= 4, 60, "growing traces"
         )
-        assert page.get_by_title(START).is_disabled()
+        assert page.get_by_title(START).is_enabled()
 
         # pause holds it, resume goes on
         press(page, PAUSE)

@@ -218,18 +218,6 @@ class Trainer:
         return _jobs_of(self._told.get("before", []))
 
     @property
-    def waiting(self) -> dict[str, list[Job]]:
-        "What waits for its turn, by ticket, the next one first."
-        found = {ticket.name: told_in(ticket) for ticket in line(self.root)}
-        return {name: _jobs_of(told["jobs"]) for name, told in found.items() if told}
-
-    def leave(self, ticket: str):
-        "Take what waits with this `ticket` out of the line; nothing happens if it is its turn."
-        for path in line(self.root):
-            if path.name == ticket:
-                path.unlink(missing_ok=True)
-
-    @property
     def job(self) -> Job | None:
         "The job at work, or None."
         return next((job for job in self.jobs if job.state == "running"), None)
@@ -265,7 +253,7 @@ class Trainer:
         absolute = lambda call: {"out": str(Path(call["out"]).absolute())} if "out" in call else {}
         jobs = [Job({"progress": False, **call, **absolute(call)}) for call in calls]
         order = [[job.call for job in jobs], _threads(), parcel(own)]
-        told = json.dumps(state_of(jobs, own), default=os.fspath)
+        told = json.dumps(state_of(jobs, own) | {"waits": self.busy}, default=os.fspath)
         try:
             with take_ticket(self.root, told) as ticket, tempfile.TemporaryFile() as kept:
                 pickle.dump(order, kept)
