@@ -137,6 +137,7 @@ class Follower:
                 self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
                 return
             desk.canvas.show(answer["panels"])
+            desk.canvas.live = answer.get("live", desk.canvas.live)
             desk.offer_epochs(answer["epochs"])
             desk.tables.value = answer.get("tables", desk.tables.value)
             self.stand = answer["work"]

@@ -53,10 +53,12 @@ class Queue(widgets.VBox):
             self._rows = {name: self._rows.get(name) or self._row(name) for name in waiting}
             self.children = tuple(self._rows.values())
         for name, words in waiting.items():
-            self._rows[name].children[0].value = f"<small>{html.escape(words)}</small>"
+            told, take_out = self._rows[name].children
+            told.value = f"<small>{html.escape(words)}</small>"
+            take_out.tooltip = f"Take this out of the line, {words}"
 
     def _row(self, name):
-        take_out = button("Take out", "times", "Take this out of the line")
+        take_out = button("Take out", "times", "")
         take_out.on_click(lambda _: self._take_out(name))
         words = widgets.HTML(layout=widgets.Layout(flex="1 1 0", min_width="0"))
         return widgets.HBox([words, take_out], layout=widgets.Layout(align_items="center"))
