@@ -38,7 +38,7 @@ class Easel:
     `rest`: so many times the last drawing's processor time goes by before a grown log is drawn;
     `breath`: the same of the pictures of the epoch at work; `step`: of their single steps."""
 
-    def __init__(self, rest: float = 30, breath: float = 50, step: float = 100):
+    def __init__(self, rest: float = 30, breath: float = 50, step: float = 50):
         self.rest = rest
         self.breath = breath
         self.step = step
