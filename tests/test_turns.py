@@ -122,6 +122,14 @@ def test_stop_ends_the_one_at_work_and_no_other(root):
     until(lambda: other.paused, "the pause", 5)
 
 
+def test_stop_right_after_start_is_heard(root):
+    trainer = Trainer(root)
+    trainer.start([LONG])
+    trainer.stop()  # before its process is there
+    trainer.wait(60)
+    assert not trainer.busy and [job.state for job in trainer.jobs] == ["stopped"]
+
+
 def test_what_others_write_into_a_ticket_is_never_run(root):
     first = started(root, LONG)
     other = Trainer(root)

@@ -274,7 +274,9 @@ class Trainer:
 
     def _wish(self, word):
         if self.busy:
-            put(self.root / _WISH, f"{word} {self._told.get('ticket')}")
+            coming = [] if who_is_in(self.root) else line(self.root)  # its turn begins now
+            ticket = coming[0].name if coming else self._told.get("ticket")
+            put(self.root / _WISH, f"{word} {ticket}")
 
     def pause(self):
         "Hold the run at work where it is."
