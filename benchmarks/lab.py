@@ -60,17 +60,20 @@ def train(lab, folder, epochs, angles=True):
     return Run(folder).history.seconds[1:].mean()
 
 
-def live(folder, epochs, redraws):
-    "`train` under a lab of its own; `redraws` gets how many there were."
+def live(folder, epochs, redraws, shares):
+    """`train` under a lab of its own; `redraws` gets how many there were, `shares` the kernel's
+    processor time over the training's duration, which others at work here change little."""
     from autolora.lab.panel import Lab
 
     lab = Lab(folder.with_name(f"{folder.name}-lab"))
     settle(lab)
     seen = []
-    lab.canvas.observe(seen.append, "panels")
+    lab.canvas.observe(seen.append, ["panels", "live"])
+    spent, start = time.process_time(), time.perf_counter()
     try:
         return train(lab, folder, epochs)
     finally:
+        shares.append((time.process_time() - spent) / (time.perf_counter() - start))
         settle(lab)
         lab.close()
         redraws.append(len(seen))
@@ -78,11 +81,11 @@ def live(folder, epochs, redraws):
 
 def slow_down(folder, rounds=5, epochs=8):
     """Round by round, seconds an epoch with the live panel over those without, and with panel and
-    angles over those with neither; and how many redraws there were."""
-    panel, together, redraws = [], [], []
+    angles over those with neither; how many redraws there were; the kernel's share of a core."""
+    panel, together, redraws, shares = [], [], [], []
     for i in range(rounds):
         runs = {
-            "live": lambda i=i: live(folder / f"{i}-live", epochs, redraws),
+            "live": lambda i=i: live(folder / f"{i}-live", epochs, redraws, shares),
             "plain": lambda i=i: train(None, folder / f"{i}-plain", epochs),
             "bare": lambda i=i: train(None, folder / f"{i}-bare", epochs, angles=False),
         }
@@ -90,7 +93,7 @@ def slow_down(folder, rounds=5, epochs=8):
         found = {name: runs[name]() for name in names}
         panel.append(found["live"] / found["plain"])
         together.append(found["live"] / found["bare"])
-    return panel, together, redraws
+    return panel, together, redraws, shares
 
 
 def redraw_cost(folder, rounds=5):
@@ -266,10 +269,11 @@ def main():
     print("steps of the attack a second:", spread(attack_rate(), "", 0))
     used = memory(folder, args.starts)
     print(f"MB of the kernel after each of {len(used)} trainings:", [round(mb) for mb in used])
-    panel, together, redraws = slow_down(folder, args.rounds, args.epochs)
+    panel, together, redraws, shares = slow_down(folder, args.rounds, args.epochs)
     print("epoch seconds with the live panel over without:", spread(panel, "", 3))
     print("epoch seconds with panel and angles over without:", spread(together, "", 3))
     print(f"redraws in a training: {spread(redraws, '', 0)}")
+    print(f"the kernel's share of a core: {spread(shares, '', 3)}")
     save(
         args.results,
         "lab",

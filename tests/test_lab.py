@@ -20,6 +20,7 @@ from autolora import Run
 from autolora.runs.background import Trainer
 from autolora.runs.protocol import design
 from autolora.runs.study import create_study
+from autolora.runs.turns import leave, line
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -79,6 +80,8 @@ def serving(command, url, folder):
             yield
         finally:
             server.terminate()
+            for ticket in line(folder / "runs"):
+                leave(folder / "runs", ticket.name)
             Trainer(folder / "runs").stop()  # which would outlive it
             Trainer(folder / "runs").wait(30)
             try:
@@ -282,7 +285,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         until(
             lambda: sum(points(page)) > seen and sum(points(page, "lr")) >= 4, 60, "growing traces"
         )
-        assert page.get_by_title(START).is_disabled()
+        assert page.get_by_title(START).is_enabled()
 
         # pause holds it, resume goes on
         press(page, PAUSE)
@@ -685,29 +688,31 @@ def test_notebook_without_widgets_says_why_and_keeps_a_figure(tmp_path):
     assert len(nbformat.writes(nb)) < 200_000
 
 
-def test_lab_as_a_page_of_voila(tmp_path, browser):
+@contextlib.contextmanager
+def voila(folder):
+    "The lab as a page: `(address, address with its token)`; a kernel of its own for each visit."
     address = f"http://127.0.0.1:{free_port()}"
-    command = [
-        sys.executable,
-        "-m",
-        "autolora.cli",
-        "lab",
-        "--root",
-        tmp_path / "runs",
-        "--port",
-        address.split(":")[-1],
-        "--browser",
-        "0",
-    ]
-    with serving(command, f"{address}/voila/static/voila.js", tmp_path):
+    place = ["--root", folder / "runs", "--port", address.split(":")[-1], "--browser", "0"]
+    command = [sys.executable, "-m", "autolora.cli", "lab", *place]
+    with serving(command, f"{address}/voila/static/voila.js", folder):
         said = until(
-            lambda: re.search(r"The lab is at (\S+)", (tmp_path / "server.log").read_text()),
+            lambda: re.search(r"The lab is at (\S+)", (folder / "server.log").read_text()),
             60,
             "the address with its token",
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        page.goto(said[1], timeout=120_000)
-        page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
+        yield address, said[1]
+
+
+def visit(browser, address, width=1280, height=1400):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(address, timeout=120_000)
+    page.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
+    return page
+
+
+def test_lab_as_a_page_of_voila(tmp_path, browser):
+    with voila(tmp_path) as (address, with_token):
+        page = visit(browser, with_token)
         assert page.locator(".jp-CodeCell .jp-InputArea:visible").count() == 0
         unfold(page)
         field(page, "Images", 400)
@@ -722,3 +727,45 @@ def test_lab_as_a_page_of_voila(tmp_path, browser):
         shoot(page, "voila")
     until(lambda: get(address) is None, 20, "the end of the page's server with its command")
     assert [run.finished for run in runs(tmp_path)] == [False]
+
+
+def waiting(page):
+    "What the page says of the line, a text each."
+    found = page.locator(".autolora-lab").get_by_text(re.compile(r"asked for at"))
+    return found.all_inner_texts()
+
+
+@pytest.mark.long  # test_turns.py and test_lab_faults.py, with pages
+def test_two_pages_share_one_trainer(tmp_path, browser):
+    with voila(tmp_path) as (_, with_token):
+        first, second = visit(browser, with_token), visit(browser, with_token)
+        unfold(first)
+        field(first, "Images", 400)
+        field(first, "Epochs", 300)
+        begun(first)
+        for page in (first, second):
+            until(lambda page=page: "AutoLoRa: running" in words(page), 90, "one at work in both")
+        for page in (first, second):  # at the same time
+            press(page, START)
+        for page in (first, second):
+            until(lambda page=page: len(waiting(page)) == 2, 20, "two that wait, in both")
+            assert waiting(page)[0].startswith("next: AutoLoRa, naive RFT (TRADES) on")
+            assert waiting(page)[1].startswith("1 ahead: AutoLoRa, naive RFT (TRADES) on")
+        shoot(second, "line")
+        assert violations(second) == []
+        second.get_by_role("button", name="Take out").last.focus()
+        second.keyboard.press("Enter")
+        for page in (first, second):
+            until(lambda page=page: len(waiting(page)) == 1, 20, "one that waits, in both")
+        second.reload(timeout=120_000)  # and so another kernel
+        second.wait_for_selector("[data-panel=angles] .main-svg", timeout=120_000)
+        until(lambda: len(waiting(second)) == 1, 30, "one that waits, after a reload")
+        began = {run.path for run in runs(tmp_path)}
+        press(second, STOP)
+        until(lambda: {run.path for run in runs(tmp_path)} > began, 60, "the next one's turn")
+        for page in (first, second):
+            said = lambda page=page: "before: AutoLoRa: stopped" in words(page)
+            until(said, 30, "what became of the first")
+            assert not waiting(page)
+        press(first, STOP)
+        until(lambda: words(second).count(": stopped") == 4, 60, "the stop")

@@ -22,6 +22,7 @@ from autolora.lab.follower import Checker
 from autolora.lab.panel import Lab
 from autolora.methods.registry import METHODS
 from autolora.runs.folder import create_run
+from autolora.runs.turns import line
 from autolora.show import PANELS
 
 
@@ -113,8 +114,9 @@ def run_of(lab):
 def start(lab, epochs=2):
     "Press Start and wait for some epochs."
     lab.start.click()
+    until(lambda: not line(lab.trainer.root), 30, "its turn")
     until(
-        lambda: lab.trainer.jobs and (len(run_of(lab).history) >= epochs or not lab.trainer.busy),
+        lambda: not lab.trainer.busy or lab.trainer.position and len(run_of(lab).history) >= epochs,
         90,
         f"{epochs} epochs",
     )
@@ -126,7 +128,7 @@ def ended(lab, state):
     lab.trainer.wait(60)
     until(lambda: not lab.follower.thread and not lab.trainer.busy, 30, "the end")
     assert lab.trainer.jobs[0].state == state, lab.trainer.jobs[0].message
-    assert not lab.start.disabled and lab.stop.disabled
+    assert lab.stop.disabled
     return lab.state.value
 
 
@@ -176,11 +178,29 @@ def test_stop_during_validation(lab, moods):
     goes_on(lab)
 
 
-def test_start_pressed_twice(lab):
+def test_start_pressed_again_waits_in_line_and_can_be_taken_out(lab):
     start(lab, epochs=1)
+    first = run_of(lab).path
+    shown = lab.runs.value
+    choose(lab, epochs="399")
     lab.start.click()
-    assert "A training is at work in" in lab.follower.complaint
-    assert len(lab.trainer.jobs) == 1 and len(list(lab.root.glob("*/"))) == 1
+    lab.start.click()
+    assert not lab.follower.complaint and lab.runs.value == shown
+    rows = lambda: [row.children[0].value for row in lab.queue.children]
+    until(lambda: len(rows()) == 2, 10, "two that wait")
+    assert "next: AutoLoRa on digits with moody, 399 epochs" in rows()[0] and "1 ahead" in rows()[1]
+    lab.queue.children[0].children[1].click()
+    assert len(rows()) == 1 and "next" in rows()[0]
+    lab.stop.click()
+    until(lambda: lab.trainer.job and run_of(lab).path != first, 90, "the next one")
+    until(
+        lambda: "before" in lab.state.value and "stopped" in lab.state.value, 10, "the first's end"
+    )
+    until(lambda: str(first) in lab.follower.left, 10, "that the first can be gone on with")
+    assert not rows() and not lab.resume.disabled
+    lab.resume.click()
+    until(lambda: len(rows()) == 1, 10, "it waits, too")
+    lab.queue.children[0].children[1].click()
     lab.stop.click()
     ended(lab, "stopped")
 

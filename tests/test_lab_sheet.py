@@ -22,6 +22,7 @@ from autolora.lab.recorded import SHOWN
 from autolora.lab.sheet import write_sheet
 from autolora.runs.background import Trainer
 from autolora.runs.folder import create_run
+from autolora.runs.turns import take_ticket
 
 EVIL = "<img src=x onerror=document.title='broken'>"
 
@@ -257,6 +258,22 @@ def test_thirty_pages_ask_and_only_what_is_new_is_sent(tmp_path):
     server.board.folders.append(create)
     server.board.rest = 0
     until(lambda: asked(server, "now", **seen)[0] == 200, 10, "what is new")
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_page_says_what_waits(tmp_path):
+    pytest.importorskip("fcntl", reason="without locks of files nobody's end is known")
+    server = served(tmp_path)
+    said = lambda: json.loads(gzip.decompress(asked(server, "now")[2]))["said"]
+    assert said() == ""
+    server.board.pace = server.board.rest = 0
+    call = dict(backbone="robust_mini_gray", data="digits", epochs=9, method="trades")
+    told = {"jobs": [{"call": call, "state": "waiting", "message": ""}]}
+    with take_ticket(tmp_path, json.dumps(told)):
+        waits = "In line, next: naive RFT (TRADES) on digits with robust_mini_gray, 9 epochs"
+        until(lambda: waits in said(), 10, "what waits")
+    until(lambda: said() == "", 10, "that its process has ended")
     server.shutdown()
     server.server_close()
 

@@ -212,7 +212,8 @@ function render({ model, el }) {
   });
 
   const paint = () => {
-    const wanted = model.get("panels");
+    const told = [...model.get("panels"), ...(model.get("live") ?? [])];
+    const wanted = [...new Map(told.map(panel => [panel[0], panel])).values()];
     for (const [name, panel] of panels) {
       if (wanted.some(p => p[0] === name)) continue;
       purge(panel);
@@ -235,13 +236,13 @@ function render({ model, el }) {
   const told = () => shoot(panels, model);
   const slid = () => panels.forEach(panel => panel.slid());
   model.on("change:sliders change:values", slid);
-  model.on("change:panels", paint);
+  model.on("change:panels change:live", paint);
   model.on("msg:custom", told);
   paint();
   return () => {
     sizes.disconnect();
     model.off("change:sliders change:values", slid);
-    model.off("change:panels", paint);
+    model.off("change:panels change:live", paint);
     model.off("msg:custom", told);
     panels.forEach(purge);
   };
@@ -291,7 +292,8 @@ STYLE = """
 class Canvas(anywidget.AnyWidget):
     """Draws plotly figures with titles, beside each its numbers as a table.
 
-    `panels`: `[name, figure as JSON, table as HTML]` each; `opened`: those with an unfolded table.
+    `panels`: `[name, figure as JSON, table as HTML]` each; `live`: some that stand in the place of
+    those for now, so that only they are sent; `opened`: those with an unfolded table.
     `sliders`: name of a panel -> `label`, `min`, `max`, `step`; `values`: where they stand. What is
     sent (`send("shoot")`) asks the page for its pictures as they are: they come as `shots`, name ->
     data address of a PNG."""
@@ -300,6 +302,7 @@ class Canvas(anywidget.AnyWidget):
     _css = STYLE
     plotly = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
     panels = traitlets.List().tag(sync=True)
+    live = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)
     sliders = traitlets.Dict().tag(sync=True)
     values = traitlets.Dict().tag(sync=True)

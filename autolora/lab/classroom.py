@@ -26,6 +26,7 @@ from ..core.reading import as_path, is_there
 from ..core.signals import Interrupted
 from .frames import Frames
 from .painter import files_of
+from .queue import in_line
 from .sheet import sheet_html
 from ..runs.folder import Run
 
@@ -61,6 +62,7 @@ class Board:
         self._lock = Lock()
         self._stamp = None
         self._frames = None
+        self._waiting = []  # sentences
         self._kept = {}
         self._looked = -float("inf")
         self._spent = 0.0  # processor seconds since the frames are these
@@ -78,7 +80,8 @@ class Board:
 
     def _found(self, path):
         if path == "now":
-            return self._frames.now | {"stamp": self._stamp}
+            said = " ".join(filter(None, [self._frames.now["said"], *self._waiting]))
+            return self._frames.now | {"stamp": self._stamp, "said": said}
         part, group, stop = path.split("/") if path.count("/") == 2 else (path, "", "")
         if part != "look":
             raise KeyError(path)
@@ -90,7 +93,8 @@ class Board:
             return
         self._looked = now
         paths = runs_in(self.folders)
-        seen = [[*map(str, paths)], files_of(paths), [*map(who_is_in, paths)]]
+        waiting = [f"In line, {words}." for at in self.folders for words in in_line(at).values()]
+        seen = [[*map(str, paths)], files_of(paths), [*map(who_is_in, paths)], waiting]
         stamp = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
         if stamp == self._stamp:
             return
@@ -98,6 +102,7 @@ class Board:
         self._spent = 0.0
         self._frames = Frames([self._runs.setdefault(path, Run(path)) for path in paths])
         self._stamp = stamp
+        self._waiting = waiting
         self._kept = {}
         self._rest(start)
 

@@ -22,6 +22,7 @@ from .controls import Controls, button, look
 from .links import Pages
 from .pictures import named, readable
 from .playground import Playground
+from .queue import Queue
 from .recorded import PLAIN, SHOWN, is_recorded
 from .starting import StartButton
 from .views import Views
@@ -126,6 +127,7 @@ class Desk(_Widgets):
     def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
         super().__init__(backbones, data)
         self.root = as_path(root)
+        self.queue = Queue(self.root)
         self.lock = threading.RLock()
         self.panel = self._laid_out()
 
@@ -133,7 +135,7 @@ class Desk(_Widgets):
         presses = _row(self.start, self.pause, self.resume, self.stop)
         top = widgets.VBox([presses, self.bar, self.pace]).add_class("autolora-top")
         hand = _row(self.copy, self.report, self.take)
-        left = [self.state, self.controls, self.facts, self.about, hand]
+        left = [self.state, self.queue, self.controls, self.facts, self.about, hand]
         left += [self.pages, self.stale, self.code]
         left += [self.runs, self.front, self.studies, self.path]
         narrow = widgets.Layout(flex="1 1 300px", min_width="min(270px, 100%)")

@@ -11,6 +11,7 @@ import functools
 import html
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock, Thread, Timer
 
 from ..core.errors import AutoLoRaError
@@ -23,6 +24,7 @@ from .pictures import alert, outcome, progress
 from ..methods.registry import method_label
 from ..runs.background import Trainer, parcel
 from ..runs.folder import Run
+from ..runs.turns import line, told_in
 
 # %% ../../nbs/lab/07_follower.ipynb #1580a72b
 @functools.cache
@@ -33,15 +35,15 @@ def _outcome(path):
         return str(error)
 
 
-def _line(job, paused):
-    "HTML: the method of a job, and its state or what came of it."
+def _line(job, paused, place=""):
+    "HTML: the `place` of a job, its method, and its state or what came of it."
     words = job.message or job.state
     if job.state == "running" and paused:
         words = "paused"
     elif job.state == "finished":
         words = _outcome(job.out)
     method = method_label(job.call.get("method", "autolora"))
-    return f"<div><b>{html.escape(method)}</b>: {html.escape(words)}</div>"
+    return f"<div>{place}<b>{html.escape(method)}</b>: {html.escape(words)}</div>"
 
 # %% ../../nbs/lab/07_follower.ipynb #53dfab75
 _ANOTHER = (
@@ -114,7 +116,8 @@ class Follower:
             self.say()
 
     def _adopt(self):
-        outs = [job.out for job in self.trainer.jobs if job.out not in self._adopted]
+        begun = [job.out for job in self.trainer.jobs if "out" in job.call]
+        outs = [out for out in begun if out not in self._adopted]
         fresh = [out for out in outs if (out / "config.json").is_file()]
         self._adopted.update(fresh)
         if fresh:
@@ -134,6 +137,7 @@ class Follower:
                 self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
                 return
             desk.canvas.show(answer["panels"])
+            desk.canvas.live = answer.get("live", desk.canvas.live)
             desk.offer_epochs(answer["epochs"])
             desk.tables.value = answer.get("tables", desk.tables.value)
             self.stand = answer["work"]
@@ -143,14 +147,15 @@ class Follower:
         desk, jobs = self.desk, self.trainer.jobs
         busy = self.trainer.busy
         paused = self.trainer.paused
-        desk.start.disabled = busy
         desk.pause.disabled = not busy or paused
         desk.stop.disabled = not busy
-        left = [job for job in jobs if job.state != "finished"] or desk.unfinished()
-        desk.resume.disabled = not paused if busy else not left
-        lines = [_line(job, paused) for job in jobs]
+        unfinished = not busy and any(job.state != "finished" for job in jobs)
+        desk.resume.disabled = not (paused or unfinished or self.left)
+        lines = [_line(job, False, "before: ") for job in self.trainer.before]
+        lines += [_line(job, paused) for job in jobs]
         wrong = filter(None, [self.complaint, self._undrawn])
         desk.state.value = f"<div role='status'>{''.join([*lines, *map(alert, wrong)])}</div>"
+        desk.queue.look()
         job = next((job for job in jobs if job.state == "running"), None)
         desk.pace.value = html.escape(self._pace(job))
 
@@ -161,6 +166,14 @@ class Follower:
         known = self.stand if self.stand and self.stand["folder"] == str(job.out) else None
         self.desk.bar.value, words = progress(known, self.trainer.position)
         return words
+
+    @property
+    def left(self) -> list[str]:
+        "The folders of unfinished runs chosen on the desk, but for those at work or in line."
+        tickets = map(told_in, line(self.trainer.root))
+        waiting = [job["call"] for told in tickets for job in told.get("jobs", [])]
+        known = [call.get("out") for call in [*waiting, *(job.call for job in self.trainer.jobs)]]
+        return [path for path in self.desk.unfinished() if str(Path(path).absolute()) not in known]
 
     def close(self):
         "Follow no longer; a training at work goes on."

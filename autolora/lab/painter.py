@@ -13,6 +13,7 @@ from ..core.errors import AutoLoRaError
 from autolora.lab.pictures import (
     LIVE,
     as_panels,
+    lengthen,
     moved,
     named,
     plot_epochs,
@@ -35,17 +36,20 @@ class Easel:
     """Draws run folders, and again only what has changed.
 
     `rest`: so many times the last drawing's processor time goes by before a grown log is drawn;
-    `breath`: the same of the points of the epoch at work."""
+    `breath`: the same of the pictures of the epoch at work; `step`: of their single steps."""
 
-    def __init__(self, rest: float = 20, breath: float = 4):
+    def __init__(self, rest: float = 30, breath: float = 50, step: float = 50):
         self.rest = rest
         self.breath = breath
+        self.step = step
         self._runs = {}  # each reads its log again only when that has grown
         self._drawn = None, None  # what was asked for, and files, when all was drawn last
         self._slid = None  # the sliders then or since
         self._due = 0.0  # from when on a grown log is drawn,
-        self._live_due = 0.0  # and the epoch at work
-        self._live = {}  # what was drawn of that
+        self._live_due = 0.0  # the epoch at work,
+        self._step_due = 0.0  # and its single steps
+        self._live = {}  # what was drawn of that,
+        self._figures = {}  # here, by panel
 
     def _run(self, folder):
         return self._runs.setdefault(folder, Run(folder))
@@ -57,8 +61,9 @@ class Easel:
             return None  # it says so itself, in the place of the tables
 
     def paint(self, order: dict) -> dict:
-        """What is new, as plain data: `panels`, `tables` (HTML, absent where as before) and `work`
-        (`pictures.standing`, or None).
+        """What is new, as plain data: `panels`, `tables` (HTML, absent where as before), `live`
+        (panels of the epoch at work that stand in the place of those, absent where as before) and
+        `work` (`pictures.standing`, or None).
 
         `order`: `folders` of runs, `opened` panels, `image` and `scale` of the sliders, `upto` (the
         last epoch to show, or None), `work` (the folder of the run at work, or None), `live` (its
@@ -76,23 +81,30 @@ class Easel:
         if order["anew"] or asked != self._drawn[0] or grown:
             start = time.process_time()
             drawn = plot_runs(runs, *slid, order["upto"], live)
-            answer["tables"] = tables_html(runs, wrong)
+            answer |= {"tables": tables_html(runs, wrong), "live": []}
             self._due = time.perf_counter() + self.rest * (time.process_time() - start)
             self._drawn = asked, files
             self._live = live
+            self._figures = drawn
         else:
             drawn = moved(runs, *slid) if slid != self._slid else {}
-            drawn |= self._grown_within(runs, live)
+            if grown := self._grown_within(runs, live):
+                answer["live"] = as_panels(grown, order["opened"])
         answer["panels"] = as_panels(drawn, order["opened"])
         self._slid = slid
         return answer
 
     def _grown_within(self, runs, live):
         "The figures with the points of the epoch at work, where there are more and it is time."
-        if live == self._live or time.perf_counter() < self._live_due:
-            return {}
+        now = time.perf_counter()
         start = time.process_time()
-        drawn = plot_epochs(runs, live=live, panels=LIVE)
-        self._live_due = time.perf_counter() + self.breath * (time.process_time() - start)
+        if live == self._live or now < self._step_due:
+            return {}
+        if now >= self._live_due:
+            self._figures = plot_epochs(runs, live=live, panels=LIVE)
+            self._live_due = now + self.breath * (time.process_time() - start)
+        else:
+            lengthen(self._figures, live)
+            self._step_due = now + self.step * (time.process_time() - start)
         self._live = live
-        return drawn
+        return {name: self._figures[name] for name in LIVE}

@@ -26,16 +26,8 @@ from .recorded import SHOWN, is_recorded
 from .sketches import sketch
 from ..models.backbones import BACKBONES
 from ..runs.background import Trainer
-from ..runs.finetuning import default_out
 from ..runs.folder import Run
 from ..show.report import same_call
-
-# %% ../../nbs/lab/08_panel.ipynb #fc4598a7
-def _new_folder(call, root):
-    "A folder under `root` that isn't there yet, for the call of `finetune` with these arguments."
-    stem = lambda thing: Path(thing).stem if isinstance(thing, str) else type(thing).__name__
-    backbone, data = map(stem, (call["backbone"], call["data"]))
-    return default_out(call["method"], backbone, data, call["seed"], root)
 
 # %% ../../nbs/lab/08_panel.ipynb #e80c6dc0
 _YOURS = (
@@ -144,17 +136,16 @@ class Lab(Desk):
 
     def _begin(self, given: Mapping = {}):
         choice = self._choice()
-        calls = self._calls(choice, given)
-        calls = [call | {"out": _new_folder(call, self.root)} for call in calls]
-        self.trainer.start(calls, self.controls.own_of(choice))
-        self.runs.value = ()
+        waits = self.trainer.busy
+        self.trainer.start(self._calls(choice, given), self.controls.own_of(choice))
+        if not waits:
+            self.runs.value = ()
 
     def _go_on(self):
-        known = [str(job.out) for job in self.trainer.jobs]
-        others = [path for path in self.unfinished() if str(Path(path).absolute()) not in known]
-        if self.trainer.busy or not others:
+        left = self.follower.left
+        if self.trainer.paused or not left:
             return self.trainer.resume(self.controls.own)
-        calls = [_again(Run(path), self.controls) for path in others]
+        calls = [_again(Run(path), self.controls) for path in left]
         self.trainer.start(calls, self.controls.own)
 
     def _ended(self):

@@ -39,10 +39,7 @@ function render({ model, el }) {
     const hint = hints[box.matches(".autolora-field") ? name(box) : box.textContent.trim()];
     if (hint) for (const part of [box, ...box.querySelectorAll("[title]")]) part.title = hint;
   };
-  const look = () => { button.disabled = model.get("disabled"); };
   button.addEventListener("click", () => model.send({ typed: typed() }));
-  model.on("change:disabled", look);
-  look();
   const keep = ({ target }) => {  // JupyterLab takes keys from what is focused, unless it says no
     if (target.closest?.(".autolora-lab")) target.dataset.lmSuppressShortcuts = "true";
   };
@@ -51,7 +48,6 @@ function render({ model, el }) {
   return () => {
     document.removeEventListener("pointerover", explain);
     document.removeEventListener("focusin", keep);
-    model.off("change:disabled", look);
   };
 }
 
@@ -64,7 +60,6 @@ class StartButton(anywidget.AnyWidget):
     also shows the hints of `controls` on hover."""
 
     _esm = _PRESS
-    disabled = traitlets.Bool(False).tag(sync=True)
     hints = traitlets.Dict().tag(sync=True)
 
     def __init__(self, controls: Controls):

@@ -7,11 +7,13 @@ __all__ = ['parcel', 'unpack', 'with_objects', 'state_of', 'work', 'Trainer']
 
 # %% ../../nbs/runs/06_background.ipynb #332e777b
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -19,16 +21,16 @@ from pathlib import Path
 
 import cloudpickle
 
-from ..core.disk import AtWork, alone, cannot_write, who_is_in
+from ..core.disk import cannot_write, who_is_in
 from ..core.errors import AutoLoRaError
-from ..core.reading import listed, read_json
-from ..core.signals import Interrupted, end_by
 from ..data.task import TASKS
 from ..methods.registry import METHODS
 from ..models.backbones import BACKBONES
 from ..models.parametrisations import PARAMETRISATIONS
 from ..robust.measures import ATTACKS
+from .finetuning import default_out
 from .jobs import Job, do
+from .turns import LOG, STATE, ended, line, put, take_ticket, told_in
 from ..train.callbacks import Control
 
 # %% ../../nbs/runs/06_background.ipynb #3a1dba71
@@ -81,19 +83,7 @@ def with_objects(call: Mapping, own: Mapping) -> dict:
     return dict(call) | {part: thing for part, thing in named.items() if thing is not None}
 
 # %% ../../nbs/runs/06_background.ipynb #3548fa42
-_STATE = ".training.json"
 _WISH = ".wish"
-_LOG = ".training.log"
-
-
-def _write(path, text):
-    "Write a small file, whole or not at all; not flushed, for it says what is now."
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 class _Worker:
@@ -104,6 +94,7 @@ class _Worker:
         self.jobs = jobs
         self.own = own
         self.control = Control()
+        self.told = told_in(root / STATE)  # as its turn began
         self._written = ""
         self._writing = threading.Lock()
 
@@ -135,10 +126,12 @@ class _Worker:
         taken = self.root / f"{_WISH}.taken"
         try:
             os.replace(self.root / _WISH, taken)
-            wish = taken.read_text()
+            wish, _, ticket = taken.read_text().partition(" ")
             taken.unlink()
         except OSError:
             return  # nothing is wished
+        if ticket != self.told.get("ticket"):
+            return  # it was meant for another, who has ended since
         if wish == "stop":
             for job in self.jobs:
                 if job.state == "waiting":
@@ -149,85 +142,80 @@ class _Worker:
     def tell(self):
         "Write down how things stand, if that has changed."
         with self._writing:
-            told = state_of(self.jobs, self.own, self.control)
+            told = json.dumps(
+                self.told | state_of(self.jobs, self.own, self.control), default=os.fspath
+            )
             if told != self._written:
                 with contextlib.suppress(
                     AutoLoRaError
                 ):  # the run itself says that the disk is full
-                    _write(self.root / _STATE, told)
+                    put(self.root / STATE, told)
             self._written = told
 
 
-def state_of(jobs: list[Job], own: Mapping, control: Control | None = None) -> str:
-    "The JSON of how `jobs` stand, which objects they name, and how far `control` sees one at work."
+def state_of(jobs: list[Job], own: Mapping, control: Control | None = None) -> dict:
+    "How `jobs` stand, which objects they name, and how far `control` sees one at work."
     told = [{"call": job.call, "state": job.state, "message": job.message} for job in jobs]
     names = {part: list(own.get(part, ())) for part in _OWN}
     where = {name: getattr(control, name, None) for name in ("position", "paused", "within")}
     where["cwd"] = os.getcwd()
-    return json.dumps({"jobs": told, "own": names} | where, default=os.fspath)
+    return {"jobs": told, "own": names} | where
 
 # %% ../../nbs/runs/06_background.ipynb #132402ce
-def work() -> int:
-    """The main function of the process (`python -m autolora.runs.background`): what there is to do
-    comes on standard input; returns the exit status."""
+def work(root: Path):
+    "What the process does when its turn in `root` has come: its calls are on standard input."
     import torch
 
-    root, calls, threads, parcelled = pickle.load(sys.stdin.buffer)
+    calls, threads, parcelled = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
-    try:
-        with alone(root):
-            _Worker(Path(root), [Job(call) for call in calls], unpack(parcelled)).work()
-    except AtWork:
-        return 1  # another one was quicker, and every trainer here sees its jobs
-    except Interrupted as error:
-        end_by(error.number)
-    return 0
+    jobs = [Job({"out": _new_folder(call, root)} | call) for call in calls]
+    _Worker(root, jobs, unpack(parcelled)).work()
+
+
+def _new_folder(call, root):
+    "A folder under `root` that isn't there yet, named by what is called and when."
+    named = [call.get("method", "autolora"), Path(call["backbone"]).stem, Path(call["data"]).stem]
+    return default_out(*named, call.get("seed", 0), root)
 
 # %% ../../nbs/runs/06_background.ipynb #d7d4db63
-_KILLED = (
-    "The process that trained was ended from outside; every finished epoch is kept, and Resume "
-    "goes on from there. What it said last is in {}."
-)
-
-
 class Trainer:
     """The fine-tunings at work in the folder `root`, one after another, in a process of their own
-    that outlives this one; those that another `Trainer` began there, too."""
+    that outlives this one, and what waits there; also what another `Trainer` asked for."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
-        self._process = None  # the last one started from here: it takes seconds to say it is there
+        self._processes = []  # those started from here that have not ended, as far as is known
         self._read = None, {}
 
     @property
     def _told(self):
         "How things stood when the process wrote last; {} where there was none."
         try:
-            found = os.stat(self.root / _STATE)
-            stamp = found.st_mtime_ns, found.st_size, found.st_ino
-            if stamp != self._read[0]:
-                self._read = stamp, read_json(self.root / _STATE, {"jobs": listed(_is_job)})
-        except (OSError, AutoLoRaError):
+            found = os.stat(self.root / STATE)
+        except OSError:
             return {}
+        stamp = found.st_mtime_ns, found.st_size, found.st_ino
+        if stamp != self._read[0]:
+            self._read = stamp, told_in(self.root / STATE)
         return self._read[1]
 
     @property
     def busy(self) -> bool:
-        starting = self._process is not None and self._process.poll() is None
-        return starting or bool(who_is_in(self.root))
+        "Whether anybody is at work in this folder, or waits for it."
+        self._processes = [process for process in self._processes if process.poll() is None]
+        return bool(self._processes or who_is_in(self.root) or line(self.root))
 
     @property
     def jobs(self) -> list[Job]:
-        "Those of the last start in this folder, in order."
+        "Those whose turn it is in this folder, in order, or whose it was last."
         busy = self.busy  # asked first: what was written after the end counts
         told = self._told.get("jobs", [])
-        found = [Job(job["call"], job["state"], job["message"]) for job in told]
-        for job in found if not busy else ():
-            if job.state == "running":
-                job.message = _KILLED.format(self.root / _LOG)
-            if job.state in ("running", "waiting"):
-                job.state = "stopped"
-        return found
+        return _jobs_of(told if busy else ended(told, self.root))
+
+    @property
+    def before(self) -> list[Job]:
+        "Those whose turns ended while `jobs` waited for theirs; the last dozen."
+        return _jobs_of(self._told.get("before", []))
 
     @property
     def job(self) -> Job | None:
@@ -250,53 +238,58 @@ class Trainer:
         return (self.busy and self._told.get("within")) or {}
 
     def start(self, calls: list[dict], own: Mapping = {}, cwd: str | Path | None = None):
-        """Begin the calls of `finetune`, dicts of keyword arguments, `out` among them.
+        """Begin the calls of `finetune`, dicts of keyword arguments, as soon as nobody is at work
+        in this folder and all that was asked for earlier has had its turn.
 
-        `own`: the objects that they name, as `parcel` takes them. `cwd`: where relative paths start
-        (here). Raises `AutoLoRaError` while others are at work in this folder, and for what can't
-        be handed over."""
-        if self.busy:
-            who = who_is_in(self.root) or "it has just begun"
+        A call without `out` gets a new folder here. `own`: the objects that they name, as `parcel`
+        takes them. `cwd`: where relative paths start (here). Raises `AutoLoRaError` for what can't
+        be handed over, and, on a system without locks of files (Windows), while what was started
+        from here before is at work."""
+        if self.busy and self._processes and importlib.util.find_spec("fcntl") is None:
             raise AutoLoRaError(
-                f"A training is at work in {self.root} already ({who}): stop it first, or wait for "
-                "its end."
+                "A training is at work, and on this system no other can wait for its end: stop it "
+                "first."
             )
-        absolute = lambda call: {"out": str(Path(call["out"]).absolute())}
+        absolute = lambda call: {"out": str(Path(call["out"]).absolute())} if "out" in call else {}
         jobs = [Job({"progress": False, **call, **absolute(call)}) for call in calls]
-        order = [str(self.root), [job.call for job in jobs], _threads(), parcel(own)]
+        order = [[job.call for job in jobs], _threads(), parcel(own)]
+        told = json.dumps(state_of(jobs, own) | {"waits": self.busy}, default=os.fspath)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / _WISH).unlink(missing_ok=True)
-            _write(self.root / _STATE, state_of(jobs, own))
-            self._process = self._launched(cwd)
+            with take_ticket(self.root, told) as ticket, tempfile.TemporaryFile() as kept:
+                pickle.dump(order, kept)
+                kept.seek(0)
+                self._processes.append(self._launched(ticket, kept, cwd))
         except OSError as error:
             raise cannot_write(self.root, error) from error
-        # its imports take seconds, in which a pipe holds 64 kB
-        threading.Thread(target=_hand_over, args=(order, self._process.stdin), daemon=True).start()
 
-    def _launched(self, cwd):
+    def _launched(self, ticket, order, cwd):
         paths = os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))
         around = {"env": os.environ | {"PYTHONPATH": paths}, "cwd": cwd, "start_new_session": True}
-        command = [sys.executable, "-m", "autolora.runs.background"]
-        with (self.root / _LOG).open("w") as said:
-            streams = {"stdin": subprocess.PIPE, "stdout": said, "stderr": said}
-            return subprocess.Popen(command, **streams, **around)
+        if os.name == "posix":
+            around["pass_fds"] = [ticket.fileno()]  # with its lock
+        place = [self.root, ticket.name, "autolora.runs.background"]
+        command = [sys.executable, "-m", "autolora.runs.turns", *place]
+        with (self.root / LOG).open("a") as said:
+            return subprocess.Popen(command, stdin=order, stdout=said, stderr=said, **around)
 
     def _wish(self, word):
         if self.busy:
-            _write(self.root / _WISH, word)
+            coming = [] if who_is_in(self.root) else line(self.root)  # its turn begins now
+            ticket = coming[0].name if coming else self._told.get("ticket")
+            put(self.root / _WISH, f"{word} {ticket}")
 
     def pause(self):
         "Hold the run at work where it is."
         self._wish("pause")
 
     def stop(self):
-        "End the run at work, keeping its best weights and its checkpoint, and those that wait."
+        """End the run at work, keeping its best weights and its checkpoint, and those that were
+        asked for with it; what waits in line comes next."""
         self._wish("stop")
 
     def resume(self, own: Mapping = {}):
-        """Go on: at once with a paused run, else from the checkpoints of all jobs of the last start
-        that are not finished; `own` as in `start`.
+        """Go on: at once with a paused run, else from the checkpoints of all `jobs` that are not
+        finished; `own` as in `start`.
 
         Raises `AutoLoRaError` where an object that they name isn't there."""
         if self.busy:
@@ -312,7 +305,7 @@ class Trainer:
         self.start(left, own, self._told.get("cwd"))
 
     def wait(self, seconds: float | None = None):
-        "Until all is done, or for so many seconds."
+        "Until all is done, what waits included, or for so many seconds."
         end = time.monotonic() + (float("inf") if seconds is None else seconds)
         while self.busy and time.monotonic() < end:
             time.sleep(0.05)
@@ -324,15 +317,5 @@ def _threads():
     return torch.get_num_threads()
 
 
-def _hand_over(order, pipe):
-    with contextlib.suppress(BrokenPipeError), pipe:  # the end of the process says so
-        pickle.dump(order, pipe)
-
-
-def _is_job(value):
-    known = {"call": dict, "state": str, "message": str}
-    return isinstance(value, dict) and all(isinstance(value.get(k), v) for k, v in known.items())
-
-# %% ../../nbs/runs/06_background.ipynb #5f733ac7
-if __name__ == "__main__":
-    sys.exit(work())
+def _jobs_of(told):
+    return [Job(job["call"], job["state"], job["message"]) for job in told]
