@@ -299,6 +299,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'autolora.core.threat._positive': ('core/threat.html#_positive', 'autolora/core/threat.py'),
                                       'autolora.core.threat._scaled': ('core/threat.html#_scaled', 'autolora/core/threat.py'),
                                       'autolora.core.threat._shrunk': ('core/threat.html#_shrunk', 'autolora/core/threat.py'),
+                                      'autolora.core.threat.check_reach': ('core/threat.html#check_reach', 'autolora/core/threat.py'),
                                       'autolora.core.threat.finite_direction': ( 'core/threat.html#finite_direction',
                                                                                  'autolora/core/threat.py'),
                                       'autolora.core.threat.l1': ('core/threat.html#l1', 'autolora/core/threat.py'),

@@ -202,3 +202,10 @@ def test_what_is_no_study_is_refused_at_once(methods, settings, words):
 def test_a_port_that_there_is_not(tmp_path):
     with pytest.raises(AutoLoRaError, match="no port 99999999"):
         serve(tmp_path, 99999999, browser=False)
+
+
+@pytest.mark.parametrize("threat", ["l2:128", "l1:100000"])
+def test_a_budget_beyond_the_image_is_refused(threat, tmp_path):
+    with pytest.raises(AutoLoRaError, match="any image of 256 values can become any other"):
+        finetune("robust_mini_gray", "digits", threat=threat, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ThreatModel', 'per_image', 'finite_direction', 'Linf', 'L2', 'L1', 'linf', 'l2', 'l1', 'parse_threat',
-           'matched']
+           'check_reach', 'matched']
 
 # %% ../../nbs/core/07_threat.ipynb #c0de001e
 from dataclasses import dataclass
@@ -213,6 +213,17 @@ def parse_threat(spec: str | ThreatModel) -> ThreatModel:
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
     return NORMS[norm](eps)
+
+# %% ../../nbs/core/07_threat.ipynb #c0ffee02
+def check_reach(threat: ThreatModel, values: int):
+    """Raises `AutoLoRaError` where `threat` may change any image of so many `values` into any
+    other, so that no model can withstand it."""
+    widest = values ** {"linf": 0, "l2": 0.5, "l1": 1}.get(threat.norm, torch.inf)
+    if threat.eps >= widest:
+        raise AutoLoRaError(
+            f"Within {threat} any image of {values} values can become any other, which lie at most "
+            f"{widest:.4g} apart: take a smaller eps, such as '{threat.norm}:{threat.eps:g}/255'."
+        )
 
 # %% ../../nbs/core/07_threat.ipynb #aad71dac
 # of CIFAR-10's images, of 3,072 values: the budget, and the power of d with which it grows

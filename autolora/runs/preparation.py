@@ -6,6 +6,7 @@
 __all__ = ['trial_images', 'Prepared', 'prepare', 'named', 'as_recorded', 'facts_of', 'Estimate', 'cost', 'estimate']
 
 # %% ../../nbs/runs/02_preparation.ipynb #c0de00ba
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from ..core.distributed import convert_sync_batchnorm
 from ..core.errors import AutoLoRaError
 from ..core.machine import default_device, peak_memory, world_size
 from ..core.seeds import isolated_rng
-from ..core.threat import parse_threat
+from ..core.threat import check_reach, parse_threat
 from ..data.loading import load_task
 from ..data.task import Task
 from ..methods.base import Method
@@ -129,6 +130,7 @@ def prepare(backbone: str | nn.Module, data, method="autolora", **given) -> Prep
     read = {k: getattr(common, k) for k in ("augment", "skip_broken", "validation")}
     task = load_task(data, common.root, common.limit, common.size, **read)
     threat = threat or task.threat
+    check_reach(threat, math.prod(task.shape))
     epochs, batch_size = budget(len(task.train), common.epochs, common.batch_size)
     small = batch_size / world_size() < 16
     with isolated_rng(common.seed):
