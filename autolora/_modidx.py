@@ -293,6 +293,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'autolora.core.threat.ThreatModel': ('core/threat.html#threatmodel', 'autolora/core/threat.py'),
                                       'autolora.core.threat.ThreatModel.__str__': ( 'core/threat.html#threatmodel.__str__',
                                                                                     'autolora/core/threat.py'),
+                                      'autolora.core.threat.ThreatModel.diameter': ( 'core/threat.html#threatmodel.diameter',
+                                                                                     'autolora/core/threat.py'),
                                       'autolora.core.threat.ThreatModel.project': ( 'core/threat.html#threatmodel.project',
                                                                                     'autolora/core/threat.py'),
                                       'autolora.core.threat._length': ('core/threat.html#_length', 'autolora/core/threat.py'),

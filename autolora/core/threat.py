@@ -32,6 +32,10 @@ class ThreatModel:
         "`x_adv` brought into the ball around `x` and then into [0, 1]; shapes (N, C, H, W)."
         return (x + self.clip(x_adv - x)).clamp(0, 1)
 
+    def diameter(self, values: int) -> float:
+        "How far apart two images of so many `values` in [0, 1] can lie, in this norm."
+        return values ** (1 / self.order)
+
 # %% ../../nbs/core/07_threat.ipynb #fe0a50d4
 def per_image(values, x):
     "One value an image, (N,), shaped (N, 1, 1, 1) to meet images `x`."
@@ -218,7 +222,7 @@ def parse_threat(spec: str | ThreatModel) -> ThreatModel:
 def check_reach(threat: ThreatModel, values: int):
     """Raises `AutoLoRaError` where `threat` may change any image of so many `values` into any
     other, so that no model can withstand it."""
-    widest = values ** {"linf": 0, "l2": 0.5, "l1": 1}.get(threat.norm, torch.inf)
+    widest = threat.diameter(values)
     if threat.eps >= widest:
         raise AutoLoRaError(
             f"Within {threat} any image of {values} values can become any other, which lie at most "
