@@ -31,7 +31,7 @@ from ..models.kept import check_saving
 from ..models.parts import eval_mode, placed
 from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
-from ..train.learner import steps_per_epoch
+from ..train.learner import on_device, steps_per_epoch
 from ..train.lr_finder import seconds_per_step
 
 # %% ../../nbs/runs/02_preparation.ipynb #a2d8fed7
@@ -63,7 +63,8 @@ def _prepare_model(backbone: str | nn.Module, task: Task, settings) -> tuple[str
 
 def trial_images(task: Task) -> torch.Tensor:
     "The first two training images of `task`, on the default device."
-    return task.train.images(torch.arange(2)).to(default_device())
+    first = torch.arange(2)
+    return on_device(task.train.images(first), task.train.y[first], default_device())[0]
 
 
 def _try(name, model, x, num_classes):
