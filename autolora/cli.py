@@ -150,9 +150,7 @@ def _as_values(words):
     for word in words or ():
         name, _, values = word.partition("=")
         if not values:
-            raise AutoLoRaError(
-                f"'{word}' must name a setting and its values, such as lr=auto,0.01."
-            )
+            raise AutoLoRaError(f"'{word}' must be a setting with values, such as lr=auto,0.01.")
         found[name] = [_value(value) for value in values.split(",")]
     return found
 
@@ -258,11 +256,12 @@ def hub(call: Callable, **given):
 def check(
     run: str,  # the folder of a run or a study
 ):
-    "Look at every file of a run or a study, say what is whole, and mend what can be."
-    from autolora.runs.checking import check as look
+    "Say which files of a run or a study are whole, mend what can be; exit status 1 if one isn't."
+    from autolora.runs import checking
 
-    for name, words in look(run).items():
-        print(f"  {name:20} {printable(words)}")
+    told = checking.check(run)
+    print(*(f"  {name:20} {printable(words)}" for name, words in told.items()), sep="\n")
+    return int(any(words.startswith(checking.LOST) for words in told.values()))
 
 # %% ../nbs/01_cli.ipynb #d2f2cbcd
 def _of_objectives():

@@ -28,6 +28,7 @@ from autolora.runs.finetuning import default_out
 from autolora.runs.folder import create_run
 from autolora.runs.protocol import cells, design
 from autolora.runs.study import Study, create_study
+from autolora.runs.verifying import verify
 from autolora.show.card import write_card
 from autolora.show.report import write_report
 
@@ -191,6 +192,7 @@ def test_no_leaf_of_a_file_becomes_markup(folder, name):
     taken = 0
     for number, line in enumerate(lines):
         found = json.loads(line)
+        found.pop("sha256", None)  # nobody has to keep the digest that tells a change by hand
         fits = []
         for leaf in texts(found):
             changed = json.dumps(marked(found, leaf))
@@ -415,7 +417,57 @@ def test_a_torn_config_and_a_torn_page_are_mended(tmp_path):
     assert "nothing was trained yet" in check(begun)["config.json"]
     assert len(again().history) == 1
     (begun / "config.json").write_bytes((folder / "config.json").read_bytes()[:500])
-    assert check(begun)["config.json"].startswith("damaged")  # a log is there: nothing is moved
+    assert check(begun)["config.json"].startswith("not mended")  # a log is there: nothing is moved
+
+
+def test_a_config_that_was_edited_is_named_and_nothing_else_is_moved(folder):
+    config = folder / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"name": "mine"}))
+    with pytest.raises(AutoLoRaError, match="config.json can't be used .it was changed by hand"):
+        _ = Run.open(folder).model
+    names = sorted(path.name for path in folder.iterdir())
+    assert check(folder) == {
+        "config.json": "not mended: it was changed by hand: bring the old one back"
+    }
+    unsealed = json.loads(before) | {"name": "mine"}
+    del unsealed["sha256"]  # as older versions wrote it: all that is known is that two disagree
+    config.write_text(json.dumps(unsealed))
+    told = check(folder)
+    for name in ("model.safetensors", "branch.safetensors"):
+        assert told[name].startswith("not mended, but whole and left in its place")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    config.write_text(before)
+    assert Run.open(folder).model is not None and {*check(folder).values()} == {"whole"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "branch.safetensors"])
+def test_weights_that_are_gone_are_named(folder, name):
+    (folder / name).unlink()
+    said = subprocess.run(
+        [sys.executable, "-m", "autolora", "check", str(folder)],
+        env=ENV, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 1 and f"{name:20} not mended: it is gone" in said.stdout
+    if name == "model.safetensors":
+        with pytest.raises(AutoLoRaError, match="is finished, but its model.safetensors is gone"):
+            _ = Run.open(folder).model
+        assert not verify(folder, progress=False).holds
+
+
+def test_a_run_whose_data_were_moved_goes_on(tmp_path):
+    task = load_task("digits", limit=300)
+    pixels = (task.train.images() * 255).byte().numpy()
+    np.savez(tmp_path / "a.npz", train_x=pixels, train_y=task.train.y.numpy())
+    how = SHORT | {"out": tmp_path / "run", "limit": None, "test": False}
+    finetune("robust_mini_gray", tmp_path / "a.npz", **how)
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    with pytest.warns(UserWarning, match="b.npz now.*: the images are the same"):
+        finetune("robust_mini_gray", tmp_path / "b.npz", resume=True, **how | {"test": True})
+    assert len(Run.open(tmp_path / "run").task.train) > 0
+    np.savez(tmp_path / "b.npz", train_x=255 - pixels, train_y=task.train.y.numpy())
+    with pytest.raises(AutoLoRaError, match="have changed since"):
+        finetune("robust_mini_gray", tmp_path / "b.npz", resume=True, **how)
 
 
 # --- studies -------------------------------------------------------------------------------------

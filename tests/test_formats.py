@@ -1,6 +1,7 @@
 """What people bring: every spelling, mode and container, and what ends in a sentence instead."""
 
 import io
+import itertools
 import os
 import pickle
 import sys
@@ -21,6 +22,7 @@ from autolora.data.augmenting import suited
 from autolora.data.files import kind_of
 from autolora.data.images import BROKEN_LIST, Split
 from autolora.data.loading import load_task
+from autolora.data.tables import read_table, table_splits
 from autolora.data.task import TASKS
 
 RNG = np.random.default_rng(0)
@@ -327,6 +329,29 @@ def test_a_path_that_is_a_pipe(tmp_path):
     refused(tmp_path / "pipe.npz", "no regular file")
 
 
+def test_images_by_what_they_begin_with(tmp_path):
+    root = folder(tmp_path / "data", "a", "b")
+    for i, path in enumerate(sorted((root / "a").iterdir())[:10]):
+        path.rename(path.with_suffix(".png_large" if i % 2 else ""))
+    (root / "a" / "Thumbs.db").write_bytes(b"1")
+    (root / "b" / "list.txt").write_text("0.png")
+    (root / "b" / "scan.nef").write_bytes((root / "b" / "40.png").read_bytes())
+    task = load_task(root)
+    assert sum(map(len, task.splits.values())) == 80
+    told = [note for note in task.notes if "no images of a kind that is read here" in note]
+    assert len(told) == 1 and told[0].startswith("2 files in class folders")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in root.rglob("*"):
+            archive.write(path, path.relative_to(root))
+    assert sum(map(len, load_task(tmp_path / "data.zip").splits.values())) == 80
+
+
+@pytest.mark.parametrize("inner", ["images", "imgs", "raw_data"])
+def test_folders_that_say_only_images_are_gone_through(tmp_path, inner):
+    root = folder(tmp_path / "data", f"train/{inner}/a", f"train/{inner}/b", n=10)
+    assert load_task(root).classes == ["a", "b"]
+
+
 def test_hidden_files_are_skipped(tmp_path):
     root = folder(tmp_path / "in", "a", "b", n=60)
     for name in ("._1.png", ".DS_Store", ".hidden.png"):
@@ -424,7 +449,10 @@ def test_csv_of_paths_and_names(tmp_path):
     assert load_task(frame, root=tmp_path).classes == ["cat", "dog"]
 
 
-@pytest.mark.parametrize("sep, header", [(",", True), (";", True), ("\t", False)])
+@pytest.mark.parametrize(
+    "sep, header",
+    [(",", True), (";", True), ("\t", False), ("|", True), ("|", False), (" ", False)],
+)
 def test_csv_dialects(tmp_path, sep, header):
     frame = table(tmp_path, label=Y)
     frame.to_csv(tmp_path / "t.csv", sep=sep, header=header, index=False)
@@ -456,13 +484,84 @@ def test_csv_with_splits_ids_and_odd_names(tmp_path):
         (lambda f: f.assign(label=Y, split="fold1"), "neither train, val nor test"),
         (lambda f: f.assign(label=Y, file=f.file + ".gone.png"), "120 of 120 images can't be read"),
         (lambda f: f.assign(label=Y)[:0], "no rows"),
+        (lambda f: f.assign(label=np.array(["a", "NaN"])[Y]), "label of image 1 is missing"),
+        (lambda f: f.assign(file=list(X), label=Y), "holds ndarrays, no paths"),
+        (lambda f: f.assign(label=Y, is_valid=Y, is_test=Y), "marked in both"),
+        (lambda f: f.assign(label=Y, is_valid=Y, val=Y), "both mark the val images"),
+        (lambda f: f.assign(label=Y, is_test=1), "no training images"),
+        (lambda f: f.assign(label=Y, is_train=Y, is_test=0), "a row in no split"),
     ],
 )
 def test_doubtful_tables_are_asked(tmp_path, change, says):
     refused(change(table(tmp_path)), says, root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "marks, sizes",
+    [
+        ({"is_valid": Y}, {"train": 60, "val": 60}),
+        ({"is_training_image": Y}, {"train": 60, "test": 60}),
+        ({"IsTest": np.array(["no", "yes"])[Y]}, {"train": 60, "test": 60}),
+        ({"val": Y == 0, "test": np.arange(N) == 1}, {"train": 59, "val": 60, "test": 1}),
+    ],
+)
+def test_columns_of_yes_and_no_are_splits(tmp_path, marks, sizes):
+    frame = table(tmp_path, label=np.arange(N) // 2 % 2, fold=np.arange(N) % 5, **marks)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for source in (frame, read_table(tmp_path / "t.csv")):
+        splits, _ = table_splits(source, tmp_path)
+        assert {kind: len(split) for kind, split in splits.items()} == sizes
+        notes = " ".join(note for split in splits.values() for note in split.notes)
+        assert all(repr(name) in notes for name in marks) and "not used: fold." in notes
+
+
 # ---- packs, tensors, arrays
+
+
+@pytest.mark.parametrize("extra", [{"x_test": X[:20]}, {"x_test": X[:20], "y_tset": Y[:20]}])
+def test_test_images_without_labels_are_asked(tmp_path, extra):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, **extra)
+    refused(tmp_path / "a.npz", "has x_test but no labels for it")
+
+
+def test_arrays_that_a_pack_has_no_use_for_are_said(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, camera=Y)
+    assert "Of the pack, camera isn't used." in load_task(tmp_path / "a.npz").notes
+
+
+def test_numbers_of_another_machine(tmp_path):
+    np.savez(tmp_path / "a.npz", x=(X / 255).astype(">f4"), y=Y.astype(">i2"))
+    assert load_task(tmp_path / "a.npz").train.images().max() <= 1
+
+
+def test_images_of_two_types_are_told_so():
+    pairs = [(FIRST[i] if i % 2 else torch.from_numpy(X[i]), int(Y[i])) for i in range(N)]
+    refused(AsDataset(pairs), "is torch.float32, the first torch.uint8: give all as uint8")
+
+
+def test_labels_of_a_type_that_numpy_lacks():
+    refused((X, torch.from_numpy(Y).bfloat16()), "pass whole numbers")
+
+
+class AsDataset(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_a_stream_without_an_end_asks_for_a_limit():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return ((FIRST[i % N], i % 2) for i in itertools.count())
+
+    with pytest.raises(AutoLoRaError, match="goes on: say how many to take, limit="):
+        load_task(Endless())
+    assert len(load_task(Endless(), limit=100).train) == 64
 
 
 def test_medmnist_and_keras_packs(tmp_path):

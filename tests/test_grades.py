@@ -3,18 +3,21 @@ evaluation that is killed and gone on with."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from autolora import AutoLoRaError, Run, finetune
 from autolora.core.threat import l1, l2, linf, matched
+from autolora.data.loading import load_task
 from autolora.robust import pgd
 from autolora.robust.corruptions import CORRUPTIONS, corrupted
 from autolora.robust.evaluation import evaluate
@@ -219,8 +222,6 @@ def test_a_killed_evaluation_goes_on(run):
 
 
 def digits_of_the_test():
-    from autolora.data.loading import load_task
-
     return load_task("digits").test
 
 
@@ -245,3 +246,32 @@ def test_the_pages_tell_grade_and_parameters(run):
         assert "Grade of the evaluation: quick" in text and "Accuracy over eps" in text
         assert "random_start False" in text.replace("\\", "") and "kWh" in text
     assert "Corrupted images" in page and "an estimate, not a measurement" in card
+
+
+# --- other data -----------------------------------------------------------------------------------
+
+
+def test_other_data_are_told_by_the_names_of_their_classes(run):
+    task = load_task("digits")
+    x, y = task.test.images(), task.test.y
+    own = run.evaluate(attacks=["none"], progress=False)["none"]
+    few = y >= 5  # named 5 to 9, and numbered from 0 on
+    named = {"train_x": x[few].numpy(), "train_y": y[few].numpy() - 5, "classes": list("56789")}
+    named |= {"test_x": named["train_x"], "test_y": named["train_y"]}
+    found = run.evaluate(data=named, attacks=["none"], progress=False)["none"]
+    assert found.correct == sum(own.classes[k][0] for k in range(5, 10)) and found.n == few.sum()
+    with pytest.raises(AutoLoRaError, match="the class 'five', which is none of 0, 1"):
+        run.evaluate(data=named | {"classes": ["five", *"6789"]}, progress=False)
+    with pytest.raises(AutoLoRaError, match="are 3x16x16, the run's 1x16x16"):
+        colour = x.expand(-1, 3, -1, -1).numpy() * np.array([1, 0.9, 0.8]).reshape(1, 3, 1, 1)
+        run.evaluate(data=(colour.astype("float32"), y), progress=False)
+
+
+def test_a_model_of_other_classes_lends_no_adversarial_images(run, tmp_path):
+    other = shutil.copytree(run.path, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["classes"] = config["classes"][::-1]
+    del config["sha256"]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AutoLoRaError, match="trained on other classes"):
+        run.evaluate(attacks=["none", "transfer"], transfer=str(other), progress=False)

@@ -113,7 +113,12 @@ def _words(value):
     return list(value) if isinstance(value, Iterable) else None
 
 
-_READ = {int: _whole, float: _number, bool: _truth, str: str, list: _words}
+def _text(value):
+    held = hasattr(value, "__len__") and not isinstance(value, str)
+    return None if held else str(value)  # a list of texts is none
+
+
+_READ = {int: _whole, float: _number, bool: _truth, str: _text, list: _words}
 _NOUNS = {int: "a whole number", float: "a number", bool: "true or false"}
 _NOUNS |= {str: "a text", list: "words"}
 

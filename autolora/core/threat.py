@@ -165,9 +165,17 @@ class L1(ThreatModel):
         return (x + _shrunk(delta, room, self.eps)).clamp(0, 1)
 
 # %% ../../nbs/core/07_threat.ipynb #bd2fe908
+_LEAST = 1e-6  # what tells two images in numbers of 32 bits apart
+
+
 def _positive(eps):
-    if eps > 0:
+    if eps >= _LEAST:
         return eps
+    if eps > 0:
+        raise AutoLoRaError(
+            f"Within an eps of {eps:g} no image changes in numbers of 32 bits: take a larger one, "
+            "such as 8/255."
+        )
     raise AutoLoRaError(
         f"eps must be positive, not {eps:g}: without a budget there is no adversary."
     )

@@ -23,7 +23,6 @@ from .images import from_encoded
 from .labels import named_labels
 
 # %% ../../nbs/data/09_archives.ipynb #c4adce15
-_KEPT = ENDINGS | {".csv", ".tsv", ".txt", ".json", ".mat", ".npz"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -58,13 +57,13 @@ def _wanted(archive, path):
                 "from."
             )
         hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
-        if not hidden and PurePosixPath(name).suffix.lower() in _KEPT:
+        if not hidden:
             yield Path(*parts), size, opened
 
 
 def unpacked_folder(path: Path) -> Path:
-    """A temporary folder, deleted when the program ends, with the images and tables of the archive
-    `path`.
+    """A temporary folder, deleted when the program ends, with what is in the archive `path` and
+    isn't hidden.
 
     Raises `AutoLoRaError` for a damaged archive, one with a member that leads out of the folder, or
     one that is far larger than it seems or than the disk."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ..core.errors import AutoLoRaError
-from .decoding import ENDINGS, open_image
-from .files import kind_of, words_of
+from .decoding import is_image, open_image
+from .files import is_filler, kind_of, words_of
 from .images import Split, from_encoded
 
 # %% ../../nbs/data/07_folders.ipynb #e916cf64
@@ -58,7 +58,7 @@ def walk(folder: Path, above: tuple = ()) -> Iterator[Path]:
 
 def images_in(folder: Path) -> Iterator[Path]:
     "The image files below `folder`, at any depth."
-    return (path for path in walk(folder) if path.suffix.lower() in ENDINGS)
+    return (path for path in walk(folder) if is_image(path))
 
 
 def _has_images(folder):
@@ -71,13 +71,19 @@ _UNLABELLED = {"pred", "predict", "prediction", "unlabeled", "unlabelled", "subm
 def _inner(folder, kind=None):
     "`folder`, or the only folder within it where that is what is meant."
     inside = [path for path in subfolders(folder) if _has_images(path)]
-    files = any(Path(entry.path).suffix.lower() in ENDINGS for entry in _entries(folder))
-    if len(inside) != 1 or files:
+    if len(inside) != 1 or _lying_in(folder):
         return folder
     deeper = [path for path in subfolders(inside[0]) if _has_images(path)]
-    if kind_of(inside[0].name) == kind and (kind or len(deeper) > 1):
+    same = kind_of(inside[0].name) == kind and (kind or len(deeper) > 1)
+    if same or (len(deeper) > 1 and is_filler(inside[0].name)):
         return _inner(inside[0], kind)
     return folder
+
+
+def _lying_in(folder):
+    "The images that lie in `folder` itself."
+    files = (Path(entry.path) for entry in _entries(folder) if not _is_folder(entry))
+    return [path for path in files if is_image(path)]
 
 
 def _in_common(folders):
@@ -186,19 +192,7 @@ def _check_not_repeated(top, classes):
         )
 
 # %% ../../nbs/data/07_folders.ipynb #1ae9dd8b
-_PICTURES = {
-    ".heic",
-    ".heif",
-    ".npy",
-    ".dcm",
-    ".svg",
-    ".raw",
-    ".cr2",
-    ".nef",
-    ".tga",
-    ".exr",
-    ".psd",
-}
+_BESIDE = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -222,21 +216,20 @@ def image_files(
         name: list(walk(folder / name)) if (folder / name).is_dir() else [] for name in classes
     }
     files = [(path, y) for y, name in enumerate(classes) for path in there[name]]
-    left = [path for path, _ in files if path.suffix.lower() in _PICTURES]
-    files = [(path, y) for path, y in files if path.suffix.lower() in ENDINGS]
+    taken = {path for path, _ in files if is_image(path)}
+    left = [p for p, _ in files if p not in taken and p.name.lower() not in _BESIDE]
+    files = [(path, y) for path, y in files if path in taken]
     if not files:
         raise AutoLoRaError(
             f"{folder} has no images in class folders: it needs {folder.name}/<class>/<image>."
         )
     paths, y = zip(*files, strict=True)
     split = from_encoded(lambda i: open_image(paths[i]), torch.tensor(y), paths, size, skip_broken)
-    beside = [
-        e for e in _entries(folder) if Path(e.path).suffix.lower() in ENDINGS and not _is_folder(e)
-    ]
     if left:
-        split.notes.append(f"{len(left)} files such as {left[0].name} are of a kind not read here.")
-    if beside:
         split.notes.append(
-            f"{len(beside)} images beside the class folders of {folder} are left out."
+            f"{len(left)} files in class folders, such as {left[0].name}, are no images of a kind "
+            "that is read here and are left out."
         )
+    if beside := len(_lying_in(folder)):
+        split.notes.append(f"{beside} images beside the class folders of {folder} are left out.")
     return split

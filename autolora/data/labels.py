@@ -31,12 +31,20 @@ def _one_axis(y, n, what):
     return y
 
 
+def _as_array(y):
+    "Labels as an array; of tensors also those of types that NumPy hasn't got."
+    if not isinstance(y, torch.Tensor):
+        return np.asarray(y)
+    y = y.detach().cpu()
+    return (y.float() if y.is_floating_point() else y).numpy()
+
+
 def as_labels(y, n: int, what: str = "training") -> torch.Tensor:
     """The labels of `n` images as an int64 tensor (n,).
 
     Raises `AutoLoRaError` unless they are whole numbers from 0, (n,) or (n, 1), or one-hot rows;
     `what` names them there."""
-    y = _one_axis(np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y), n, what)
+    y = _one_axis(_as_array(y), n, what)
     if y.dtype.kind not in "iu":
         raise AutoLoRaError(f"The {what} labels are {y.dtype}: pass whole numbers from 0 on.")
     if n and y.min() < 0:
@@ -61,7 +69,7 @@ def named_labels(y, n: int, what: str = "training", classes: list[str] | None = 
 
     `classes`: the names by number, where they are known. Raises `AutoLoRaError` for a name that is
     not among them, a missing label, and whatever `as_labels` refuses."""
-    y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+    y = _as_array(y)
     missing = (
         [] if y.dtype.kind in "biuUST" else [i for i, v in enumerate(y.flat) if v is None or v != v]
     )

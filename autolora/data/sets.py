@@ -207,6 +207,37 @@ def _fitted(image, size):
     return torch.as_tensor(array), False
 
 
+_MANY, _LARGE = 100_000, 10**9  # images, and bytes of them, of a stream that may have no end
+
+
+def _weight(image):
+    pixels = isinstance(image, Image.Image)
+    return 3 * image.width * image.height if pixels else getattr(image, "nbytes", 0)
+
+
+def _ends(stream):
+    try:
+        return len(stream) >= 0
+    except TypeError:
+        return False
+
+
+def _taken(stream, limit, what):
+    "The rows of `stream`, at most `limit`; `AutoLoRaError` where it goes on and on."
+    taken = []
+    weight = 0
+    known = limit is not None or _ends(stream)
+    for row in itertools.islice(_rows(stream), limit):
+        taken.append(row)
+        weight += _weight(row[0])
+        if not known and (len(taken) > _MANY or weight > _LARGE):
+            raise AutoLoRaError(
+                f"The {what} stream has given {len(taken)} images and goes on: say how many to "
+                "take, limit=10000 (--limit 10000)."
+            )
+    return taken
+
+
 def from_stream(
     stream,
     size: int | None = None,
@@ -217,9 +248,10 @@ def from_stream(
     """`(split, names of the classes)` of whatever gives (image, label) one by one: a stream of
     Hugging Face's, torch's or one's own, or a `DataLoader`. At most `limit` of them are kept.
 
-    Raises `AutoLoRaError` where there are none, or where they differ in size without `size`."""
+    Raises `AutoLoRaError` where there are none, where they differ in size without `size`, and
+    without `limit` for a stream whose end isn't in sight."""
     try:
-        taken = list(itertools.islice(_rows(stream), limit))
+        taken = _taken(stream, limit, what)
     except AutoLoRaError:
         raise
     except Exception as error:  # a user's own code, or the network's

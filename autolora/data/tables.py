@@ -6,6 +6,7 @@
 __all__ = ['read_table', 'table_splits']
 
 # %% ../../nbs/data/08_tables.ipynb #9470c2e6
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..core.errors import AutoLoRaError, reason
 from .decoding import ENDINGS, open_image
-from .files import kind_of
+from .files import kind_of, words_of
 from .images import from_encoded
 from .labels import named_labels
 
@@ -29,15 +30,26 @@ _LABELS = (
     "label labels class class_name classname target category y species breed diagnosis".split()
 )
 _SPLITS = "split set subset partition fold_name phase".split()
+_SEPARATORS = (",", ";", "\t", "|")
+
+
+def _separator(path):
+    "What stands between the columns of the text file `path`, as its first line tells."
+    with open(path, encoding="utf-8-sig") as file:
+        first = file.readline(1 << 16)
+    if any(sign in first for sign in _SEPARATORS):
+        return max(_SEPARATORS, key=first.count)
+    return " " if " " in first.strip() and '"' not in first else ","
 
 
 def read_table(path: Path) -> "pd.DataFrame":
     "The table of the .csv, .tsv or .txt file `path`, with or without a first line of names."
     import pandas as pd
 
-    as_text = dict(sep=None, engine="python", dtype=str, encoding="utf-8-sig")
+    as_text = dict(dtype=str, encoding="utf-8-sig", skipinitialspace=True)
     as_text |= dict(keep_default_na=False, na_values=[""])  # a class may be called None or NA
     try:
+        as_text["sep"] = _separator(path)
         frame = pd.read_csv(path, **as_text)
         if any(Path(str(name)).suffix.lower() in ENDINGS for name in frame.columns):
             frame = pd.read_csv(path, header=None, **as_text)
@@ -59,13 +71,34 @@ def _column(frame, known, what):
     return found[0] if found else None
 
 
+_YES_NO = {"true": True, "yes": True, "1": True, "t": True, "1.0": True}
+_YES_NO |= {"false": False, "no": False, "0": False, "f": False, "0.0": False}
+
+
+def _flags(frame):
+    "The columns that mark a split by yes and no, such as `is_valid`: split -> name."
+    found = {}
+    for name in frame.columns:
+        words = words_of(str(name))
+        kind = kind_of(" ".join(words[words[:1] == ["is"] :]))
+        if kind and frame[name].astype(str).str.lower().isin(_YES_NO).all():
+            if kind in found:
+                raise AutoLoRaError(
+                    f"The columns '{found[kind]}' and '{name}' both mark the {kind} images: keep "
+                    "one of them."
+                )
+            found[kind] = name
+    return found
+
+
 def _columns(frame):
-    "The columns of paths, labels and splits (None without one)."
+    "The columns of paths, labels and splits (None without one; a dict of `_flags`)."
     looks = lambda name: all(Path(str(v)).suffix.lower() in ENDINGS for v in frame[name].head(20))
     files = [name for name in frame.columns if looks(name)]
     paths = files[0] if len(files) == 1 else _column(frame, _PATHS, "path")
     split = _column(frame, _SPLITS, "split")
-    rest = frame.drop(columns=[name for name in (paths, split) if name is not None])
+    flags = {} if split is not None else _flags(frame)
+    rest = frame.drop(columns=[n for n in (paths, split, *flags.values()) if n is not None])
     label = _column(rest, _LABELS, "label")
     label = rest.columns[0] if label is None and len(rest.columns) == 1 else label
     if paths is None or label is None:
@@ -74,7 +107,7 @@ def _columns(frame):
             f"Which column holds the {lacking} can't be told from {', '.join(map(str, frame))}: "
             "call them path and label."
         )
-    return paths, label, split
+    return paths, label, flags or split
 
 # %% ../../nbs/data/08_tables.ipynb #fc49f1db
 def _located(names, folder):
@@ -98,6 +131,11 @@ def table_splits(
     if not len(frame):
         raise AutoLoRaError("The table of images has no rows: bring some.")
     paths, label, split = _columns(frame)
+    if not frame[paths].map(lambda path: isinstance(path, (str, Path, Number, type(None)))).all():
+        raise AutoLoRaError(
+            f"The column '{paths}' holds {type(frame[paths].iloc[0]).__name__}s, no paths: pass "
+            "the pair (images, labels) instead of the table."
+        )
     if frame[paths].isna().any():
         raise AutoLoRaError(f"The column '{paths}' has rows without a path: drop or fill them.")
     twice = frame[paths][frame[paths].duplicated()]
@@ -106,7 +144,7 @@ def table_splits(
             f"{len(twice)} images stand in the table twice, such as '{twice.iloc[0]}': keep one "
             "row an image."
         )
-    kinds = np.array(["train"] * len(frame)) if split is None else _kinds(frame[split])
+    kinds = _kinds(frame, split)
     y, names = named_labels(_as_names(frame[label]), len(frame))
     files = _located(frame[paths].astype(str).tolist(), folder)
     splits = {}
@@ -115,16 +153,27 @@ def table_splits(
         mine = [files[i] for i in rows]
         read = lambda i, mine=mine: open_image(mine[i])
         splits[str(kind)] = from_encoded(read, y[rows], mine, size, skip_broken)
-    said = f"Paths are in the column '{paths}', labels in '{label}'"
-    said += f", splits in '{split}'." if split is not None else "."
+    said = _said(frame, paths, label, split, {k: len(s) for k, s in splits.items()})
     splits[str(kinds[0])].notes.insert(0, said)
     return splits, names
+
+
+def _said(frame, paths, label, split, counts):
+    "What was made of the columns, and of which nothing was."
+    marks = [*split.values()] if isinstance(split, dict) else [split] * (split is not None)
+    said = f"Paths are in the column '{paths}', labels in '{label}'"
+    if marks:
+        told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        said += f", splits in {' and '.join(map(repr, marks))} ({told})"
+    unused = [str(name) for name in frame.columns if name not in (paths, label, *marks)]
+    return f"{said}; not used: {', '.join(unused[:8])}." if unused else f"{said}."
 
 
 def _as_names(column):
     "The labels of a column: whole numbers from 0 become names, other numbers are left to refuse."
     import pandas as pd
 
+    column = column.mask(column.astype(str).str.lower() == "nan")  # a missing one, as text
     numbers = pd.to_numeric(column, errors="coerce")
     whole = pd.api.types.is_integer_dtype(numbers) and numbers.min() >= 0
     if whole or (numbers.isna() & column.notna()).any():
@@ -132,7 +181,32 @@ def _as_names(column):
     return numbers.to_numpy()
 
 
-def _kinds(column):
+def _kinds(frame, split):
+    "The split of each row of `frame`, by the columns that `_columns` found."
+    if split is None:
+        return np.array(["train"] * len(frame))
+    return _flagged(frame, split) if isinstance(split, dict) else _called(frame[split])
+
+
+def _flagged(frame, flags):
+    "The split of each row that columns of yes and no mark; one that none marks is in the other."
+    marked = {
+        kind: frame[name].astype(str).str.lower().map(_YES_NO) for kind, name in flags.items()
+    }
+    others = [kind for kind in ("train", "test") if kind not in flags]
+    kinds = np.array([others[0] if others else ""] * len(frame), dtype="<U5")
+    for kind, rows in marked.items():
+        kinds[rows.to_numpy(bool)] = kind
+    told = " and ".join(map(repr, flags.values()))
+    if (sum(rows.astype(int) for rows in marked.values()) > 1).any():
+        raise AutoLoRaError(f"A row of the table is marked in both {told}: correct it.")
+    if "" in kinds or "train" not in kinds:
+        lacking = "a row in no split" if "" in kinds else "no training images"
+        raise AutoLoRaError(f"By {told} the table has {lacking}: correct it.")
+    return kinds
+
+
+def _called(column):
     kinds = [kind_of(str(value)) for value in column]
     if None in kinds:
         raise AutoLoRaError(

@@ -54,6 +54,24 @@ class Task:
         found = {"train": self.train, "val": self.val, "test": self.test}
         return {kind: split for kind, split in found.items() if split is not None}
 
+    def numbered_as(self, classes: list[str]) -> "Task":
+        """This task with its labels numbered as in the list `classes`, told by their names.
+
+        Raises `AutoLoRaError` for a class that isn't in the list."""
+        strange = [name for name in self.classes if name not in classes]
+        if strange:
+            more = ", ..." if len(classes) > 8 else ""
+            raise AutoLoRaError(
+                f"'{self.name}' has the class '{strange[0]}', which is none of "
+                f"{', '.join(classes[:8])}{more}: call the classes as they are called there."
+            )
+        number = torch.tensor([classes.index(name) for name in self.classes])
+        splits = {
+            kind: Split(split.source, number[split.y], split.groups, split.index, split.notes)
+            for kind, split in self.splits.items()
+        }
+        return replace(self, classes=list(classes), **splits)
+
     @property
     def augment_choice(self) -> str:
         "What training does to the images, and why so, in words."

@@ -25,6 +25,7 @@ from ..core.threat import ThreatModel, parse_threat
 from ..core.threat import l1 as l1
 from ..core.threat import l2 as l2
 from ..core.threat import linf as linf
+from ..data.images import out_of_range
 from ..models.parts import eval_mode
 from .fusion import fused_copy
 
@@ -34,16 +35,17 @@ _SLACK = 1e-6  # what resizing may round an image out of [0, 1]
 
 def check_images(x: Tensor) -> None:
     "Raises `AutoLoRaError` unless `x` is a tensor of floats in [0, 1]."
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        kind = x.dtype if hasattr(x, "dtype") else type(x).__name__
-        raise AutoLoRaError(f"Images must be a tensor of floats in [0, 1], not {kind}: scale them.")
+    if not isinstance(x, Tensor):
+        kind = type(x).__name__
+        raise AutoLoRaError(f"Images must be a tensor, not {kind}: pass torch.as_tensor(images).")
+    if not x.is_floating_point():
+        raise AutoLoRaError(
+            f"Images must be floats in [0, 1], not {x.dtype}: scale them, uint8 by x.float() / 255."
+        )
     low, high = torch.aminmax(x) if x.numel() else (torch.zeros(()), torch.ones(()))
     if low >= -_SLACK and high <= 1 + _SLACK:  # false for NaN
         return
-    raise AutoLoRaError(
-        f"Images must lie in [0, 1], not run from {low:.3g} to {high:.3g}: divide by 255, and let "
-        "the model normalise."
-    )
+    raise AutoLoRaError(out_of_range(low.item(), high.item()))
 
 
 def check_labels(y: Tensor, x: Tensor) -> None:

@@ -26,16 +26,30 @@ def check_same_data(run, task) -> None:
         )
 
 # %% ../../nbs/runs/00_departing.ipynb #38dcb7b5
-def task_of(run, data: str | None = None, root: str | None = None):
-    """The `Task` that `run` was made on, or `data` as the run would read it; `root`: the folder of
-    a built-in data set. A task that `run` has in hand isn't loaded again.
+def _as_learned(config, task):
+    "`task` with its classes numbered as those of a run's `config`, as far as that names them."
+    shape = tuple(config.get("shape") or task.shape)
+    if shape != task.shape:
+        sizes = ["x".join(map(str, each)) for each in (task.shape, shape)]
+        raise AutoLoRaError(
+            f"The images of '{task.name}' are {sizes[0]}, the run's {sizes[1]}: bring such images."
+        )
+    classes = config.get("classes") or task.classes
+    return task if task.classes == classes else task.numbered_as(classes)
 
-    Raises `AutoLoRaError` if the run doesn't say which, or if it can't be had."""
+
+def task_of(run, data: str | None = None, root: str | None = None):
+    """The `Task` that `run` was made on, or `data` as the run would read it, its classes told by
+    their names; `root`: the folder of a built-in data set. A task that `run` has in hand isn't
+    loaded again.
+
+    Raises `AutoLoRaError` if the run doesn't say which, if it can't be had, or if it has other
+    images or classes than the run."""
     from autolora.data.loading import load_task
 
-    if not (data or root) and "task" in vars(run):
-        return run.task
     c = run.config
+    if not (data or root) and "task" in vars(run):
+        return _as_learned(c, run.task)
     source = data or c.get("data")
     if not source:
         raise AutoLoRaError(
@@ -43,8 +57,11 @@ def task_of(run, data: str | None = None, root: str | None = None):
             "run.task = load_task(data), or give --data a name or a path."
         )
     told = {name: c.get(name) for name in ("limit", "size", "validation")}
+    side = (c.get("shape") or [None])[-1]
+    told["size"] = told["size"] or (side if data else None)
     skip_broken = bool(c.get("skip_broken"))
-    return load_task(source, root or c.get("root"), skip_broken=skip_broken, **told)
+    task = load_task(source, root or c.get("root"), skip_broken=skip_broken, **told)
+    return _as_learned(c, task)
 
 
 class Departing:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..core.disk import cannot_write, leftovers, make_folder, write_atomic
+from ..core.disk import append_line, leftovers, make_folder, write_atomic
 from ..core.errors import AutoLoRaError
 from autolora.core.reading import (
     Record,
     as_path,
+    as_read,
     damaged,
-    digest,
     escaped,
     is_there,
     read_json,
@@ -31,7 +31,15 @@ from autolora.core.reading import (
 )
 from ..core.signals import held_back
 from ..robust.results import Report
-from .contents import as_then, config_fault, event_fault, flat, history_frame
+from autolora.runs.contents import (
+    as_now,
+    config_fault,
+    event_fault,
+    flat,
+    history_frame,
+    other_data,
+    seal,
+)
 from .departing import Departing
 
 if TYPE_CHECKING:
@@ -60,22 +68,6 @@ def differing(found: dict, wanted: dict, ignored=()) -> list[str]:
         for k in keys
         if found.get(k) != wanted.get(k)
     ]
-
-# %% ../../nbs/runs/00_folder.ipynb #75be2bc1
-def _mend_end(file):
-    "Take away the half line at the end of an open log; a whole one that isn't closed is closed."
-    if not file.seek(0, os.SEEK_END):
-        return
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    *_, last = (content := file.read()).split(b"\n")
-    try:
-        json.loads(last)
-        file.write(b"\n")
-    except ValueError:
-        file.truncate(len(content) - len(last))
 
 # %% ../../nbs/runs/00_folder.ipynb #e7115eb1
 class Folder:
@@ -109,7 +101,7 @@ class Folder:
         Raises `AutoLoRaError` if the folder can't be written or holds something else, or, with the
         difference, one of other settings."""
         made = cls(path)
-        wanted = plain(wanted)
+        wanted = as_read(plain(wanted))
         if is_there(made.path / cls.file):
             differ = made.disagreements(wanted)
             if differ:
@@ -123,8 +115,12 @@ class Folder:
                 f"{path} is not empty and holds no {cls.kind}: choose another out folder."
             )
         make_folder(path)
-        made.write_json(cls.file, wanted)
+        made.keep(wanted)
         return made
+
+    def keep(self, contents: dict):
+        "Write what is asked for."
+        self.write_json(self.file, contents)
 
     @property
     def _holds_something(self):
@@ -181,16 +177,10 @@ class Folder:
 
         Raises `AutoLoRaError` when it can't be written."""
         path = self.path / "events.jsonl"
-        line = json.dumps({"event": event, **plain(fields)}, allow_nan=False).encode() + b"\n"
+        line = json.dumps({"event": event, **plain(fields)}, allow_nan=False)
         is_there(path)  # or else nothing may stand in its place
-        try:
-            with held_back(), open(path, "ab+") as file:
-                _mend_end(file)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        with held_back():
+            append_line(path, line)
 
     def failures(self, *fields: str) -> dict[tuple, str]:
         "Why the runs that were made for this folder failed, by the `fields` that say which."
@@ -266,7 +256,7 @@ class Run(Departing, Folder):
     file = "config.json"
     call = "finetune"
     other = "a different run"
-    ignored = ("versions", "asked", "threads", "notes", "model", "format", "hashes")
+    ignored = ("versions", "asked", "threads", "notes", "model", "format", "hashes", "sha256")
     pages = ("report.html", "card.md")
     model = cached_property(_model)
     branch = cached_property(_branch)
@@ -277,28 +267,28 @@ class Run(Departing, Folder):
         self._own_model = model
         self._epochs = (None, None)
 
+    def keep(self, contents):
+        "Write what is asked for, with the digest that gives away a change by hand."
+        self.write_json(self.file, contents | {"sha256": seal(contents)})
+
     def fault(self, contents):
         return config_fault(contents)
 
     def disagreements(self, wanted):
-        now = wanted.get("hashes") or {}
-        then = self.contents.get("hashes") or {}
-        apart = [k for k in _SPLITS if k in now and k in then and now[k] != then[k]]
-        told = [f"the {_SPLITS[part]} images or labels have changed since" for part in apart]
-        return told + super().disagreements(wanted)
+        told, known = other_data(self.contents, wanted)
+        return told + differing(flat(self.contents), wanted, (*self.ignored, *known))
 
     @cached_property
     def config(self) -> dict:
         """Everything that was asked for and found, by name; a method's settings among it.
 
         Raises `AutoLoRaError` if the file is damaged, or is asked for what it doesn't say."""
-        return Record(as_then(self.contents), self.path / self.file)
+        return Record(as_now(self.contents, self.events), self.path / self.file)
 
     @property
     def identity(self) -> str:
         "What tells this run's files from another's: the digest of its config."
-        kept = {k: v for k, v in self.contents.items() if k not in ("versions", "asked", "format")}
-        return digest(json.dumps(kept, sort_keys=True))
+        return seal(self.contents)
 
     @property
     def tells(self) -> bool:
@@ -331,9 +321,6 @@ class Run(Departing, Folder):
         "Whether it is measured, and its pages are written; older folders may lack those."
         pages = all(is_there(self.path / name) for name in self.pages)
         return self.report is not None and (pages or not self.tells)
-
-
-_SPLITS = {"train": "training", "val": "validation", "test": "test"}  # parts of `hashes`
 
 # %% ../../nbs/runs/00_folder.ipynb #4d20f50d
 def create_run(path: str | Path, config: dict, resume: bool = False) -> Run:

@@ -27,7 +27,7 @@ from ..robust.evaluation import evaluate
 from ..robust.grades import GRADES
 from ..robust.results import Report
 from .departing import check_same_data, task_of
-from .finetuning import write_measured
+from .finetuning import say, write_measured
 from .folder import Folder, Run
 from .hashes import measured_with, weights_hash
 
@@ -50,9 +50,17 @@ def pretrained(name: str) -> nn.Module:
 
 def surrogate_of(run: Run, transfer: str | None = None) -> nn.Module | None:
     """The model whose adversarial images are tried on that of `run`: that of the run in the folder
-    `transfer`, or the run's backbone as it was pre-trained; None where that can't be had."""
+    `transfer`, or the run's backbone as it was pre-trained; None where that can't be had.
+
+    Raises `AutoLoRaError` for a run on other classes."""
     if transfer is not None:
-        return Run.open(transfer).model
+        other = Run.open(transfer)
+        if other.config["classes"] != run.config["classes"]:
+            raise AutoLoRaError(
+                f"The run in {transfer} was trained on other classes, or numbers them otherwise: "
+                "name one on the same data."
+            )
+        return other.model
     try:
         return pretrained(run.config["backbone"])
     except AutoLoRaError:
@@ -131,7 +139,7 @@ EVALUATION = Table(
         none="as many as n",
     ),
     Setting("threat", None, "norm:eps, such as linf:8/255", (str,), none="the run's own"),
-    Setting("data", None, "data whose test split is used", (str,), none="the run's own"),
+    Setting("data", None, "data whose test split is used", none="the run's own"),
     Setting("root", None, "folder of a built-in data set", (str,), none="where it is looked for"),
     Setting(
         "transfer",
@@ -200,6 +208,8 @@ def measure(
     model, surrogate = _models(run, chosen["transfer"])
     if chosen["data"] is None:
         check_same_data(run, task)
+    elif chosen["progress"] and process_index() == 0:
+        say(task.notes)
     threat = parse_threat(chosen["threat"] or run.config["threat"])
     rests_on = measured_with(model, task.test)
     asked = {name: chosen[name] for name in ("grade", "attacks", "n", "n_autoattack")}

@@ -67,10 +67,13 @@ def note_changes(run: Run, config: dict) -> str:
         return ""
     run.log("changed", what=what)
     told = ", ".join(f"{name} {then[name]} then, {value} now" for name, value in what.items())
-    return f"The run goes on with what it wasn't begun with ({told}): figures may differ a little."
+    comes = "figures may differ a little" if what.keys() - {"data"} else "the images are the same"
+    return f"The run goes on with what it wasn't begun with ({told}): {comes}."
 
 
 def _stand(config):
     "What of a `config` may change while a run is interrupted."
     backbone = (config.get("hashes") or {}).get("backbone")
-    return dict(config.get("versions") or {}) | ({"backbone": backbone} if backbone else {})
+    made = {"backbone": backbone, "data": config.get("data")}
+    known = {name: value for name, value in made.items() if value}
+    return dict(config.get("versions") or {}) | known

@@ -24,6 +24,7 @@ from ..data.images import Split
 from ..data.loading import load_task
 from ..models.backbones import backbone_card
 from ..models.kept import read_weights
+from ..models.reopening import no_model
 from ..robust.counts import Row, aligned, label
 from ..robust.evaluation import evaluate
 from ..robust.measures import is_slow
@@ -244,8 +245,9 @@ def _there(run, chosen):
     "`(model, task, claims)`: what is there of `run`, None where there is none, and why."
     path = run.path / "model.safetensors"
     try:
-        if is_there(path):
-            read_weights(path, run.identity, run.tells)
+        if not is_there(path):
+            raise no_model(run)
+        read_weights(path, run.identity, run.tells)
     except AutoLoRaError as error:
         return None, None, [Claim("the weights", False, str(error))]
     try:

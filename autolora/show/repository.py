@@ -17,7 +17,7 @@ from ..core.machine import optional
 from ..core.reading import is_there
 from ..models.kept import read_weights, save_weights
 from ..models.programs import program_of, read_program, write_program
-from ..models.reopening import known_everywhere
+from ..models.reopening import known_everywhere, no_model
 from .card import write_card
 
 # %% ../../nbs/show/09_repository.ipynb #efdfaf01
@@ -51,8 +51,8 @@ def _program(run, shape):
 
 def _fill(run, made, licence):
     "Write what travels of `run` into the new folder of `made`, a run of its class."
-    places = _private(run.contents)
-    made.write_json(made.file, _without(run.contents, places))
+    places = sorted({*_private(run.contents), *_private(run.config)}, key=len, reverse=True)
+    made.keep(_without(run.contents, places))
     lines = [json.dumps(_without(dict(event), places)) for event in run.events]
     made.write_text("events.jsonl", "".join(f"{line}\n" for line in lines))
     if run.report:
@@ -70,9 +70,7 @@ def _fill(run, made, licence):
 def _check_new(run, path):
     "Refuse an unfinished run, and a `path` where something is."
     if not is_there(run.path / "model.safetensors"):
-        raise AutoLoRaError(
-            f"The run in {run.path} has no model yet: continue it with resume=True."
-        )
+        raise no_model(run)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise AutoLoRaError(f"{path} is there already: choose a folder that is new or empty.")
 
