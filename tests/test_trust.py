@@ -359,12 +359,7 @@ def test_each_fault_is_named(name):
     assert report.alarms
 
 
-# PGD-10 hasn't converged within L1 (100 steps fool 28 of 32 images, ten 24), so that the few random
-# points that fool what is left say nothing about gradients: a false alarm, not mended yet.
-FALSE = pytest.param("robust_mini_gray, l1:5", marks=pytest.mark.xfail(strict=True))
-
-
-@pytest.mark.parametrize("name", [FALSE if n in FALSE.values else n for n in honest()])
+@pytest.mark.parametrize("name", honest())
 def test_honest_nets_raise_no_alarm(name):
     model, x, y, threat = honest()[name]
     assert evaluated(model, x, y, threat, n=120).alarms == ()
