@@ -21,7 +21,7 @@ from .choices import code_of
 from .desk import Desk
 from .follower import Checker, Follower
 from .links import report_links, sheet_links
-from .pictures import alert, plot_runs, table_html
+from .pictures import alert, plot_epochs, plot_runs, table_html
 from .recorded import SHOWN, is_recorded
 from .sketches import sketch
 from ..models.backbones import BACKBONES
@@ -82,9 +82,7 @@ class Lab(Desk):
         self._kept = None  # the output for those who have no kernel
         self._listen()
         atexit.register(self.close)
-        self.open(*runs or SHOWN)
-        self._chosen()
-        self.draw(anew=True)  # here, at once
+        self.open(*runs or SHOWN)  # which draws, at once
         self.follower.soon()
         self.checker.changed()
 
@@ -242,7 +240,7 @@ def _kept_html(lab, shots):
         if uri.startswith("data:image/png;base64,") and "'" not in uri
     )
     if not shots:
-        angles = plot_runs(lab.shown())["angles"]
+        angles = plot_epochs(lab.shown(), panels=["angles"])["angles"]
         pictures = sketch(angles) + table_html(angles)
     return f"<div class='autolora-kept'>{pictures}{lab.tables.value}</div>"
 
