@@ -8,7 +8,8 @@ __all__ = ['PARTS', 'SCRIPT', 'STYLE', 'Canvas']
 # %% ../../nbs/lab/00_canvas.ipynb #5278fb18
 import anywidget
 import traitlets
-from plotly.offline import get_plotlyjs
+
+from ..show.bundle import plotly_js
 
 # %% ../../nbs/lab/00_canvas.ipynb #a5b16b73
 PARTS = """
@@ -300,7 +301,7 @@ class Canvas(anywidget.AnyWidget):
 
     _esm = PARTS + SCRIPT
     _css = STYLE
-    plotly = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
+    plotly = traitlets.Unicode(plotly_js()).tag(sync=True)
     panels = traitlets.List().tag(sync=True)
     live = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)
