@@ -217,7 +217,7 @@ def test_import_touches_neither_torch_nor_widgets():
 TORCH_FREE = [
     "core.errors", "core.numbers", "core.paired", "core.registry", "core.settings",
     "train.schedule", "robust.results", "show.drawing", "show.angles", "show.curves",
-    "show.gallery", "show.pages", "runs.folder", "lab.pictures", "lab.painter",
+    "show.gallery", "show.pages", "runs.folder", "lab.pictures", "lab.painter", "lab.front",
 ]  # fmt: skip
 
 
