@@ -18,7 +18,7 @@ from ..core.errors import AutoLoRaError
 # %% ../../nbs/show/00_bundle.ipynb #b0d1e004
 _FILE = Path(str(files("autolora"))) / "show" / "plotly.js.gz"
 TRACES = ("scatter", "bar", "box", "violin", "histogram", "heatmap", "histogram2d", "contour")
-TRACES += ("scatterpolar", "barpolar")
+TRACES += ("image", "scatterpolar", "barpolar")
 
 
 def packed_js() -> bytes:
