@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 npm init -y >/dev/null
-npm install --ignore-scripts --no-audit --no-fund --silent "plotly.js@$version" esbuild@0.25
+npm install --ignore-scripts --no-audit --no-fund --silent "plotly.js@$version" esbuild@0.25 buffer@6 stream-browserify@3
 {
     echo 'const Plotly = require("plotly.js/lib/core");'
     for trace in $traces; do echo "Plotly.register(require(\"plotly.js/lib/$trace\"));"; done
@@ -19,7 +19,7 @@ npm install --ignore-scripts --no-audit --no-fund --silent "plotly.js@$version" 
 } > entry.js
 # a global in a page's script, the module's export where there is a `module`
 npx esbuild entry.js --bundle --minify --format=iife --global-name=Plotly --target=es2020 \
-    --define:global=window --legal-comments=inline --log-level=warning --outfile=plotly.js \
+    --define:global=window --alias:stream=stream-browserify --legal-comments=inline --log-level=warning --outfile=plotly.js \
     "--banner:js=/* plotly.js v$version ($traces). Copyright 2012-2026, Plotly, Inc. MIT licence */" \
     '--footer:js=if(typeof module==="object"&&module.exports)module.exports=Plotly;'
 gzip -9 -n -c plotly.js > "$out"
