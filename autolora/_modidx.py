@@ -2565,6 +2565,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'autolora/show/curves.py'),
                                       'autolora.show.curves._at_scale': ('show/curves.html#_at_scale', 'autolora/show/curves.py'),
                                       'autolora.show.curves._best_ra': ('show/curves.html#_best_ra', 'autolora/show/curves.py'),
+                                      'autolora.show.curves._halvings': ('show/curves.html#_halvings', 'autolora/show/curves.py'),
                                       'autolora.show.curves._mark_best': ('show/curves.html#_mark_best', 'autolora/show/curves.py'),
                                       'autolora.show.curves._mark_decisions': ( 'show/curves.html#_mark_decisions',
                                                                                 'autolora/show/curves.py'),

@@ -157,8 +157,9 @@ function draw(panel, json) {
   delete layout.title;
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
   layout.autosize = true;
-  const t = annotations.some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
-  layout.margin = { ...layout.margin, t };
+  const above = annotations.filter(a => a.yref === "paper" && a.y > 0.9);
+  const lines = Math.max(-1, ...above.map(a => a.text.split("<br>").length));
+  layout.margin = { ...layout.margin, t: 26 + 14 * lines };
   panel.plot.style.height = `${layout.height || 400}px`;  // a resize takes the height from here
   const bare = { displayModeBar: false };
   after(panel, plotly => panel.json === json && plotly.react(panel.plot, data, layout, bare));
