@@ -99,10 +99,11 @@ def main():
     found = [*restarts(args.times, args.load)]
     blank = [seen for seen, _, _ in found if seen is None]
     seconds = [seconds for _, seconds, _ in found]
+    median = statistics.median(seconds)
     words = (
         f"`benchmarks/restarts.py`: {len(found)} restarts of the kernel with Run All, {args.load} "
         f"processes at work beside it on {os.cpu_count()} cores, {len(blank)} blank. Run All to "
-        f"all pictures: {statistics.median(seconds):.0f} s ({min(seconds):.0f} to {max(seconds):.0f})."
+        f"all pictures: {median:.0f} s ({min(seconds):.0f} to {max(seconds):.0f})."
     )
     header = ["restart", "seen", "after (s)", "load"]
     rows = [
