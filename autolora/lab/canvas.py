@@ -277,10 +277,12 @@ STYLE = """
 .autolora-top { border-bottom: 1px solid rgba(128,128,128,.35); padding-bottom: 2px; }
 .autolora-top .progress { height: 6px; margin: 4px 0; min-height: 0; }
 .autolora-top .widget-hprogress { height: 14px; min-height: 0; }
+:is(.jp-OutputArea, .jp-OutputArea-child):has(.autolora-top) { min-width: 0; }
 :is(.jp-OutputArea, .jp-OutputArea-child, .jp-OutputArea-output):has(.autolora-top),
 :is(.autolora-lab, .autolora-top).widget-box.widget-box { overflow: visible; }
 .autolora-lab, .autolora-lab > .widget-box { min-width: 0; max-width: 100%; }
 .autolora-tabs .widget-toggle-button { width: auto; }
+.autolora-lab :is(.widget-html, .widget-html-content) { min-width: 0; max-width: 100%; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
 :is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
 :is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }
