@@ -39,7 +39,7 @@ setup(
     py_modules=["autolora_torch"],
     packages=find_packages(include=["autolora*"]),
     package_data={
-        "": ["*.pyi", "*.npz"],
+        "": ["*.pyi", "*.npz", "*.js.gz"],
         "autolora": ["*.json", "weights/*", "recorded/*/*", "py.typed"],
     },
 )

@@ -8,7 +8,7 @@ from . import runs as runs
 from . import show as show
 from . import train as train
 from .core.errors import AutoLoRaError as AutoLoRaError
-from .lab.panel import Lab as Lab
+from .lab.front import Lab as Lab
 from .robust.evaluation import evaluate as evaluate
 from .runs.finetuning import finetune as finetune
 from .runs.folder import Run as Run

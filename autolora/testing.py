@@ -26,6 +26,7 @@ from .data.task import Task
 from .methods.base import Method
 from .models.backbones import load_backbone
 from .models.parts import split_parameters
+from .show.bundle import check_traces
 from .train.delivery import put_weights, take_weights
 from .train.learner import train_step
 
@@ -73,6 +74,7 @@ def check_plot(plot: Callable) -> go.Figure:
     partial = [full.iloc[:0], full.iloc[:1], full[["epoch", "lr"]], holes, nothing]
     for state in [pd.DataFrame(), *partial, {}, full, several]:
         figure = plot(state)
+        check_traces(figure)
         assert json.loads(figure.to_json())["layout"]["title"]["text"] == figure.layout.title.text
     return plot(full)
 

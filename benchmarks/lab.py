@@ -63,7 +63,7 @@ def train(lab, folder, epochs, angles=True):
 def live(folder, epochs, redraws, shares):
     """`train` under a lab of its own; `redraws` gets how many there were, `shares` the kernel's
     processor time over the training's duration, which others at work here change little."""
-    from autolora.lab.panel import Lab
+    from autolora import Lab
 
     lab = Lab(folder.with_name(f"{folder.name}-lab"))
     settle(lab)
@@ -98,7 +98,7 @@ def slow_down(folder, rounds=5, epochs=8):
 
 def redraw_cost(folder, rounds=5):
     "Seconds of a redraw of two finished runs of 60 epochs, with nothing else at work."
-    from autolora.lab.panel import Lab
+    from autolora import Lab
     from autolora.runs.folder import create_run
 
     paths = []
@@ -188,7 +188,7 @@ def frame_rate(rounds=5):
 
 def memory(folder, starts):
     "The kernel's resident memory in MB after each of so many trainings, started and stopped."
-    from autolora.lab.panel import Lab
+    from autolora import Lab
 
     lab, seen = Lab(folder / "memory"), []
     settle(lab)

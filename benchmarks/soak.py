@@ -25,7 +25,7 @@ from _harness import memory
 from PIL import Image
 from torch import nn
 
-from autolora.lab.panel import Lab
+from autolora import Lab
 from autolora.runs.jobs import Job, do
 from autolora.train.callbacks import Control
 

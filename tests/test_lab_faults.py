@@ -15,11 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from autolora import Run
+from autolora import Lab, Run
 from autolora.lab import follower
 from autolora.lab.canvas import Canvas
 from autolora.lab.follower import Checker
-from autolora.lab.panel import Lab
 from autolora.methods.registry import METHODS
 from autolora.runs.folder import create_run
 from autolora.runs.turns import line

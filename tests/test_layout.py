@@ -217,7 +217,7 @@ def test_import_touches_neither_torch_nor_widgets():
 TORCH_FREE = [
     "core.errors", "core.numbers", "core.paired", "core.registry", "core.settings",
     "train.schedule", "robust.results", "show.drawing", "show.angles", "show.curves",
-    "show.gallery", "show.pages", "runs.folder", "lab.pictures", "lab.painter",
+    "show.gallery", "show.pages", "runs.folder", "lab.pictures", "lab.painter", "lab.front",
 ]  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def test_the_house_is_small():
     widths = sorted(map(len, lines))
     assert functions[int(0.9 * len(functions))] <= 15
     assert widths[int(0.99 * len(widths))] <= 100
-    assert len(lines) <= 22_300  # of them 9,100 do what 0.1.0 could; more only for what is new
+    assert len(lines) <= 22_500  # of them 9,100 do what 0.1.0 could; more only for what is new
 
 
 @modules

@@ -29,6 +29,7 @@ if sys.platform == "linux":
             "nbdev.test",
             "nbdev.showdoc",
             "autolora.lab.panel",
+            "autolora.lab.front",
             "autolora.runs.tuning",
             "autolora.cli",
         ]

@@ -1,2 +1,2 @@
 from .board import Board as Board
-from .panel import Lab as Lab
+from .front import Lab as Lab

@@ -8,7 +8,8 @@ __all__ = ['PARTS', 'SCRIPT', 'STYLE', 'Canvas']
 # %% ../../nbs/lab/00_canvas.ipynb #5278fb18
 import anywidget
 import traitlets
-from plotly.offline import get_plotlyjs
+
+from ..show.bundle import plotly_js
 
 # %% ../../nbs/lab/00_canvas.ipynb #a5b16b73
 PARTS = """
@@ -156,8 +157,9 @@ function draw(panel, json) {
   delete layout.title;
   layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
   layout.autosize = true;
-  const t = annotations.some(a => a.yref === "paper" && a.y > 0.9) ? 40 : 12;
-  layout.margin = { ...layout.margin, t };
+  const above = annotations.filter(a => a.yref === "paper" && a.y > 0.9);
+  const lines = Math.max(-1, ...above.map(a => a.text.split("<br>").length));
+  layout.margin = { ...layout.margin, t: 26 + 14 * lines };
   panel.plot.style.height = `${layout.height || 400}px`;  // a resize takes the height from here
   const bare = { displayModeBar: false };
   after(panel, plotly => panel.json === json && plotly.react(panel.plot, data, layout, bare));
@@ -275,10 +277,12 @@ STYLE = """
 .autolora-top { border-bottom: 1px solid rgba(128,128,128,.35); padding-bottom: 2px; }
 .autolora-top .progress { height: 6px; margin: 4px 0; min-height: 0; }
 .autolora-top .widget-hprogress { height: 14px; min-height: 0; }
+:is(.jp-OutputArea, .jp-OutputArea-child):has(.autolora-top) { min-width: 0; }
 :is(.jp-OutputArea, .jp-OutputArea-child, .jp-OutputArea-output):has(.autolora-top),
 :is(.autolora-lab, .autolora-top).widget-box.widget-box { overflow: visible; }
 .autolora-lab, .autolora-lab > .widget-box { min-width: 0; max-width: 100%; }
 .autolora-tabs .widget-toggle-button { width: auto; }
+.autolora-lab :is(.widget-html, .widget-html-content) { min-width: 0; max-width: 100%; }
 :is(.autolora-lab, .autolora-board) .widget-html-content { line-height: 1.35; }
 :is(.autolora-lab, .autolora-board) table { border-collapse: collapse; }
 :is(.autolora-lab, .autolora-board) :is(td, th) { padding: 2px 14px 2px 0; text-align: left; }
@@ -300,7 +304,7 @@ class Canvas(anywidget.AnyWidget):
 
     _esm = PARTS + SCRIPT
     _css = STYLE
-    plotly = traitlets.Unicode(get_plotlyjs()).tag(sync=True)
+    plotly = traitlets.Unicode(plotly_js()).tag(sync=True)
     panels = traitlets.List().tag(sync=True)
     live = traitlets.List().tag(sync=True)
     opened = traitlets.List().tag(sync=True)

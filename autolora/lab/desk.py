@@ -16,7 +16,6 @@ from ..core.errors import AutoLoRaError
 from ..core.reading import as_path, is_there
 from .attack import Attack
 from .board import Board
-from .canvas import Canvas
 from .contest import Contest
 from .controls import Controls, button, look
 from .links import Pages
@@ -25,7 +24,7 @@ from .playground import Playground
 from .queue import Queue
 from .recorded import PLAIN, SHOWN, is_recorded
 from .starting import StartButton
-from .views import Views
+from .wall import Wall
 from ..runs.folder import Run
 from ..show.drawing import MOST
 
@@ -58,12 +57,14 @@ def _label(path):
 class _Widgets:
     "The widgets of the desk, before they are laid out."
 
-    def __init__(self, backbones, data):
+    def __init__(self, backbones, data, wall):
+        self.wall = wall
+        self.canvas = wall.canvas
+        self.tables = wall.tables
         self.controls = Controls(backbones, data)
         self._make_buttons()
         self._make_lines()
         self._make_lists()
-        self._make_canvas()
 
     def _make_buttons(self):
         keep = "End the training and keep the best weights so far"
@@ -83,7 +84,6 @@ class _Widgets:
         self.facts = widgets.HTML()  # what the choice will cost
         self.state = widgets.HTML()  # how each job stands, and what went wrong
         self.pace = widgets.HTML()  # how far the run at work is
-        self.tables = widgets.HTML()  # the runs shown, side by side
         wide = widgets.Layout(width="98%")
         done = "How much of the run at work is done"
         self.bar = widgets.FloatProgress(min=0, max=1, tooltip=done, layout=wide)
@@ -91,7 +91,6 @@ class _Widgets:
         self.code = widgets.Textarea(rows=7, tooltip="This choice as code", layout=hidden)
         self.stale = widgets.HTML()  # whether that is another choice by now
         self.pages = Pages()
-        self.origin = widgets.HTML()  # whether what is shown was recorded
 
     def _make_lists(self):
         runs = look("Runs", "The runs to show together")
@@ -107,60 +106,34 @@ class _Widgets:
         self.board = None
         self.contest = Contest()
 
-    def _make_canvas(self):
-        self.canvas = Canvas(
-            sliders={
-                "example": {"label": "image", "min": 1, "max": 8, "step": 1},
-                "scales": {"label": "share s", "min": 0, "max": 1, "step": 0.2},
-                "accuracy": {"label": "all pictures up to epoch", "min": 1, "max": 1, "step": 1},
-            },
-            values={"example": 1, "scales": 0.0, "accuracy": 1},
-            layout=widgets.Layout(width="100%"),
-        )
-
 
 class Desk(_Widgets):
-    """The widgets of the lab, laid out in `panel`; runs and studies are looked for in `root`.
+    """The widgets of the lab, laid out on its `wall`; runs and studies are looked for in `root`.
 
     `backbones`, `data`: as in `Controls`. `lock`: held by who changes or draws what is chosen."""
 
-    def __init__(self, root: str | Path, backbones: dict = (), data: dict = ()):
-        super().__init__(backbones, data)
+    def __init__(
+        self, root: str | Path, backbones: dict = (), data: dict = (), wall: Wall | None = None
+    ):
+        super().__init__(backbones, data, wall or Wall())
         self.root = as_path(root)
         self.queue = Queue(self.root)
         self.lock = threading.RLock()
-        self.panel = self._laid_out()
+        self.attack = None
+        self._lay_out()
 
-    def _laid_out(self):
+    def _lay_out(self):
         presses = _row(self.start, self.pause, self.resume, self.stop)
-        top = widgets.VBox([presses, self.bar, self.pace]).add_class("autolora-top")
+        self.wall.top.children = [presses, self.bar, self.pace]
         hand = _row(self.copy, self.report, self.take)
         left = [self.state, self.queue, self.controls, self.facts, self.about, hand]
         left += [self.pages, self.stale, self.code]
-        left += [self.runs, self.front, self.studies, self.path]
-        narrow = widgets.Layout(flex="1 1 300px", min_width="min(270px, 100%)")
-        wide = widgets.Layout(flex="100 1 480px", min_width="min(300px, 100%)")
-        side_by_side = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
-        self._pictures = widgets.VBox([self.origin, self.tables, self.canvas])
-        right = widgets.VBox([self._made_views()], layout=wide)
-        sides = widgets.HBox([widgets.VBox(left, layout=narrow), right], layout=side_by_side)
-        return widgets.VBox([top, sides]).add_class("autolora-lab")
-
-    def _made_views(self):
-        views = {
-            "Pictures": lambda: self._pictures,
+        self.wall.side.children = [*left, self.runs, self.front, self.studies, self.path]
+        self.wall.views.views |= {
             "Attack it yourself": self._attack,
             "Playground 2-D": functools.cache(Playground),
             "Beat the schedule": self.look_at_contest,
         }
-        hints = [
-            "The runs chosen in the list: results and pictures",
-            "One image, attacked step by step against two models",
-            "Points in a plane: what fine-tuning does to a boundary",
-            "A learning rate of your own against the automatic one",
-        ]
-        self.attack = None
-        return Views(views, hints)
 
     def _attack(self):
         "The attack on what is finished, made anew where there is more than when it was made."
@@ -181,13 +154,7 @@ class Desk(_Widgets):
 
     def wishes(self) -> dict:
         "What is to be drawn, as `Easel.paint` takes it, but for the run at work and `anew`."
-        image = int(self.canvas.values["example"]) - 1
-        scale = round(self.canvas.values["scales"], 1)
-        opened = sorted(self.canvas.opened)
-        folders = sorted(self.runs.value, key=lambda path: path != self.front.value)
-        epoch, last = self._epochs()
-        upto = epoch if epoch < last else None
-        return dict(folders=folders, opened=opened, image=image, scale=scale, upto=upto)
+        return self.wall.wishes(sorted(self.runs.value, key=lambda path: path != self.front.value))
 
     def shown(self) -> dict[str, Run]:
         "The runs chosen in the list that can be read, as a dict name -> `Run`."
@@ -207,20 +174,6 @@ class Desk(_Widgets):
             self.front.options = options
             self.front.value = kept if kept in chosen else ""
         self.front.layout.display = "" if len(chosen) > MOST else "none"
-
-    def _epochs(self):
-        "At which epoch the slider stands, and the last one that it offers."
-        last = self.canvas.sliders["accuracy"]["max"]
-        return int(self.canvas.values.get("accuracy", last)), last
-
-    def offer_epochs(self, n: int):
-        "Let the slider go back in `n` epochs; where it stood at the last one, it follows."
-        epoch, last = self._epochs()
-        if n and n != last:
-            sliders = self.canvas.sliders
-            self.canvas.sliders = sliders | {"accuracy": sliders["accuracy"] | {"max": n}}
-            epoch = n if epoch == last else min(epoch, n)
-            self.canvas.values = self.canvas.values | {"accuracy": epoch}
 
     def open(self, *paths: str | Path):
         """Show the folders `paths`: runs together with those shown, but for recorded ones, of
@@ -254,5 +207,5 @@ class Desk(_Widgets):
         "Show the study in the folder `path` below the runs, nothing if that is empty."
         if self.board is None:
             self.board = Board()
-            self._pictures.children += (self.board,)
+            self.wall.pictures.children += (self.board,)
         self.board.follow(path)

@@ -19,7 +19,6 @@ from ..core.machine import free_memory
 from .aide import Aide
 from .choices import Costs
 from .desk import Desk
-from .painter import Easel
 from .pictures import alert, outcome, progress
 from ..methods.registry import method_label
 from ..runs.background import Trainer, parcel
@@ -63,7 +62,6 @@ class Follower:
         self.desk = desk
         self.trainer = trainer
         self.ended = ended
-        self.easel = Easel()
         self.thread = None
         self.stand = None  # `pictures.standing` of the run at work, when it was last looked at
         self.complaint = ""
@@ -131,16 +129,10 @@ class Follower:
             work = str(job.out) if job and job.out in self._adopted else None
             try:
                 order = {"work": work, "live": self.trainer.within, "anew": anew}
-                answer = self.easel.paint(desk.wishes() | order)
+                self.stand = desk.wall.paint(desk.wishes() | order)
                 self._undrawn = ""
             except Exception as error:
                 self._undrawn = f"The pictures can't be drawn ({error or type(error).__name__})."
-                return
-            desk.canvas.show(answer["panels"])
-            desk.canvas.live = answer.get("live", desk.canvas.live)
-            desk.offer_epochs(answer["epochs"])
-            desk.tables.value = answer.get("tables", desk.tables.value)
-            self.stand = answer["work"]
 
     def say(self):
         "Allow what can be pressed; say how each job stands, what went wrong, and how long yet."

@@ -20,6 +20,7 @@ from ..core.numbers import duration, pct
 from ..robust.results import STAR, Report, compare_rows
 from ..runs.contents import event_fault
 from ..runs.folder import Run
+from ..show.bundle import check_traces
 from ..show.curves import PANELS, best_epoch, plot_scales
 from ..show.drawing import blank, figure_table, finish, run_label
 from ..show.gallery import image_uri, plot_example, read_examples
@@ -74,6 +75,7 @@ def _drawn(plot, *args):
     "What `plot` draws of the `args`, or, where it can't, a figure that says so: the others stay."
     try:
         fig = plot(*args)
+        check_traces(fig)
         fig.to_json()
         return fig
     except Exception as error:

@@ -6,6 +6,7 @@ __all__ = ['STAR', 'Report', 'winner', 'compare_rows', 'compare_table']
 # %% ../../nbs/robust/04_results.ipynb #c0de005e
 from dataclasses import dataclass, field, fields
 from functools import reduce
+from itertools import accumulate
 from operator import and_
 from string import hexdigits
 
@@ -196,13 +197,13 @@ def _p_value(a, b):
     if not (a.hits and b.hits and a.n == b.n):
         apart = a.interval[0] > b.interval[1] or b.interval[0] > a.interval[1]
         return 0.05 if apart else 1.0
-    from scipy.stats import binomtest
-
     first = int(a.hits, 16)
     second = int(b.hits, 16)
     wins = (first & ~second).bit_count()
     losses = (second & ~first).bit_count()
-    return binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    split = wins + losses
+    ways = accumulate(range(min(wins, losses)), lambda c, i: c * (split - i) // (i + 1), initial=1)
+    return min(1.0, 2 * sum(ways) / 2**split)
 
 # %% ../../nbs/robust/04_results.ipynb #189e6a4e
 def winner(rows: dict[str, Row]) -> str | None:

@@ -7,6 +7,7 @@ __all__ = ['plot_angles', 'plot_layers', 'plot_gradients']
 
 # %% ../../nbs/show/01_angles.ipynb #c0de009a
 import html
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,8 @@ def _heat_maps(tables):
     where their layers are the same, else one below the other, with names of their own."""
     n = max(1, len(tables))
     same = len({tuple(table.index) for table in tables.values()}) < 2
-    titles = list(tables) if len(tables) > 1 else None
+    narrow = max(10, 40 // n) if same else 40  # characters that fit over a map
+    titles = ["<br>".join(textwrap.wrap(label, narrow)) for label in tables] if n > 1 else None
     if same:
         place = dict(rows=1, cols=n, shared_yaxes=True, horizontal_spacing=0.04)
     else:

@@ -13,7 +13,7 @@ import textwrap
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..core.numbers import duration, pct
+from ..core.numbers import counted, duration, pct
 from . import drawing as draw
 from .angles import plot_angles, plot_gradients, plot_layers
 from .drawing import ADVERSARIAL, GREY, LOG_AXIS, NATURAL
@@ -68,10 +68,20 @@ _WEIGHTS = {
 }
 
 
+def _halvings(run):
+    "After which epochs a run's rate was halved and why, in words; empty without any."
+    found = {}
+    for d in decisions(run.data).itertuples():
+        found.setdefault(d.short, []).append(str(d.epoch))
+    told = (f"{', '.join(epochs)} ({short})" for short, epochs in found.items())
+    return run.says(f"halved after epoch {'; '.join(told)}.") if found else ""
+
+
 def plot_lr(history: draw.History) -> go.Figure:
     "Learning rate (log scale), each halving with its reason, and lam1 and lam2."
     runs = draw.layered(history)
-    falls = [n for run in runs if not run.behind and (n := len(decisions(run.data)))]
+    front = [run for run in runs if not run.behind]
+    falls = [n for run in front if (n := len(decisions(run.data)))]
     weighted = any(draw.floats(run.data, c).notna().any() for run in runs for c in _WEIGHTS)
     parts = 1 + weighted
     heights = [0.62, 0.38][:parts]
@@ -83,15 +93,18 @@ def plot_lr(history: draw.History) -> go.Figure:
             continue
         look = dict(dash=run.dash, row=1, line_shape="hvh")
         draw.add_line(fig, x, lr, f"{run.mine}learning rate", run.colour, **look)
-        _mark_decisions(fig, run.data, run.colour, words=len(falls) == 1)
+        _mark_decisions(fig, run.data, run.colour, words=len(runs) == 1)
     fig.update_yaxes(title_text="learning rate (log scale)", **LOG_AXIS, row=1, col=1)
     if weighted:
         draw.add_columns(fig, runs, _WEIGHTS, row=2)
         fig.update_yaxes(title_text="weight in the loss", rangemode="tozero", row=2, col=1)
     draw.epoch_axis(fig, runs, row=parts)
     title = "The learning rate and the weights of the loss" if weighted else "The learning rate"
-    words = f"{sum(falls)} halving{'s' * (sum(falls) > 1)}: the marks say why, and which epoch's "
-    words += "weights came back."
+    words = (
+        f"{counted(sum(falls), 'halving')}: the marks say why, and which epoch's weights came back."
+    )
+    if len(runs) > 1:  # beside the marks, words would lie on the lines of the others
+        words = " ".join(filter(None, [words, *map(_halvings, front)]))
     height = (400 if weighted else 300) + max(100, 20 * max([0, *falls]))
     return draw.finish(fig, title, words if falls else "", height)
 

@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 
 from ..core.disk import write_atomic
 from ..core.reading import escaped
+from .bundle import packed_js
 
 # %% ../../nbs/show/05_pages.ipynb #91fb95e1
 class Code(str):
@@ -133,9 +134,7 @@ def packed(text: str) -> str:
 @functools.cache
 def packed_plotly() -> str:
     "plotly.js, as a page carries it."
-    from plotly.offline import get_plotlyjs
-
-    return packed(get_plotlyjs())
+    return base64.b64encode(packed_js()).decode()
 
 # %% ../../nbs/show/05_pages.ipynb #8efd3baf
 def html_page(title: str, sections: dict[str, Iterable[Block]]) -> str:
