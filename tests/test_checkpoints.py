@@ -281,6 +281,33 @@ def test_tensors_that_hold_no_weights_are_named(change, words):
         load_tensors(load_backbone("resnet18", 3, weights=None), tensors, "c.pt")
 
 
+ZEROED = {
+    "all": lambda name: True,
+    "convolutions": lambda name: R18[name].dim() > 1,
+    "scales": lambda name: name.endswith("weight") and R18[name].dim() == 1,
+    "variances": lambda name: name.endswith("running_var"),
+    "two stages": lambda name: name.startswith(("layer3", "layer4")),
+}
+
+
+@pytest.mark.parametrize("kind", ZEROED)
+def test_a_checkpoint_that_was_never_filled_is_refused(kind):
+    zeros = {k: torch.zeros_like(v) if ZEROED[kind](k) else v for k, v in R18.items()}
+    with pytest.raises(AutoLoRaError, match="all zero .*, as in a file that was never filled"):
+        load_tensors(load_backbone("resnet18", 3, weights=None), zeros, "c.pt")
+
+
+def test_single_zeros_are_no_fault():
+    zeros = {name: torch.zeros_like(R18[name]) for name in R18 if "layer4.1" in name}
+    assert load_tensors(load_backbone("resnet18", 3, weights=None), R18 | zeros, "c.pt") == 1
+
+
+def test_a_negative_variance_is_refused():
+    tensors = R18 | {"bn1.running_var": -R18["bn1.running_var"]}
+    with pytest.raises(AutoLoRaError, match="negative numbers in .*bn1.running_var"):
+        load_tensors(load_backbone("resnet18", 3, weights=None), tensors, "c.pt")
+
+
 def as_bytes(write, *things, **how):
     "What `write` puts into a file."
     held = io.BytesIO()
