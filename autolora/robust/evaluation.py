@@ -258,8 +258,9 @@ def evaluate(
     attacks = _listed(attacks)
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float()
-    model = as_logits(model, few)
-    surrogate = None if surrogate is None else as_logits(surrogate, few)
+    attacked = attacks != ["none"]
+    model = as_logits(model, few, attacked)
+    surrogate = None if surrogate is None else as_logits(surrogate, few, attacked)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     kept = {} if kept is None else kept
     told = []
