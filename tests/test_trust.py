@@ -359,6 +359,19 @@ def test_each_fault_is_named(name):
     assert report.alarms
 
 
+COINS = ["a coin for the batch", "a rare coin", "Python's coin", "the sign alternates"]
+
+
+@pytest.mark.parametrize("name", COINS)
+def test_what_changes_from_pass_to_pass_is_said_in_the_report(name):
+    _, model, x, y, threat = faulty()[name]
+    assert any("Two passes" in said for said in evaluated(model, x, y, threat, n=120).alarms)
+    if name == "the sign alternates":  # even where it gets no image right
+        model.calls = 0
+        wrong = (model(x).argmax(1) + 1) % 10
+        assert any("Two passes" in said for said in evaluated(model, x, wrong, threat, n=40).alarms)
+
+
 # PGD-10 hasn't converged within L1 (100 steps fool 28 of 32 images, ten 24), so that the few random
 # points that fool what is left say nothing about gradients: a false alarm, not mended yet.
 FALSE = pytest.param("robust_mini_gray, l1:5", marks=pytest.mark.xfail(strict=True))
