@@ -2,6 +2,7 @@
 that most of them are made of."""
 
 import functools
+import random
 
 import torch
 from torch import nn
@@ -82,6 +83,19 @@ class Valleys(nn.Module):
         return torch.stack([margin, -margin], 1)
 
 
+class Alternates(nn.Module):
+    "`net` that keeps count of its calls, and answers the other way round each second time."
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x) * (1 if self.calls % 2 else -1)
+
+
 def batch_statistics(net):
     "`net` with BatchNorm that always normalises by the batch at hand."
     import copy
@@ -102,6 +116,10 @@ def faulty():
     gamma = lambda x: x ** (1 / 2.2)
     root = lambda z: z - 1e-3 * (z - z.detach()).abs().sqrt()
     noise = lambda x: x + 0.15 * torch.randn_like(x)
+    coin = lambda p: lambda x: x.roll(1, 3) if torch.rand(()) < p else x
+    dice = random.Random(0)
+    pythons_coin = lambda x: x.roll(1, 3) if dice.random() < 0.5 else x
+    together = lambda x: (x - x.mean()) / x.std() * 0.35 + 0.3
     grey = torch.full((32, 1, 4, 4), 0.5)
     zeros = torch.zeros(32, dtype=torch.long)
     digit = (x, y)
@@ -122,6 +140,11 @@ def faulty():
         ),
         "two valleys": ("starts_differ", Valleys(), grey[:, :, :2, :2], zeros, "linf:0.1"),
         "noise": ("answers_differ", Around(net, noise), *digit, "linf:0.1"),
+        "a coin for the batch": ("answers_differ", Around(net, coin(0.2)), *digit, "linf:0.1"),
+        "a rare coin": ("answers_differ", Around(net, coin(0.08)), *digit, "linf:0.1"),
+        "Python's coin": ("answers_differ", Around(net, pythons_coin), *digit, "linf:0.1"),
+        "the sign alternates": ("answers_differ", Alternates(net), *digit, "linf:0.1"),
+        "standardised together": ("batch_matters", Around(net, together), *digit, "linf:0.1"),
         "statistics of the batch": ("batch_matters", batch_statistics(net), *digit, "linf:0.1"),
         "softmax": (
             "probabilities",

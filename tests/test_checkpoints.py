@@ -2,16 +2,20 @@
 nothing loaded in part without a word."""
 
 import argparse
+import gzip
 import importlib.util
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from _small_nets import built, plain_cnn
+from safetensors.torch import save
 from sklearn.datasets import load_sample_images
 from torch import nn
 
@@ -199,6 +203,52 @@ def check_logits(theirs, ours, size=64):
         assert torch.allclose(theirs.eval()(x), ours.eval()(x), atol=1e-4)
 
 
+class Config(dict):
+    "As Lightning and others have them."
+
+
+SAID = {"mean": [0.5, 0.4, 0.3], "std": (0.2, 0.3, 0.2)}
+PLAIN = {
+    "beside": SAID,
+    "args": {"args": argparse.Namespace(**SAID, lr=0.1, sigma=0.25)},
+    "hyper_parameters": {"hyper_parameters": Config(data=Config(SAID))},
+    "default_cfg": {"default_cfg": SAID, "args": argparse.Namespace(mean=None, std=None)},
+    "texts": {"args": argparse.Namespace(mean="(.5, .4, .3)", std="0.2 0.3 0.2")},
+    "pixels": {"cfg": {"PIXEL_MEAN": [127.5, 102, 76.5], "PIXEL_STD": [51, 76.5, 51.0]}},
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_normalisation_in_plain_numbers_is_used(kind, tmp_path):
+    torch.save({"state_dict": R18} | PLAIN[kind], tmp_path / "c.pt")
+    model = load_backbone("resnet18", 10, weights=str(tmp_path / "c.pt"))
+    assert torch.allclose(model.normalise.mean.flatten(), torch.tensor([0.5, 0.4, 0.3]))
+    assert torch.allclose(model.normalise.std.flatten(), torch.tensor([0.2, 0.3, 0.2]))
+    inspected = inspect_file(tmp_path / "c.pt")["normalisation"]
+    assert inspected.startswith("mean [0.5")
+
+
+ASKED = {
+    "a word": argparse.Namespace(mean="imagenet", std="imagenet"),
+    "two that differ": {"a": SAID, "b": SAID | {"mean": [0.1, 0.1, 0.1]}},
+    "one of them": {"data": {"mean": [0.5, 0.4, 0.3]}},
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_plain_numbers_that_may_be_a_normalisation_are_a_question(kind, tmp_path):
+    torch.save({"state_dict": R18, "args": ASKED[kind]}, tmp_path / "c.pt")
+    with pytest.raises(AutoLoRaError, match=r"holds args\.(\w+\.)?mean.*isn't understood"):
+        load_backbone("resnet18", 10, weights=str(tmp_path / "c.pt"))
+
+
+def test_numbers_that_are_of_something_else_are_no_question(tmp_path):
+    more = {"noise": {"std": 0.1}, "init_std": 0.02, "milestones": [30, 60], "normalize": True}
+    torch.save({"state_dict": R18, "args": argparse.Namespace(**more)}, tmp_path / "c.pt")
+    model = load_backbone("resnet18", 10, weights=None)
+    assert "brings no normalisation" in str(load_weights(model, tmp_path / "c.pt"))
+
+
 UNCLEAR = {
     "one of them": {"mean": torch.rand(3)},
     "the inverse": {"mean": torch.rand(3, 1, 1), "inv_std": torch.rand(3, 1, 1)},
@@ -229,6 +279,97 @@ def test_tensors_that_hold_no_weights_are_named(change, words):
     tensors = R18 | {"layer3.0.conv1.weight": change(R18["layer3.0.conv1.weight"])}
     with pytest.raises(AutoLoRaError, match=f"{words}.*layer3.0.conv1.weight"):
         load_tensors(load_backbone("resnet18", 3, weights=None), tensors, "c.pt")
+
+
+ZEROED = {
+    "all": lambda name: True,
+    "convolutions": lambda name: R18[name].dim() > 1,
+    "scales": lambda name: name.endswith("weight") and R18[name].dim() == 1,
+    "variances": lambda name: name.endswith("running_var"),
+    "two stages": lambda name: name.startswith(("layer3", "layer4")),
+}
+
+
+@pytest.mark.parametrize("kind", ZEROED)
+def test_a_checkpoint_that_was_never_filled_is_refused(kind):
+    zeros = {k: torch.zeros_like(v) if ZEROED[kind](k) else v for k, v in R18.items()}
+    with pytest.raises(AutoLoRaError, match="all zero .*, as in a file that was never filled"):
+        load_tensors(load_backbone("resnet18", 3, weights=None), zeros, "c.pt")
+
+
+def test_single_zeros_are_no_fault():
+    zeros = {name: torch.zeros_like(R18[name]) for name in R18 if "layer4.1" in name}
+    assert load_tensors(load_backbone("resnet18", 3, weights=None), R18 | zeros, "c.pt") == 1
+
+
+def test_a_negative_variance_is_refused():
+    tensors = R18 | {"bn1.running_var": -R18["bn1.running_var"]}
+    with pytest.raises(AutoLoRaError, match="negative numbers in .*bn1.running_var"):
+        load_tensors(load_backbone("resnet18", 3, weights=None), tensors, "c.pt")
+
+
+def as_bytes(write, *things, **how):
+    "What `write` puts into a file."
+    held = io.BytesIO()
+    write(*things, held, **how)
+    return held.getvalue()
+
+
+SMALL = plain_cnn(1, 1).state_dict()
+ZIPPED = as_bytes(torch.save, SMALL)
+OLD = as_bytes(torch.save, SMALL, _use_new_zipfile_serialization=False)
+SAFE = save({name: tensor.contiguous() for name, tensor in SMALL.items()})
+ARRAYS = as_bytes(lambda file: np.savez(file, **{k: v.numpy() for k, v in SMALL.items()}))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz", ""])
+@pytest.mark.parametrize("content", [ZIPPED, OLD, SAFE, ARRAYS], ids=["zip", "old", "safe", "npz"])
+def test_a_file_is_read_by_what_it_holds_and_not_by_its_name(content, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    found = read_tensors(path)[""]
+    assert found.keys() == SMALL.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in SMALL.items())
+    for part in (0.1, 0.5, 0.98):
+        path.write_bytes(content[: int(part * len(content))])
+        with pytest.raises(AutoLoRaError, match="ends too early"):
+            read_tensors(path)
+
+
+def zipped(name, content):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr(name, content)
+    return held.getvalue()
+
+
+NO_WEIGHTS = {
+    "is empty": b"",
+    "an HTML page": b"\n<!DOCTYPE html><html>",
+    "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 4\n",
+    "unpack it, and give": gzip.compress(ZIPPED),
+    "zip archive of net.pt": zipped("net.pt", ZIPPED),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(600),
+    "is JSON": b'{"weight_map": {}}',
+}
+
+
+@pytest.mark.parametrize("words", NO_WEIGHTS)
+def test_what_is_no_checkpoint_is_named_by_its_first_bytes(words, tmp_path):
+    for name in ("net.pt", "net.safetensors"):
+        (tmp_path / name).write_bytes(NO_WEIGHTS[words])
+        with pytest.raises(AutoLoRaError, match=words):
+            read_tensors(tmp_path / name)
+
+
+def test_numbers_as_keys_and_folders(tmp_path):
+    optimiser = {"state": {0: {"exp_avg": torch.rand(3, 3)}}, "param_groups": []}
+    torch.save({0: SMALL, 1: SMALL, "optimizer": optimiser}, tmp_path / "net.pt")
+    assert list(read_tensors(tmp_path / "net.pt")) == ["", "0", "1"]
+    assert read_tensors(tmp_path)["1"].keys() == SMALL.keys()
+    torch.save(SMALL, tmp_path / "other.ckpt")
+    with pytest.raises(AutoLoRaError, match=r"holds 2 checkpoints \(net.pt, other.ckpt\)"):
+        read_tensors(tmp_path)
 
 
 def test_small_nets_of_the_field_take_their_own_files():

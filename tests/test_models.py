@@ -23,7 +23,9 @@ from autolora.models.collections import IMAGENET, Normalise
 from autolora.models.inspection import check_frozen, inspect_model
 from autolora.models.kept import check_saving, read_weights, rebuilt, save_weights
 from autolora.models.parts import call_with, head_name, split_parameters
+from autolora.models.programs import captured
 from autolora.models.views import LowRankBranch, SplitBN, adaptable, frozen_call
+from autolora.robust.attacks import pgd
 from autolora.runs.preparation import prepare
 
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -442,6 +444,81 @@ class Twice(nn.Module):
         return self.fc(self.fc(self.body(x)).relu())
 
 
+class Fixed(Net):
+    "One that takes so many images at once, and no others."
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def forward(self, x):
+        if len(x) != self.n:
+            raise ValueError(f"{self.n} at a time")
+        return super().forward(x)
+
+
+class Before(Net):
+    "Something is done to the images before the net gets them."
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return super().forward(self.change(x))
+
+
+def exported():
+    return torch.export.export(Net().eval(), (X[:2],)).module()
+
+
+class Hidden(Net):
+    "A layer of it lies in a plain list, or dict."
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x):
+        layer = self.kept["a"] if isinstance(self.kept, dict) else self.kept[0]
+        return self.fc(layer(self.body(x)).relu())
+
+
+class SideBySide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = body()
+        self.parts = nn.ModuleList([nn.Linear(12, 3), nn.Linear(12, 4)])
+
+    def forward(self, x):
+        features = self.body(x)
+        return torch.cat([part(features) for part in self.parts], 1)
+
+
+class Complex(Net):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 7, dtype=torch.complex64)
+
+    def forward(self, x):
+        return self.fc(self.body(x).to(torch.complex64)).abs()
+
+
+def _entry(x):
+    x[:, 0] = 0.5
+    return x
+
+
+WRITES = {
+    "subtracts": lambda x: x.sub_(0.45),
+    "scales": lambda x: x.mul_(0.6),
+    "clamps": lambda x: x.clamp_(0, 1),
+    "an entry": _entry,
+    "past autograd": lambda x: x + 0 * x.data.mul_(0.5),
+    "without gradients": lambda x: x * 2 if x.requires_grad else x.mul_(2),
+}
+
+
 REFUSED = {
     "come from a parameter of its own and no layer": Bare,
     "come from a parameter of its own and no layer: make": lambda: Bare(
@@ -465,6 +542,16 @@ REFUSED = {
         224, 56, 1, 2, 16, 16
     ),
     "1 channel, the task's have 3": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), *POOL),
+    "batches of 8 alone .*8 at a time": lambda: Fixed(8),
+    "raised KeyError .*: 'domain'": lambda: Before(lambda x: {}["domain"]),
+    "what torch.export made": exported,
+    "batches of 2 images and not of 3": lambda: Fixed(2),
+    "weights that aren't among its parameters .*12, 12": lambda: Hidden([nn.Linear(12, 12)]),
+    "weights that aren't .* nn.ModuleDict": lambda: Hidden({"a": nn.Linear(12, 12)}),
+    "2 layers side by side .parts.0, parts.1.": SideBySide,
+    "complex weights": Complex,
+    "is exactly zero, as after rounding": lambda: Before(lambda x: (x * 255).round() / 255),
+    "exactly zero, as after rounding, a": lambda: Before(lambda x: (x > 0.5).float() + 0 * x),
     "normalises its images twice": lambda: nn.Sequential(
         Normalise(*IMAGENET), load_backbone("robust_mini_rgb", 7)
     ),
@@ -474,6 +561,128 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused_with_the_true_cause(words):
     refused(words, REFUSED[words]())
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_forward_that_writes_to_its_input_is_refused_everywhere(name):
+    own, x, y = Before(WRITES[name]).eval(), X.clone(), torch.tensor([0, 1, 2, 3])
+    for call in (
+        lambda: adopt(own, x, 3),
+        lambda: evaluate(own, (x, y), "linf:0.1"),
+        lambda: evaluate(own, (x, y), "linf:0.1", ["none"]),
+        lambda: pgd(own, x, y, "linf:0.1"),
+    ):
+        with pytest.raises(AutoLoRaError, match=r"begin it with x = x.clone\(\)"):
+            call()
+        assert torch.equal(x, X)
+    adopt(Before(lambda x: WRITES[name](x.clone())), x, 3)
+
+
+BLIND = {
+    "No gradient gets through Net": lambda: Net(lambda net, x, h, z: z.detach()),
+    "No gradient gets through": lambda: Net(lambda net, x, h, z: F.one_hot(z.argmax(1), 7) * 1.0),
+    "gradient gets through Before": lambda: Before(lambda x: torch.from_numpy(x.detach().numpy())),
+    "quantised": quantised,
+    "TorchScript": scripted,
+    "is TorchScript, in which": lambda: nn.Sequential(scripted()),
+    "lazy layers": LazyLast,
+    "meta device": on_meta,
+    "complex weights": Complex,
+    "batches of 2 images and not of 3": lambda: Fixed(2),
+    "what torch.export made": exported,
+}
+
+
+@pytest.mark.parametrize("words", BLIND)
+def test_who_measures_a_model_is_told_the_same_cause(words):
+    own, y = BLIND[words](), torch.arange(4)
+    refused(words, own)
+    with pytest.raises(AutoLoRaError, match=words):
+        evaluate(own, (X, y), "linf:0.1")
+    if "batches" not in words:
+        with pytest.raises(AutoLoRaError, match=words):
+            pgd(own, X, y, "linf:0.1")
+
+
+def test_a_model_without_gradients_can_be_measured_on_natural_images():
+    own = Net(lambda net, x, h, z: z.detach())
+    assert evaluate(own, (X, torch.arange(4)), "linf:0.1", ["none"]).rows[0].n == 4
+
+
+class Pyramid(nn.Module):
+    "Maps of features, as timm's features_only gives them."
+
+    def __init__(self, kind=list):
+        super().__init__()
+        self.kind = kind
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, 2 * c, 3, 2, 1), nn.ReLU()) for c in (3, 6, 12)
+        )
+
+    def forward(self, x):
+        maps = []
+        for part in self.parts:
+            x = part(x)
+            maps.append(x)
+        return {str(i): m for i, m in enumerate(maps)} if self.kind is dict else self.kind(maps)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_a_head_stands_on_the_last_of_several_maps(kind):
+    found = adopt(Pyramid(kind), X, 3)
+    assert found.model.head.in_features == 24 and "item 2" in found.told[0]
+    assert "without effect" not in inspect_model(found, X)
+
+
+SEEN = {
+    "none: images enter as they are": lambda x: x,
+    "inside the model, mean [0.0, 0.0, 0.0], std [0.004": lambda x: x * 255,
+    "inside the model, mean [0.45": lambda x: x - 0.45,
+    "inside the model, mean [0.5": lambda x: 2 * x - 1,
+    "each image by its own mean": lambda x: (
+        (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+    ),
+    "each image by its own": lambda x: F.layer_norm(x, x.shape[1:]),
+    "can't be told": lambda x: x - x.mean((1, 2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("words", SEEN)
+def test_what_is_done_to_the_images_is_told(words):
+    found = inspect_model(adopt(Before(SEEN[words]), X, 3), X)
+    assert found["normalisation"].startswith(words)
+
+
+def test_adapters_that_are_switched_off_are_not_merged_unseen(monkeypatch):
+    class PeftModel(Net):
+        "What it merges isn't what it computes, as PEFT's with disabled adapters."
+
+        def merge_and_unload(self):
+            net = Net(self.how)
+            net.load_state_dict({k: v + 0.1 for k, v in self.state_dict().items()})
+            return net
+
+    with pytest.raises(AutoLoRaError, match="other logits than as it was handed over"):
+        adopt(PeftModel(), X, 3)
+
+
+def test_disabled_adapters_are_refused_and_active_ones_merged():
+    peft = pytest.importorskip("peft")
+    layers = peft.LoraConfig(target_modules=["body.3"], init_lora_weights=False)
+    own = peft.get_peft_model(Net(), layers).eval()
+    own.add_adapter("other", layers)
+    assert torch.allclose(adopt(own, X, 7, keep=True).model.eval()(X), own(X), atol=1e-5)
+    own.set_adapter("other")
+    assert torch.allclose(adopt(own, X, 7, keep=True).model.eval()(X), own(X), atol=1e-5)
+    with own.disable_adapter(), pytest.raises(AutoLoRaError, match="switch them on"):
+        adopt(own, X, 7)
+
+
+def test_a_graph_that_cannot_be_written_down_leaves_nothing_on_the_screen(capfd):
+    flips = Before(lambda x: x.flip(3) if torch.rand(()) < 0.5 else x)
+    with pytest.raises(AutoLoRaError, match="can't be written down"):
+        captured(flips, X.shape[1:])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_log_probabilities_are_logits():
@@ -567,7 +776,7 @@ def test_a_net_in_a_module_path_works_in_the_command_and_reopens(tmp_path):
 
 @pytest.mark.parametrize("wrong", [None, 3, Net, ("a", "b"), Net().state_dict(), lambda x: x])
 def test_what_is_no_backbone_is_said(wrong):
-    refused("is no backbone: give a name .*nn.Module", wrong)
+    refused("is no backbone: give a name, such as 'robust_mini_rgb' .*nn.Module", wrong)
 
 
 def test_a_file_is_no_backbone(tmp_path):

@@ -305,6 +305,37 @@ def test_a_model_made_in_inference_mode_is_refused_where_gradients_must_pass():
     assert torch.equal(adv, pgd(outside, x.clone(), y.clone(), linf(0.1)))
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_another_default_type_of_numbers_is_refused_by_name(kind, plain, tmp_path):
+    model = load_backbone("robust_mini_gray", 10).eval()
+    pair = torch.rand(8, 1, 16, 16), torch.arange(8)
+    own = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    torch.set_default_dtype(kind)
+    try:
+        for call in (
+            lambda: trained(tmp_path / "run", "autolora", epochs=1),
+            lambda: finetune(own, "digits", out=tmp_path / "run", epochs=1, **SHORT),
+            lambda: load_backbone("robust_mini_gray", 10),
+            lambda: Run.open(plain[0].path).model,
+            lambda: evaluate(model, pair, "linf:0.1"),
+        ):
+            with pytest.raises(AutoLoRaError, match="set_default_dtype"):
+                call()
+        assert pgd(model, *pair, linf(0.1)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_default_device_is_stepped_out_of(plain, tmp_path):
+    torch.set_default_device("meta")
+    try:
+        run, counts = measured(tmp_path)
+    finally:
+        torch.set_default_device(None)
+    assert equal(run, plain[0]) and counts == plain[1]
+
+
 def test_under_autocast_the_rounded_model_is_measured():
     net = load_backbone("robust_mini_gray", 10).eval()
     task = load_task("digits")

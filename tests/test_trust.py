@@ -359,6 +359,19 @@ def test_each_fault_is_named(name):
     assert report.alarms
 
 
+COINS = ["a coin for the batch", "a rare coin", "Python's coin", "the sign alternates"]
+
+
+@pytest.mark.parametrize("name", COINS)
+def test_what_changes_from_pass_to_pass_is_said_in_the_report(name):
+    _, model, x, y, threat = faulty()[name]
+    assert any("Two passes" in said for said in evaluated(model, x, y, threat, n=120).alarms)
+    if name == "the sign alternates":  # even where it gets no image right
+        model.calls = 0
+        wrong = (model(x).argmax(1) + 1) % 10
+        assert any("Two passes" in said for said in evaluated(model, x, wrong, threat, n=40).alarms)
+
+
 @pytest.mark.parametrize("name", honest())
 def test_honest_nets_raise_no_alarm(name):
     model, x, y, threat = honest()[name]

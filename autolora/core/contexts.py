@@ -16,14 +16,29 @@ from .errors import AutoLoRaError
 # %% ../../nbs/core/12_contexts.ipynb #3a0fcb43
 @contextlib.contextmanager
 def with_gradients() -> Iterator[None]:
-    "Inside, tensors are ordinary ones and gradients are taken. Also a decorator."
-    with torch.inference_mode(False), torch.enable_grad():
+    """Inside, tensors are ordinary ones, made on the CPU where nothing else is said, and gradients
+    are taken. Also a decorator."""
+    plain = torch.get_default_device().type == "cpu"
+    place = contextlib.nullcontext() if plain else torch.device("cpu")
+    with torch.inference_mode(False), torch.enable_grad(), place:
         yield
+
+
+def _check_precision():
+    "Refuse another default than float32, which is one for all threads: it can't be stepped out of."
+    if (kind := torch.get_default_dtype()) != torch.float32:
+        raise AutoLoRaError(
+            f"torch.set_default_dtype({kind}) is in force, and models are built, trained and "
+            "measured in float32 here: call torch.set_default_dtype(torch.float32) first."
+        )
 
 
 @contextlib.contextmanager
 def outside_contexts() -> Iterator[None]:
-    "`with_gradients`, and nothing is rounded to half precision either. Also a decorator."
+    """`with_gradients`, and nothing is rounded to half precision either. Also a decorator.
+
+    Raises `AutoLoRaError` where new tensors aren't in float32 by default."""
+    _check_precision()
     with with_gradients(), torch.autocast("cpu", enabled=False):
         with torch.autocast("cuda", enabled=False):
             yield

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.contexts import with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.registry import takes
 from ..core.seeds import isolated_rng
@@ -261,6 +262,7 @@ def _suited(task):
     return replace(task, augment=chosen, notes=task.notes + [why] * (chosen is None))
 
 # %% ../../nbs/data/11_loading.ipynb #bcb07f17
+@with_gradients()
 def load_task(
     source,
     root: str | Path | None = None,

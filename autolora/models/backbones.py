@@ -24,12 +24,13 @@ from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError
 from ..core.machine import import_torchvision
 from ..core.registry import Registry, shown, takes
-from .adoption import Adopted, cannot_take, declared, settled
+from .adoption import Adopted, declared, settled
 from .checkpoints import Reading, fits, load_sets, load_tensors, outline
 from .collections import Backbone, elsewhere, torchvision_backbone, torchvision_names
 from .files import read_tensors
 from .nets import PreActResNet18, WideResNet, cifar_resnet18
 from .parts import plausible_shapes, set_head
+from .refusals import cannot_take
 from .tracing import trial
 
 # %% ../../nbs/models/11_backbones.ipynb #f08bd4d1
@@ -90,9 +91,9 @@ class _Backbones(Registry):
     def __getitem__(self, name):
         if not isinstance(name, str):
             raise AutoLoRaError(
-                f"{shown(name)} is no backbone: give a name ({', '.join(self)}, one of "
-                "torchvision's, timm:NAME, hf:NAME, mypackage.module:Class), or to finetune an "
-                f"nn.Module{', made: the class alone has no weights' * isinstance(name, type)}."
+                f"{shown(name)} is no backbone: give a name, such as 'robust_mini_rgb' (`autolora "
+                "list` has them), or to finetune an nn.Module"
+                f"{', made: the class alone has no weights' * isinstance(name, type)}."
             )
         if super().__contains__(name):
             return super().__getitem__(name)
@@ -257,6 +258,8 @@ def _trial_images(net, backbone):
         x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
         try:
             trial(net, x)
+        except AutoLoRaError:
+            raise
         except Exception as error:
             first = error
         else:

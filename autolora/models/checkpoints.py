@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.errors import AutoLoRaError
 from . import zoos
-from .blocks import check_values, few, gaps, surplus
+from .blocks import check_alive, check_values, few, gaps, surplus
 from .files import read_tensors
 from .parts import head_name
 from .tracing import layer_of
@@ -340,6 +340,7 @@ def load_sets(
         raise AutoLoRaError(f"{origin} holds no tensors by name: it is no checkpoint of a net.")
     reading = chosen(found, origin, entry)
     check_values(reading.tensors, origin)
+    check_alive(reading.tensors, model.state_dict(), origin)
     refusal = _refusal(reading, origin, model, head)
     if not reading.tensors or refusal and not partial:
         raise AutoLoRaError(refusal or f"{origin} fits nothing of this model.")

@@ -6,6 +6,7 @@
 __all__ = ['normalisation_of', 'check_frozen', 'inspect_model', 'inspect_file']
 
 # %% ../../nbs/models/14_inspection.ipynb #9f067fba
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -96,10 +97,17 @@ def normalisation_of(model: nn.Module, x: torch.Tensor) -> tuple[list, list, int
     return mean.tolist(), std.tolist(), times
 
 # %% ../../nbs/models/14_inspection.ipynb #44d54ea7
+def _by_image(model, x):
+    "Whether what enters the first layer is the same for images of half the contrast."
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    whole, half = (_passing(model, images)[1] for images in (noise, 0.25 + noise / 2))
+    return whole is not None and torch.allclose(whole, half, atol=1e-2)
+
+
 def _normalisation(model, x):
     found = normalisation_of(model, x)
-    if found is None:
-        return "can't be told"
+    if found is None or not all(map(math.isfinite, found[0] + found[1])):
+        return "each image by its own mean and spread" if _by_image(model, x) else "can't be told"
     mean, std, times = found
     words = f"mean {[round(m, 3) for m in mean]}, std {[round(s, 3) for s in std]}"
     if times > 1:
@@ -107,7 +115,9 @@ def _normalisation(model, x):
             f"The model normalises its images {'twice' if times == 2 else f'{times} times'} (in "
             f"all: {words}): take one of the normalisations out."
         )
-    return f"inside the model, {words}" if times else f"none: images enter as they are ({words})"
+    if max(map(abs, mean)) < 0.01 and max(abs(s - 1) for s in std) < 0.01:
+        return "none: images enter as they are"
+    return f"inside the model, {words}" + ", pixels from 0 to 255" * (max(std) < 0.01)
 
 # %% ../../nbs/models/14_inspection.ipynb #8b9f1693
 def _few(words, joined=", "):

@@ -7,12 +7,13 @@ __all__ = ['tensors_of', 'at', 'described', 'Logits', 'locate']
 
 # %% ../../nbs/models/06_outputs.ipynb #be1b8a00
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..core.errors import AutoLoRaError
-from .tracing import Origin, origin, trial
+from .tracing import origin, trial
 
 # %% ../../nbs/models/06_outputs.ipynb #e0329097
 def _parts(output):
@@ -70,8 +71,30 @@ def _several(heads):
     )
 
 
-def _chosen(origins, head_layer):
-    "The path among `origins` (path -> Origin) of the logits, given the head's name or None."
+def _deepest(found):
+    """The path among `found` (path -> features) of what the others lead to: where all are maps, as
+    of a pyramid, the last of the smallest; else the first."""
+    paths = list(found)
+    if len(paths) > 1 and all(tensor.dim() == 4 for tensor in found.values()):
+        return min(reversed(paths), key=lambda path: found[path].shape[2:].numel())
+    return paths[0]
+
+
+def _check_one(model, heads, logits):
+    "Refuse `logits` that are those of several `heads` side by side."
+    weights = [getattr(model.get_submodule(head), "weight", None) for head in heads]
+    if len(heads) > 1 and logits.dim() == 2 and all(w is not None for w in weights):
+        if logits.shape[1] == sum(len(weight) for weight in weights):
+            raise AutoLoRaError(
+                f"The logits of the model are those of {len(heads)} layers side by side "
+                f"({', '.join(heads)}), and a head is one layer: make one nn.Linear over all "
+                "classes of them."
+            )
+
+
+def _chosen(origins, found, head_layer):
+    """The path among `origins` (path -> Origin) of the logits, given the head's name or None;
+    `found`: path -> tensor."""
     if head_layer is not None:
         fitting = [path for path, o in origins.items() if head_layer in o.heads]
         if not fitting:
@@ -85,12 +108,12 @@ def _chosen(origins, head_layer):
     if len(named) == 1:
         return named[0]
     heads = {}
-    for path, found in origins.items():
-        if found.heads:
-            heads.setdefault(found.heads, path)
+    for path, made in origins.items():
+        if made.heads:
+            heads.setdefault(made.heads, path)
     if len(heads) > 1:
         raise _several(list(dict.fromkeys(head for names in heads for head in names)))
-    return next(iter(heads.values()), next(iter(origins)))
+    return next(iter(heads.values())) if heads else _deepest({p: found[p] for p in origins})
 
 
 def locate(model: nn.Module, x: torch.Tensor, training=False, head_layer=None) -> tuple:
@@ -110,9 +133,10 @@ def locate(model: nn.Module, x: torch.Tensor, training=False, head_layer=None) -
         )
     origins = {path: origin(tensor, leaf, model) for path, tensor in found.items()}
     origins = {p: o for p, o in origins.items() if not o.cut} or origins
-    path = _chosen(origins, head_layer)
+    path = _chosen(origins, found, head_layer)
     chosen = origins[path]
+    _check_one(model, chosen.heads, found[path])
     if len(chosen.heads) > 1 and head_layer is None:
         raise _several(chosen.heads)
     heads = (head_layer,) if head_layer in chosen.heads else chosen.heads
-    return path, Origin(heads, chosen.after, chosen.apart, chosen.cut), found[path]
+    return path, replace(chosen, heads=heads), found[path]

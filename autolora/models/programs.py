@@ -6,10 +6,14 @@
 __all__ = ['captured', 'Program', 'differs', 'program_of', 'write_program', 'read_program']
 
 # %% ../../nbs/models/14_programs.ipynb #6b00c300
+import contextlib
 import copy
 import json
+import logging
 import operator
 import re
+import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +47,33 @@ def _cause(error):
     return next(known, f"{type(error).__name__}: {reason(error)}")
 
 
+class _Filtered:
+    "The stream `stream`, without what this thread writes to it."
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.thread = threading.get_ident()
+
+    def write(self, text):
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _quietly():
+    "Inside, torch.export doesn't write the half of a graph, and a warning, that a failure leaves."
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(_Filtered(sys.stderr)):
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def captured(model: nn.Module, shape: tuple) -> torch.export.ExportedProgram:
     """What `model` computes in eval mode on images (N, *`shape`) in [0, 1], for every N from 1, on
     the CPU.
@@ -52,7 +83,8 @@ def captured(model: nn.Module, shape: tuple) -> torch.export.ExportedProgram:
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     try:
-        return torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+        with _quietly():
+            return torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise AutoLoRaError(
             f"What {type(model).__name__} computes can't be written down: {_cause(error)}; its "

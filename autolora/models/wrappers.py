@@ -10,7 +10,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -18,40 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..core.errors import AutoLoRaError, reason
 from .outputs import tensors_of
-
-# %% ../../nbs/models/07_wrappers.ipynb #0b3be3ec
-def _obstacle(model):
-    "Why `model` can't be trained, as a sentence; None if nothing stands in the way."
-    tensors = [*model.parameters(), *model.buffers()]
-    kinds = [type(module) for module in model.modules()]
-    if isinstance(model, torch.jit.ScriptModule):
-        return (
-            "The model is TorchScript, in which no layer can be replaced or called with other "
-            "weights: hand over the Python module that it was made from."
-        )
-    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in tensors):
-        return (
-            "The model has lazy layers whose weights don't exist yet: call it once on a batch of "
-            "images before handing it over."
-        )
-    if any(tensor.is_meta for tensor in tensors):
-        return (
-            "The model's weights are on the meta device, which holds shapes and no values: load "
-            "its weights (to_empty and load_state_dict) before handing it over."
-        )
-    if any(
-        ".quantized" in kind.__module__ or "torchao" in kind.__module__ for kind in kinds
-    ) or any(tensor.is_quantized for tensor in tensors):
-        return (
-            "The model is quantised, and its integer weights have no gradient: hand over the model "
-            "in floating point, as it was before quantisation."
-        )
-    if not any(tensor.is_floating_point() for tensor in model.parameters()):
-        return (
-            "The model has no parameters that could be trained: hand over an nn.Module with "
-            "weights in floating point."
-        )
-    return None
+from .refusals import obstacle
 
 # %% ../../nbs/models/07_wrappers.ipynb #767aafaa
 _INSIDE = {  # class -> the attribute that holds the net
@@ -178,8 +144,13 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     Raises `AutoLoRaError` for a model that can't be trained or copied."""
     told = []
     model = _unwrapped(model, told)
-    if obstacle := _obstacle(model):
-        raise AutoLoRaError(obstacle)
+    if words := obstacle(model):
+        raise AutoLoRaError(words)
+    if not any(parameter.is_floating_point() for parameter in model.parameters()):
+        raise AutoLoRaError(
+            "The model has no parameters that could be trained: hand over an nn.Module with "
+            "weights in floating point."
+        )
     model = _copied(model)
     _unwrap_inside(model, told)
     _renew_hooks(model, told)

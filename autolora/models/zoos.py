@@ -10,6 +10,8 @@ import re
 
 import torch
 
+from .files import MEANS, STDS
+
 # %% ../../nbs/models/04_zoos.ipynb #6077bf97
 _SHORTCUTS = [  # kuangliu's nets, MadryLab's and TRADES' CIFAR ResNets; torchvision, timm
     ("shortcut.0.", "downsample.0."),
@@ -202,24 +204,27 @@ def with_set(tensors: dict, number: str) -> dict:
     return kept
 
 # %% ../../nbs/models/04_zoos.ipynb #175b1245
-_OF_IMAGES = r"(^|\.)_?(?:\w*norm\w*\.)?(?:new_|pixel_|image_|img_|input_|data_|channel_)?"
-_MEANS = re.compile(_OF_IMAGES + r"(means?|mu)$")
-_STDS = re.compile(_OF_IMAGES + r"(stds?|stdev|sigma)$")
+def _few(tensors, pattern):
+    "Those of the `tensors` of few numbers whose names fit the `pattern`: name -> (C,)."
+    fitting = {name: t for name, t in tensors.items() if pattern.search(name)}
+    return {name: t.flatten().float() for name, t in fitting.items() if 0 < t.numel() <= 4}
+
+
+_PARTNER = re.compile(r"(?:means?|stds?|stdev)$", re.I)
 
 
 def normalisation_in(tensors: dict) -> tuple[list, list] | None:
-    "`(mean, std)` that a file brings, a value a channel, for pixels in [0, 1]; None without one."
-
-    def one(pattern):
-        fitting = [t for name, t in tensors.items() if pattern.search(name) and 0 < t.numel() <= 4]
-        return fitting[0].flatten().float() if fitting else None
-
-    mean = one(_MEANS)
-    std = one(_STDS)
-    if mean is None or std is None or (std <= 0).any():
-        return None
-    scale = 255 if mean.max() > 2 else 1  # some count pixels from 0 to 255
-    return (mean / scale).tolist(), (std / scale).tolist()
+    """`(mean, std)` that a file brings, a value a channel, for pixels in [0, 1]; None without one,
+    and where several are there that differ."""
+    means, stds = _few(tensors, MEANS), _few(tensors, STDS)
+    pairs = [(a, b) for a in means for b in stds]
+    together = [(a, b) for a, b in pairs if _PARTNER.sub("std", a) == _PARTNER.sub("std", b)]
+    found = []
+    for mean, std in ((means[a], stds[b]) for a, b in together or pairs):
+        if mean.isfinite().all() and (std > 0).all():
+            scale = 255 if max(mean.max(), std.max()) > 2 else 1  # some count pixels up to 255
+            found.append(((mean / scale).tolist(), (std / scale).tolist()))
+    return found[0] if found and all(pair == found[0] for pair in found) else None
 
 
 _CONSTANT = re.compile(r"mean|std|sigma|mu$|var$|norm|shift|offset|scale|center", re.I)
@@ -228,11 +233,14 @@ _SINGLE = re.compile(r"(^|[._])(mean|std|mu|sigma|shift|offset)$", re.I)  # of g
 
 def doubtful(tensors: dict, prefix: str, known: set) -> list[str]:
     """The names in `tensors`, none of them `known`, of numbers that stand beside the net whose
-    names begin with `prefix`, or first in it, and that may say how it normalises images."""
+    names begin with `prefix`, first in it, or where no net is, and that may say how it normalises
+    images."""
     net = prefix.split(".")[:-1]
-    large = (name for name, tensor in tensors.items() if tensor.dim() > 1 and tensor.numel() > 4)
+    large = [name for name, tensor in tensors.items() if tensor.dim() > 1 and tensor.numel() > 4]
     layers = {name.rpartition(".")[0] for name in large}
-    found = []
+    nets = {name.split(".")[0] for name in large}
+    said = [*_few(tensors, MEANS), *(name for name, t in _few(tensors, STDS).items() if len(t) > 1)]
+    found = [name for name in said if name.split(".")[0] not in nets]  # in args or a config
     for name, tensor in tensors.items():
         above = name.split(".")[:-2]
         if name in known or name.rpartition(".")[0] in layers or above != net[: len(above)]:
@@ -240,4 +248,4 @@ def doubtful(tensors: dict, prefix: str, known: set) -> list[str]:
         words = {1: _SINGLE, 2: _CONSTANT, 3: _CONSTANT, 4: _CONSTANT}.get(tensor.numel())
         if words and words.search(name):
             found.append(name)
-    return found
+    return list(dict.fromkeys(found))

@@ -23,6 +23,7 @@ from .attacks import fgsm, is_right, margin_loss, pgd
 from .blackbox import random_search
 from .results import Row
 from .squares import square
+from .steadiness import depends_on_batch, varies
 
 # %% ../../nbs/robust/06_alarms.ipynb #8a9cb9aa
 class Look:
@@ -48,6 +49,10 @@ class Look:
     @cached_property
     def logits(self) -> Tensor:
         return self.logits_of(self.x)
+
+    @cached_property
+    def varies(self) -> bool:
+        return varies(self.model, self.x)
 
     def gradient(self, loss) -> Tensor:
         "The gradient of `loss(logits, y)`, a sum over the images, at the images."
@@ -140,8 +145,7 @@ def _reached(look):
     reached = torch.zeros(look.n, dtype=torch.bool, device=look.x.device)
     for seed in range(3):
         points = look.threat.start(look.x, torch.Generator(look.x.device).manual_seed(seed))
-        lucky = look.fooled(points)  # which is no merit of the gradient
-        points = torch.where(lucky[:, None, None, None], look.x, points)
+        points = torch.where(look.fooled(points)[:, None, None, None], look.x, points)  # by luck
         reached |= look.fooled(look.attacked(pgd, steps=100, start=points))
     return reached
 
@@ -151,7 +155,7 @@ def _outdone(look, attack):
     reaches: within L1 ten steps are too few, without anything being wrong with the gradients."""
     rest = look.only(~look.lost)
     found = rest and rest.only(rest.fooled(rest.attacked(attack)))
-    return found.n - _reached(found).sum().item() if found else 0
+    return (~_reached(found)).sum().item() if found else 0
 
 
 @_alarm
@@ -236,27 +240,21 @@ def starts_differ(look: Look) -> str:
     )
 
 # %% ../../nbs/robust/06_alarms.ipynb #84451283
-def _differ(a, b):
-    "Whether two answers for the same images differ by more than rounding."
-    return bool((a - b).abs().nan_to_num().max() > 1e-3 * (1 + a.nan_to_num().abs().max()))
-
-
 @_alarm
 def answers_differ(look: Look) -> str:
-    "Two passes of the same images that differ. Source: Athalye et al. 2018, section 4.2."
-    if not _differ(look.logits, look.logits_of(look.x)):
+    "Passes of the same images that differ. Source: Athalye et al. 2018, section 4.2."
+    if not look.varies:
         return ""
     return (
-        "Two passes of the same images give different logits: the model draws random numbers, and "
-        "PGD without averaging over its draws is too weak for it."
+        "Two passes of the same images give different logits: the model draws random numbers, or "
+        "keeps count of its calls, and PGD without averaging over that is too weak for it."
     )
 
 
 @_alarm
 def batch_matters(look: Look) -> str:
     "An answer that depends on the batch. Source: Chen et al. 2022 (transductive defences)."
-    halves = torch.cat([look.logits_of(part) for part in look.x.flip(0).chunk(2)]).flip(0)
-    if look.n < 2 or answers_differ(look) or not _differ(look.logits, halves):
+    if look.n < 2 or look.varies or not depends_on_batch(look.model, look.x):
         return ""
     return (
         "An image's logits depend on the other images of its batch: accuracies change with the "
@@ -268,8 +266,7 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     "Whether `logits` (N, K) are what a softmax or a sigmoid gives: in [0, 1] and not constant."
     inside = bool(((logits >= 0) & (logits <= 1)).all())
     one = bool(((logits.double().sum(1) - 1).abs() < 1e-3).all())
-    varied = bool((logits.amax() - logits.amin()) > 1e-6)
-    return inside and varied and (one or logits.numel() >= 64)
+    return inside and bool(logits.amax() - logits.amin() > 1e-6) and (one or logits.numel() >= 64)
 
 
 @_alarm
@@ -299,9 +296,8 @@ def _one_answer(answers, y):
     "A constant answer, which no attack can change."
     given, counts = torch.unique(answers, return_counts=True)
     share = counts.max().item() / len(y)
-    present = torch.unique(y)
-    recalls = [(answers[y == k] == k).double().mean().item() for k in present.tolist()]
-    balanced = sum(recalls) / len(recalls)
+    present = torch.unique(y).tolist()
+    balanced = sum((answers[y == k] == k).double().mean().item() for k in present) / len(present)
     if len(present) < 2 or share < 0.95 or balanced > 1.2 / len(present):
         return ""
     return (
@@ -364,8 +360,17 @@ def answer_alarms(answers: Tensor, y: Tensor, rows: list[Row], labels: Tensor) -
     return [sentence for sentence in found if sentence]
 
 # %% ../../nbs/robust/06_alarms.ipynb #e5550b3d
-def masking_alarms(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[str]:
+_OF_ANY = (answers_differ, batch_matters)  # alarms that need no right answers
+
+
+def masking_alarms(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, others: Tensor | None = None
+) -> list[str]:
     """The sentences of all `ALARMS` that have something to say about `model` (in eval mode) on
-    images `x` (N, C, H, W) in [0, 1] that it classifies correctly as `y` (N,), on its device."""
+    images `x` (N, C, H, W) in [0, 1] that it classifies correctly as `y` (N,), on its device.
+
+    `others`: images that it may get wrong, for what concerns any answer; `x` may be empty then."""
     look = Look(model, x, y, threat)
-    return [sentence for alarm in ALARMS.values() if (sentence := alarm(look))]
+    looks = dict.fromkeys(_OF_ANY, look if others is None else Look(model, others, y, threat))
+    alarms = ALARMS.values() if look.n else _OF_ANY
+    return [sentence for alarm in alarms if (sentence := alarm(looks.get(alarm, look)))]

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import check_ordinary, ordinary, with_gradients
+from ..core.contexts import ordinary, with_gradients
 from ..core.errors import AutoLoRaError, unknown
 from ..core.threat import ThreatModel, parse_threat
 from ..models.parts import eval_mode
+from ..models.refusals import check_attackable
 from .apgd import APGD, SparseAPGD, targeted_loss
 from autolora.robust.attacks import (
     check_images,
@@ -78,7 +79,7 @@ def autoattack(
     for "apgd-dlr" with two classes, and for images and labels as `pgd` does. Source: Croce & Hein
     2020; in L1: Croce & Hein 2021."""
     threat = parse_threat(threat)
-    check_ordinary(model)
+    check_attackable(model)
     check_images(x)
     check_labels(y, x)
     with with_gradients(), eval_mode(model), own_random(model, x), fused_copy(model, x) as net:

@@ -195,13 +195,11 @@ def _asked(attacks, grade, threat, x, classes, surrogate):
     return [name for name in names if name != "transfer"], {"transfer": why}
 
 
-def _masked(subject, split, idx):
-    "What speaks against the `subject`, on the first of the images `idx`, which it gets right."
-    if not len(idx):
-        return []
-    looked_at = _selected(split, idx[:_LOOKED_AT])
-    x, y = (part.to(subject.images.device) for part in looked_at)
-    return masking_alarms(subject.model, x, y, subject.threat)
+def _masked(subject, split, order, right):
+    "What speaks against the `subject`, on the first images of `order`, and of those it gets right."
+    looked_at = (_selected(split, idx[:_LOOKED_AT]) for idx in (order[right], order))
+    (x, y), (others, _) = ([part.to(subject.images.device) for part in pair] for pair in looked_at)
+    return masking_alarms(subject.model, x, y, subject.threat, others)
 
 
 def _rows(measures, counts, order, y, classes, seen):
@@ -257,9 +255,9 @@ def evaluate(
     split = _as_split(data)
     attacks = _listed(attacks)
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
-    few = split.images(torch.arange(min(2, len(split)))).float()
-    model = as_logits(model, few)
-    surrogate = None if surrogate is None else as_logits(surrogate, few)
+    few = split.images(torch.arange(min(2, len(split)))).float(), attacks != ["none"]
+    model = as_logits(model, *few)
+    surrogate = None if surrogate is None else as_logits(surrogate, *few)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     kept = {} if kept is None else kept
     told = []
@@ -281,7 +279,7 @@ def evaluate(
         rows, natural = _rows(measures, counts, order, y, classes, seen)
         alarms = told + answer_alarms(natural, y, rows, split.y)
         if set(counts) != {"none"}:
-            alarms += _masked(subject, split, order[natural == y])
+            alarms += _masked(subject, split, order, natural == y)
     for alarm in (unique := tuple(dict.fromkeys(alarms))):
         warnings.warn(alarm, stacklevel=2)
     return Report(tuple(rows), str(threat), "", unique, "" if attacks else grade, left_out)

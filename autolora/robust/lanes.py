@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.threat import per_image
+from .attacks import input_gradient
 
 # %% ../../nbs/robust/04_lanes.ipynb #99b8cdb2
 State = dict[str, Tensor]  # name -> (lanes, ...)
@@ -103,7 +104,7 @@ def with_gradient(net: nn.Module, loss: Callable, x: Tensor) -> tuple[Tensor, Te
     x = x.detach().requires_grad_()
     logits = net(x)
     losses = loss(logits)
-    (gradient,) = torch.autograd.grad(losses.sum(), x)
+    gradient = input_gradient(losses.sum(), x, net)
     return logits.detach(), losses.detach(), gradient
 
 

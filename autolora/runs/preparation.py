@@ -24,11 +24,12 @@ from ..data.loading import load_task
 from ..data.task import Task
 from ..methods.base import Method
 from ..methods.registry import make_method
-from ..models.adoption import Adopted, adopt, cannot_take, check_logits
+from ..models.adoption import Adopted, adopt, check_logits
 from ..models.backbones import BACKBONES, open_backbone
 from ..models.inspection import check_frozen, inspect_model
 from ..models.kept import check_saving
 from ..models.parts import eval_mode, placed
+from ..models.refusals import cannot_take
 from .hashes import made_of, made_with
 from .settings import SETTINGS, budget, chosen_settings
 from ..train.learner import on_device, steps_per_epoch

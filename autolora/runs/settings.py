@@ -78,7 +78,13 @@ SETTINGS = Table(
     ),
     Setting("skip_broken", False, "leave out unreadable images", (bool,), label="Skip broken"),
     Setting(
-        "seed", 0, "of everything random: the same seed gives the same run", (int,), 0, label="Seed"
+        "seed",
+        0,
+        "of everything random: the same seed gives the same run",
+        (int,),
+        low=0,
+        high=2**53,  # beyond it not all whole numbers are told apart
+        label="Seed",
     ),
     Setting("augment", "auto", "auto, none, shift, shift+flip, or a function (x, generator) -> x"),
     Setting(
