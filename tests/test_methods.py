@@ -887,7 +887,7 @@ class Interrupt(Control):
             raise KeyboardInterrupt
 
 
-STATEFUL = ("autolora", "trades", "twins", "awp", "adr", "rift", "ramp")  # each its own kind
+STATEFUL = ("autolora", "twins", "awp", "adr", "rift", "ramp")  # each its own kind
 
 
 @pytest.mark.parametrize(

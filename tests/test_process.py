@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from autolora.cli import main
 from autolora.runs.processes import perform, submit
 
 ENV = os.environ | {
@@ -153,15 +154,18 @@ def test_full_disk_is_one_sentence(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_sentence_before_training(tmp_path, args, words):
-    done = autolora(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert (
-        done.stderr.startswith("autolora: ")
-        and words in done.stderr
-        and "Traceback" not in done.stderr
-    )
-    assert not list(Path(tmp_path).rglob("events.jsonl")), "nothing may have been started"
+def test_bad_input_is_one_sentence_before_training(tmp_path, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(tmp_path)
+    status, said = main(args), capsys.readouterr().err
+    assert status == 2, said
+    assert said.startswith("autolora: ") and words in said and "Traceback" not in said
+    assert not list(tmp_path.rglob("events.jsonl")), "nothing may have been started"
+
+
+def test_a_process_says_it_likewise(tmp_path):
+    done = autolora("finetune", "robust_mini_gray", "digits", "--limit", "10", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("autolora: "), done.stderr
+    assert "too few" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

@@ -196,6 +196,7 @@ def test_an_interrupt_ends_the_workers_and_leaves_what_is_needed_to_go_on(tmp_pa
         ],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `&` has it ignored
     )
     workers = wait(
         lambda: [

@@ -15,7 +15,10 @@ def trained(folder, method="autolora", **given):
     return finetune("robust_mini_gray", "digits", method, out=folder, **SHORT | given)
 
 
-@pytest.mark.parametrize("method", ["autolora", "autolora_paper", "trades", "fast_at", "awp"])
+SAME = [pytest.param(name, marks=pytest.mark.long) for name in ("autolora_paper", "trades")]
+
+
+@pytest.mark.parametrize("method", ["autolora", "fast_at", "awp", *SAME])
 def test_measuring_changes_no_bit_of_the_weights(tmp_path, method):
     steps = {} if method != "fast_at" else {"steps": 1}
     seen = trained(tmp_path / "seen", method, **steps)

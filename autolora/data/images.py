@@ -65,7 +65,7 @@ def _fault(x):
 def out_of_range(low: float, high: float) -> str:
     "That images run from `low` to `high` and not within [0, 1], and what to do, in a sentence."
     if not (math.isfinite(low) and math.isfinite(high)):
-        return "Some image values are NaN or infinite: clean the images first."
+        return "Some image values are NaN or infinite, not within [0, 1]: clean the images first."
     fix = "divide by 255 or pass uint8"
     if low < 0:
         fix = "pass the images before normalisation, which belongs inside the model"

@@ -39,7 +39,9 @@ def check_images(x: Tensor) -> None:
     "Raises `AutoLoRaError` unless `x` is a tensor of floats in [0, 1]."
     if not isinstance(x, Tensor):
         kind = type(x).__name__
-        raise AutoLoRaError(f"Images must be a tensor, not {kind}: pass torch.as_tensor(images).")
+        raise AutoLoRaError(
+            f"Images must be a tensor of floats in [0, 1], not {kind}: use torch.as_tensor(images)."
+        )
     if not x.is_floating_point():
         raise AutoLoRaError(
             f"Images must be floats in [0, 1], not {x.dtype}: scale them, uint8 by x.float() / 255."
