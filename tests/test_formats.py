@@ -820,6 +820,30 @@ def test_no_path_leaves_the_target(tmp_path, name, end):
     refused(zipped(tmp_path / f"evil{end}", [*PETS, name]), "leads out of its folder")
 
 
+def test_archives_by_what_they_are_and_not_by_their_name(tmp_path):
+    root = folder(tmp_path / "data", "a", "b")
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as archive:
+        archive.add(root, "data")
+    (tmp_path / "t.tar.gz").rename(tmp_path / "t.zip")
+    assert load_task(tmp_path / "t.zip").classes == ["a", "b"]
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.write(tmp_path / "t.zip", "t.zip")
+    with pytest.raises(AutoLoRaError, match="outer.zip .* It holds an archive, t.zip") as error:
+        load_task(tmp_path / "outer.zip")
+    assert "/autolora-" not in str(error.value)
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.write(root / "a" / "0.png", "a/0.png")
+    raw = bytearray((tmp_path / "locked.zip").read_bytes())
+    raw[raw.index(b"PK\3\4") + 6] |= 1  # the flag that it is encrypted, in both its headers
+    raw[raw.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(raw)
+    refused(tmp_path / "locked.zip", "is encrypted: unpack")
+
+
+def test_a_label_of_none_is_a_missing_one():
+    refused(AsDataset([(FIRST[i], None if i == 3 else i % 2) for i in range(N)]), "image 3 is miss")
+
+
 def test_archives_with_links_bombs_and_damage(tmp_path):
     with tarfile.open(tmp_path / "l.tar", "w") as file:
         member = tarfile.TarInfo("pets/cat/a.png")

@@ -35,6 +35,11 @@ def _members(archive):
     "(name, size, opener) of every regular file in an open zip or tar file."
     if isinstance(archive, zipfile.ZipFile):
         for member in archive.infolist():
+            if member.flag_bits & 1:
+                raise AutoLoRaError(
+                    f"'{member.filename}' is encrypted: unpack the archive yourself, with its "
+                    "password."
+                )
             if not member.is_dir():
                 yield member.filename, member.file_size, lambda m=member: archive.open(m)
         return
@@ -61,6 +66,15 @@ def _wanted(archive, path):
             yield Path(*parts), size, opened
 
 
+def _opened(path):
+    "The archive `path`, whatever its name says that it is."
+    if zipfile.is_zipfile(path):
+        return zipfile.ZipFile(path)
+    if tarfile.is_tarfile(path):
+        return tarfile.open(path)
+    raise tarfile.ReadError("it is neither a whole zip nor a tar")
+
+
 def unpacked_folder(path: Path) -> Path:
     """A temporary folder, deleted when the program ends, with what is in the archive `path` and
     isn't hidden.
@@ -71,11 +85,7 @@ def unpacked_folder(path: Path) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     room = min(shutil.disk_usage(folder).free // 2, max(1e9, 200 * path.stat().st_size))
     try:
-        with (
-            zipfile.ZipFile(path)
-            if path.suffix.lower() == ".zip"
-            else tarfile.open(path) as archive
-        ):
+        with _opened(path) as archive:
             for name, size, opened in _wanted(archive, path):
                 room -= size
                 if room < 0:

@@ -34,7 +34,9 @@ def _one_axis(y, n, what):
 def _as_array(y):
     "Labels as an array; of tensors also those of types that NumPy hasn't got."
     if not isinstance(y, torch.Tensor):
-        return np.asarray(y)
+        y = np.asarray(y)
+        bare = lambda v: v.item() if isinstance(v, np.ndarray) and not v.ndim else v
+        return np.frompyfunc(bare, 1, 1)(y) if y.dtype == object else y
     y = y.detach().cpu()
     return (y.float() if y.is_floating_point() else y).numpy()
 

@@ -93,8 +93,19 @@ def _archive(path, size, skip_broken):
     groups = shards_of(path) if path.suffix == ".tar" else {}
     if groups:
         return _shards(path.stem, groups, size, skip_broken)
-    name = path.name.partition(".")[0]
     folder = unpacked_folder(path)
+    try:
+        return _unpacked(folder, path, size, skip_broken)
+    except AutoLoRaError as error:
+        said = str(error).replace(str(folder), str(path)).replace(folder.name, path.name)
+        inner = [file.name for file in folder.rglob("*") if is_archive(file)]
+        more = f" It holds an archive, {inner[0]}: unpack that first." if inner else ""
+        raise AutoLoRaError(f"{said}{more}") from error
+
+
+def _unpacked(folder, path, size, skip_broken):
+    "The `Task` of the `folder` that the archive `path` was unpacked into."
+    name = path.name.partition(".")[0]
     tables = [table for table in folder.glob("*.csv")]
     if len(tables) == 1 and not class_folders(folder):
         return _table(tables[0], folder, size, skip_broken)
