@@ -209,7 +209,7 @@ def test_a_run_without_its_data_or_its_model(tmp_path):
     with pytest.raises(AutoLoRaError, match="by name which data.*run.task = load_task"):
         Run.open(own.path).export("safetensors")
     (own.path / "model.safetensors").unlink()
-    with pytest.raises(AutoLoRaError, match="no model yet"):
+    with pytest.raises(AutoLoRaError, match="model.safetensors is gone"):
         Run.open(own.path).export("safetensors")
 
 
