@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from autolora import Lab, Run
+from autolora import Lab, Run, finetune
+from autolora.data.loading import load_task
 from autolora.lab import follower
 from autolora.lab.canvas import Canvas
 from autolora.lab.follower import Checker
@@ -386,6 +387,37 @@ def test_twelve_runs_of_other_layers_each(lab, tmp_path):
     lab.canvas.opened = [panel[0] for panel in lab.canvas.panels]
     tables = {name: table for name, _, table in lab.canvas.panels if name != "example"}
     assert all("<table" in table for table in tables.values())
+
+
+def small(width, depth):
+    "A net of `depth` convolutions."
+    layers = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
+    layers += [nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU()) for _ in range(depth - 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+@pytest.mark.long
+def test_twelve_real_runs_of_five_backbones(lab, tmp_path):
+    task = load_task("digits", limit=220)
+    colour = lambda split: (split.images().expand(-1, 3, -1, -1).contiguous(), split.y)
+    data = {"train": colour(task.train), "test": colour(task.test)}
+    nets = ["robust_mini_rgb", small(8, 1), small(8, 3), small(12, 5), small(16, 9)]
+    short = dict(epochs=2, lr=0.02, steps=1, test=False, progress=False)
+    ways = [(net, method) for net in nets for method in ("autolora", "trades", "at")][:12]
+    paths = []
+    for i, (net, method) in enumerate(ways):
+        paths.append(finetune(net, data, method, out=tmp_path / f"run{i:02d}", **short).path)
+    lab.open(*paths)
+    figures = {name: json.loads(figure) for name, figure, _ in lab.canvas.panels}
+    assert len(figures) == 8
+    told = {name: str(figure["layout"]["title"]) for name, figure in figures.items()}
+    empty = {name for name, figure in figures.items() if not figure["data"]}
+    assert all("can't be drawn" not in words for words in told.values())
+    assert all("text" in figures[name]["layout"]["title"]["subtitle"] for name in empty), told
+    for path in paths:
+        lab.front.value = str(path)
+        shown = json.loads({name: figure for name, figure, _ in lab.canvas.panels}["gradients"])
+        assert shown["layout"]["title"]["text"] != "Not drawn", path
 
 
 def test_one_pictures_failure_is_its_own(lab, tmp_path, monkeypatch):
