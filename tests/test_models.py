@@ -563,6 +563,13 @@ def test_refused_with_the_true_cause(words):
     refused(words, REFUSED[words]())
 
 
+def test_a_head_that_comes_as_zeros_is_no_fault():
+    net = Net(lambda net, x, h, z: z)
+    nn.init.zeros_(net.fc.weight)
+    for classes in (3, net.fc.out_features):  # torchvision's ViTs and several of timm's come so
+        assert adopt(net, X, classes).model.get_submodule("fc").weight.any()
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_a_forward_that_writes_to_its_input_is_refused_everywhere(name):
     own, x, y = Before(WRITES[name]).eval(), X.clone(), torch.tensor([0, 1, 2, 3])

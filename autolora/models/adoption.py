@@ -143,7 +143,6 @@ def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> 
             "nn.ModuleList or nn.ModuleDict."
         )
     check_logits(name, logits, found.after)
-    check_gradient(net, x, path)
     check_batches(net, x)
     told = []
     if "LogSoftmax" in found.after:
@@ -256,6 +255,7 @@ def adopt(
     if told:
         _check_same(model, net, x, told)
     made, more = settled(declared(net, x, head_layer), num_classes, keep, fresh=True)
+    check_gradient(made, x)  # only now: a head may have come as zeros
     return Adopted(made, (*told, *more))
 
 # %% ../../nbs/models/08_adoption.ipynb #4938406a

@@ -30,7 +30,7 @@ from .collections import Backbone, elsewhere, torchvision_backbone, torchvision_
 from .files import read_tensors
 from .nets import PreActResNet18, WideResNet, cifar_resnet18
 from .parts import plausible_shapes, set_head
-from .refusals import cannot_take
+from .refusals import cannot_take, check_gradient
 from .tracing import trial
 
 # %% ../../nbs/models/11_backbones.ipynb #f08bd4d1
@@ -290,7 +290,8 @@ def open_backbone(
             "'robust_mini_rgb' or a ResNet."
         )
     model = backbone.model(num_classes)
-    found = declared(model.net, _trial_images(model.net, backbone), head_layer)
+    x = _trial_images(model.net, backbone)
+    found = declared(model.net, x, head_layer)
     model.net, told = settled(found, num_classes, keep)
     set_head(model, f"net.{model.net._head_layer}")
     if weights == "pretrained" and backbone.weights is not None:
@@ -301,6 +302,7 @@ def open_backbone(
         told.append(_loaded(model, name, weights, **how))
     elif keep:
         raise AutoLoRaError(f"'{name}' has no trained head to keep: leave out head='keep'.")
+    check_gradient(model.net, x)
     return Adopted(model, tuple(told))
 
 

@@ -14,7 +14,6 @@ from torch.nn.parameter import UninitializedTensorMixin
 
 from ..core.contexts import check_ordinary, outside_contexts
 from ..core.errors import AutoLoRaError, reason
-from .outputs import at
 from .tracing import untouched
 
 # %% ../../nbs/models/07_refusals.ipynb #7a1e0f06
@@ -146,14 +145,14 @@ _OF_SHAPES = r"size|shape|dimension|channels|[Kk]ernel|mat1|[Ee]xpected input|pi
 
 # %% ../../nbs/models/07_refusals.ipynb #7a1e0f0c
 @outside_contexts()
-def check_gradient(model: nn.Module, x: torch.Tensor, path: tuple = ()) -> None:
-    """Raise `AutoLoRaError` if the gradient of what `model` gives (at `path` in it) is exactly zero
-    at the images `x` (N, C, H, W) and at noise."""
+def check_gradient(model: nn.Module, x: torch.Tensor) -> None:
+    """Raise `AutoLoRaError` if the gradient of the logits of `model` is exactly zero at the images
+    `x` (N, C, H, W) and at noise."""
     with untouched(model):
         model.eval()
         for images in (x, torch.rand_like(x)):
             leaf = images.detach().clone().requires_grad_()
-            logits = at(model(leaf), path)
+            logits = model(leaf)
             uneven = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
             (found,) = torch.autograd.grad((logits * uneven).sum(), leaf)
             if found.any():
