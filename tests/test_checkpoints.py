@@ -232,6 +232,9 @@ ASKED = {
     "a word": argparse.Namespace(mean="imagenet", std="imagenet"),
     "two that differ": {"a": SAID, "b": SAID | {"mean": [0.1, 0.1, 0.1]}},
     "one of them": {"data": {"mean": [0.5, 0.4, 0.3]}},
+    "an accuracy in percent": {"mean": 91.3, "std": 0.4},
+    "an accuracy": {"results": {"mean": 0.913, "std": 0.004}},
+    "of labels": {"targets": {"mean": 4.5, "std": 2.8}},
 }
 
 
@@ -293,8 +296,19 @@ ZEROED = {
 @pytest.mark.parametrize("kind", ZEROED)
 def test_a_checkpoint_that_was_never_filled_is_refused(kind):
     zeros = {k: torch.zeros_like(v) if ZEROED[kind](k) else v for k, v in R18.items()}
-    with pytest.raises(AutoLoRaError, match="all zero .*, as in a file that was never filled"):
+    with pytest.raises(AutoLoRaError, match="all zero.*, as in a file that was never filled"):
         load_tensors(load_backbone("resnet18", 3, weights=None), zeros, "c.pt")
+
+
+def test_whole_numbers_and_one_number_are_no_weights(tmp_path):
+    whole = {
+        k: (v * 500).clamp(-127, 127).to(torch.int8) if v.dim() > 1 else v for k, v in R18.items()
+    }
+    one = {k: torch.full_like(v, 0.01) if v.is_floating_point() else v for k, v in R18.items()}
+    for tensors, words in ((whole, "holds whole numbers in"), (one, "all zero, or one number")):
+        torch.save(tensors, tmp_path / "c.pt")
+        with pytest.raises(AutoLoRaError, match=words):
+            load_backbone("resnet18", 10, weights=str(tmp_path / "c.pt"))
 
 
 def test_single_zeros_are_no_fault():

@@ -456,6 +456,29 @@ def test_weights_that_are_gone_are_named(folder, name):
         assert not verify(folder, progress=False).holds
 
 
+def without(folder, number):
+    "Take the event of that epoch out of the log of the run in `folder`."
+    log = folder / "events.jsonl"
+    kept = [line for line in log.read_text().splitlines() if f'"epoch": {number},' not in line]
+    log.write_text("".join(f"{line}\n" for line in kept))
+
+
+LOSSES = {
+    "events.jsonl": lambda folder: (folder / "events.jsonl").unlink(),
+    "events.jsonl lacks epoch": lambda folder: without(folder, 1),
+    "report.json": lambda folder: (folder / "report.json").unlink(),
+    "examples.npz": lambda folder: (folder / "examples.npz").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_finished_run_lacks_is_named(folder, name):
+    LOSSES[name](folder)
+    told = check(folder)
+    assert told[name.split()[0]].startswith("not mended: it ")
+    assert {words for file, words in told.items() if file != name.split()[0]} == {"whole"}
+
+
 def test_a_run_whose_data_were_moved_goes_on(tmp_path):
     task = load_task("digits", limit=300)
     pixels = (task.train.images() * 255).byte().numpy()

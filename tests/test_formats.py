@@ -840,6 +840,19 @@ def test_archives_by_what_they_are_and_not_by_their_name(tmp_path):
     refused(tmp_path / "locked.zip", "is encrypted: unpack")
 
 
+def test_blanks_around_a_label_are_no_other_class():
+    names = np.array(["cat", "cat ", " dog", "dog"])[np.arange(N) % 4]
+    assert load_task((X, names)).classes == ["cat", "dog"]
+    notes = load_task((X, np.array(["Cat", "cat"])[Y])).notes
+    assert "The classes 'Cat', 'cat' differ in capitals only." in notes
+
+
+def test_a_loader_that_drops_its_last_batch_drops_no_image():
+    data = torch.utils.data.TensorDataset(FIRST, torch.from_numpy(Y))
+    loader = torch.utils.data.DataLoader(data, 50, drop_last=True)
+    assert sum(map(len, load_task(loader).splits.values())) == N
+
+
 def test_a_label_of_none_is_a_missing_one():
     refused(AsDataset([(FIRST[i], None if i == 3 else i % 2) for i in range(N)]), "image 3 is miss")
 

@@ -260,6 +260,8 @@ def test_other_data_are_told_by_the_names_of_their_classes(run):
     named |= {"test_x": named["train_x"], "test_y": named["train_y"]}
     found = run.evaluate(data=named, attacks=["none"], progress=False)["none"]
     assert found.correct == sum(own.classes[k][0] for k in range(5, 10)) and found.n == few.sum()
+    whole = run.evaluate(data=(x, y), attacks=["none"], progress=False)["none"]
+    assert whole.n == len(y) and whole.correct == own.correct  # none is held out of them
     with pytest.raises(AutoLoRaError, match="the class 'five', which is none of 0, 1"):
         run.evaluate(data=named | {"classes": ["five", *"6789"]}, progress=False)
     with pytest.raises(AutoLoRaError, match="are 3x16x16, the run's 1x16x16"):

@@ -563,6 +563,91 @@ def test_refused_with_the_true_cause(words):
     refused(words, REFUSED[words]())
 
 
+class Roundabout(Net):
+    "Its head, or a weight of its body, is reached by another way too."
+
+    def __init__(self, way):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.way = way
+        self.kept = {"list": [self.fc], "dict": {"a": self.fc}, "weight": [self.first.weight]}
+
+    def forward(self, x):
+        if self.way == "weight":
+            return super().forward(F.conv2d(x, self.kept["weight"][0], self.first.bias))
+        head = self.kept["list"][0] if self.way == "list" else self.kept["dict"]["a"]
+        return head(self.body(x))
+
+
+@pytest.mark.parametrize("way", ["list", "dict"])
+def test_a_new_head_that_the_forward_never_takes_is_refused(way):
+    refused("A new head has no effect in Roundabout", Roundabout(way))
+
+
+def test_a_branch_that_can_act_on_no_weight_of_a_list_is_refused():
+    refused("The branch can't act on first.weight", Roundabout("weight"))
+    prepare(Roundabout("weight"), DATA, "at", lr=0.01, batch_size=16)  # which needs no branch
+
+
+def keeps(how):
+    "A net that leaves something of its forward in itself."
+
+    def forward(net, x, h, z):
+        if how == "buffer":
+            net.seen = h.detach()
+        else:
+            net.seen = h
+        return z
+
+    made = Net(forward)
+    if how == "buffer":
+        made.register_buffer("seen", torch.zeros(2, 12), persistent=False)
+    return made
+
+
+@pytest.mark.parametrize("how", ["features", "buffer"])
+def test_what_a_forward_keeps_stops_no_training(how):
+    own = keeps(how)
+    run = short(own)
+    assert len(run.history) == 1 and Run.open(run.path, model=keeps(how)).model is not None
+
+
+@pytest.mark.parametrize("how", ["cast", "autocast"])
+def test_logits_in_half_precision_train_to_the_end(how):
+    class Halved(Net):
+        def forward(self, x):
+            if how == "cast":
+                return super().forward(x).bfloat16()
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    assert len(short(Halved()).history) == 1
+
+
+def test_a_reentrant_checkpoint_is_refused_everywhere():
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(Net):
+        def forward(self, x):
+            return self.fc(checkpoint(self.body, x, use_reentrant=True))
+
+    own = Saving().eval()
+    y = own(X).argmax(1)
+    for call in (
+        lambda: prepare(own, DATA, lr=0.01, batch_size=16),
+        lambda: evaluate(own, (X, y), "linf:0.1"),
+        lambda: pgd(own, X, y, "linf:0.1"),
+    ):
+        with pytest.raises(AutoLoRaError, match="use_reentrant=False"):
+            call()
+
+
+def test_pgd_says_what_a_model_should_give():
+    own = Net(lambda net, x, h, z: {"logits": z}).eval()
+    with pytest.raises(AutoLoRaError, match="gives a dict: wrap it"):
+        pgd(own, X, torch.tensor([0, 1, 2, 3]), "linf:0.1")
+
+
 def test_a_head_that_comes_as_zeros_is_no_fault():
     net = Net(lambda net, x, h, z: z)
     nn.init.zeros_(net.fc.weight)

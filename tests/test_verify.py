@@ -124,7 +124,7 @@ def test_weights_whose_digest_is_wrong_and_those_of_another_run_fail(run):
     assert failing(found) == {"the weights"} and found["PGD-10"].holds is None
     (run.path / "model.safetensors").unlink()
     found = verify(run.path, progress=False)
-    assert not failing(found) and found["the weights"].holds is None  # nothing to check against
+    assert failing(found) == {"the weights"} and "is gone" in found["the weights"].why
 
 
 def test_other_data_fail(run, tmp_path):

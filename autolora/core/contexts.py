@@ -21,7 +21,15 @@ def with_gradients() -> Iterator[None]:
     plain = torch.get_default_device().type == "cpu"
     place = contextlib.nullcontext() if plain else torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad(), place:
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise AutoLoRaError(
+                "The model saves memory by torch.utils.checkpoint with use_reentrant=True, through "
+                "which no gradient gets to the images: give it use_reentrant=False."
+            ) from error
 
 
 def _check_precision():

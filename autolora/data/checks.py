@@ -8,6 +8,7 @@ __all__ = ['near_copies', 'found_in']
 # %% ../../nbs/data/06_checks.ipynb #452850a4
 import hashlib
 import itertools
+from collections import Counter
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ def _class_notes(task):
     "Notes on classes that are rare or missing, and on splits that are small."
     counts = task.train.y.bincount(minlength=task.num_classes)
     notes = []
+    alike = Counter(name.casefold() for name in task.classes)
+    if twice := [name for name in task.classes if alike[name.casefold()] > 1]:
+        notes.append(f"The classes {', '.join(map(repr, twice))} differ in capitals only.")
     if counts.max() >= _UNEVEN * counts.min():
         most, least = int(counts.argmax()), int(counts.argmin())
         notes.append(

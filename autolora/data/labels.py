@@ -80,6 +80,8 @@ def named_labels(y, n: int, what: str = "training", classes: list[str] | None = 
     if y.ndim != 1 or not _named(y):
         return as_labels(y, n, what), classes
     names = [value.decode() if isinstance(value, bytes) else str(value) for value in y]
+    if not classes or {*names} - {*classes}:
+        names = [name.strip() for name in names]
     known = classes or _in_order(set(names))
     strange = set(names) - set(known)
     if strange:

@@ -278,7 +278,7 @@ def from_stream(
 def whole_dataset(loader: DataLoader):
     "The data set of a `DataLoader` that gives all of it as it is; None for another loader."
     plain = isinstance(loader.sampler, (SequentialSampler, RandomSampler))
-    if isinstance(loader.dataset, IterableDataset) or not plain or loader.drop_last:
+    if isinstance(loader.dataset, IterableDataset) or not plain:
         return None
     replaced = getattr(loader.sampler, "replacement", False)
     return None if replaced or loader.collate_fn is not default_collate else loader.dataset

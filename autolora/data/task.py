@@ -72,6 +72,16 @@ class Task:
         }
         return replace(self, classes=list(classes), **splits)
 
+    def all_as_test(self) -> "Task":
+        "This task with all of its images as test images, where they were split by us alone."
+        splits = [*self.splits.values()]
+        if any(split.source is not self.train.source for split in splits):
+            return self
+        y, index = (torch.cat([getattr(s, name) for s in splits]) for name in ("y", "index"))
+        test = Split(self.train.source, y, index=index)
+        told = f"Nothing says which images are for testing: all {len(test)} are measured on."
+        return replace(self, test=test, notes=[told])
+
     @property
     def augment_choice(self) -> str:
         "What training does to the images, and why so, in words."

@@ -139,8 +139,9 @@ def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> 
         raise AutoLoRaError(
             f"The forward of {name} computes with {len(found.strange)} weights that aren't among "
             f"its parameters (the first of shape {found.strange[0]}), as those of layers in a "
-            "plain list or dict, which would be neither trained nor saved: keep such layers in "
-            "nn.ModuleList or nn.ModuleDict."
+            "plain list or dict, which would be neither trained nor saved, or those that a lambda, "
+            "a closure or a weak reference holds, which a copy doesn't follow: keep layers in "
+            "nn.ModuleList or nn.ModuleDict, and write the forward as a method."
         )
     check_logits(name, logits, found.after)
     check_batches(net, x)
@@ -168,13 +169,19 @@ def _first_name(net, head):
 def _check_fits(found, num_classes):
     "Refuse a net that needs its head elsewhere too, as one of `num_classes` shows."
     try:
-        trial(found.net, found.x)
+        logits, _ = trial(found.net, found.x)
     except Exception as error:
         raise AutoLoRaError(
             f"With a new head over {num_classes} classes {type(found.net).__name__} doesn't run "
             f"any more ({reason(error)}): its '{found.head}' is used elsewhere in it, too; give "
             f"the classes a layer of their own, or it {num_classes} classes and head='keep'."
         ) from error
+    weight = next(found.net.get_submodule(found.net._head_layer).parameters())
+    if torch.autograd.grad(logits.sum(), weight, allow_unused=True)[0] is None:
+        raise AutoLoRaError(
+            f"A new head has no effect in {type(found.net).__name__}: its forward takes the old "
+            f"'{found.head}' from a list, a dict or another object; call the layer by its name."
+        )
 
 
 def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool = False) -> tuple:

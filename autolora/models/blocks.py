@@ -74,17 +74,30 @@ def _kind(name, tensor):
     return "matrix" if tensor.dim() > 1 else last if last in ("weight", "running_var") else None
 
 
+def _empty(tensor):
+    "Whether a matrix holds one number only, or anything else zeros only."
+    first = tensor.flatten()[:1] if tensor.dim() > 1 and tensor.numel() > 1 else 0
+    return bool((tensor == first).all())
+
+
 def check_alive(tensors: Mapping, fresh: Mapping, origin: object) -> None:
     """Raise `AutoLoRaError` if half of the `tensors` of one kind in the file `origin` are all zero,
     which aren't in the `fresh` net."""
     known = {name: _kind(name, t) for name, t in tensors.items() if name in fresh}
-    alive = [name for name, kind in known.items() if kind and fresh[name].any()]
+    for name in known:
+        if fresh[name].is_floating_point() and not tensors[name].is_floating_point():
+            raise AutoLoRaError(
+                f"{origin} holds whole numbers in {name}, as after quantisation, without what they "
+                "are to be multiplied by: take the checkpoint in floating point."
+            )
+    alive = [name for name, kind in known.items() if kind and not _empty(fresh[name])]
     whole = Counter(known[name] for name in alive)
-    zeros = [name for name in alive if not tensors[name].any()]
+    zeros = [name for name in alive if _empty(tensors[name])]
     for kind, n in Counter(known[name] for name in zeros).items():
         if n >= 0.5 * whole[kind]:
             named = [name for name in zeros if known[name] == kind]
             raise AutoLoRaError(
-                f"In {origin} {n} of {whole[kind]} tensors of one kind are all zero ({few(named)}),"
-                " as in a file that was never filled: take another checkpoint of this net."
+                f"In {origin} {n} of {whole[kind]} tensors of one kind are all zero, or one number "
+                f"({few(named)}), as in a file that was never filled: take another checkpoint of "
+                "this net."
             )

@@ -19,7 +19,7 @@ from .adoption import Adopted
 from .backbones import BACKBONES, fitting_backbones
 from .checkpoints import averaged
 from .files import read_tensors
-from .parts import head_name, split_parameters
+from .parts import call_with, head_name, split_parameters
 from .published import named_like, usage
 from .tracing import untouched
 from .views import adaptable
@@ -86,8 +86,8 @@ def normalisation_of(model: nn.Module, x: torch.Tensor) -> tuple[list, list, int
     left = std.clone()
     times = 0
     for (in0, out0), (in1, out1) in zip(steps0, steps1, strict=False):
-        if (in1 <= in0).any() or (out1 <= out0).any():
-            continue
+        if out0.shape != in0.shape or (in1 <= in0).any() or (out1 <= out0).any():
+            continue  # pixels laid into channels, or nothing that rises
         step = _spread(out0, out1, in0, in1)[1]
         if (step < 0.7).all() and (step > 0.05).all():
             times += 1
@@ -193,6 +193,22 @@ def _unused(model, x):
     return [name for name, gradient in zip(named, found, strict=True) if gradient is None]
 
 
+def _check_reached(model, x, adapted):
+    "Refuse a model that takes one of the weights `adapted` by another way than its layer's name."
+    own = dict(model.named_parameters())
+    copies = {name: own[name].detach().clone().requires_grad_() for name in adapted if name in own}
+    with untouched(model), torch.enable_grad():
+        model.eval()
+        logits = call_with(model, copies, x)
+        found = torch.autograd.grad(logits.sum(), [*copies.values()], allow_unused=True)
+    lost = {name for name, gradient in zip(copies, found, strict=True) if gradient is None}
+    if away := sorted(lost - {*_unused(model, x)}):
+        raise AutoLoRaError(
+            f"The branch can't act on {_few(away)}: the forward takes it from a list, a dict or "
+            "another object, so that nothing can stand in its place; take it from its layer."
+        )
+
+
 def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()) -> dict[str, str]:
     """What the model of `adopted` is, for images like `x` (N, C, H, W), as topic -> words;
     `adapted` are the weights that get a branch.
@@ -204,8 +220,10 @@ def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()
         "head": _head(model),
         "images": " x ".join(map(str, shape)),
         "normalisation": _normalisation(model, x),
-        "branch": _coverage(model, list(adapted)),
+        "branch": _coverage(model, adapted := list(adapted)),
     }
+    if adapted:
+        _check_reached(model, x, adapted)
     if doubles := _twice(model):
         found["twice in it"] = _few(doubles, "; ")
     if unused := _unused(model, x):

@@ -25,6 +25,7 @@ from ..core.disk import write_atomic
 from ..core.errors import AutoLoRaError, reason
 from ..core.reading import damaged, digest, read_tensors
 from .saving import own_memory
+from .wrappers import without_graphs
 
 # %% ../../nbs/models/14_programs.ipynb #eb3bd552
 _CAUSES = {
@@ -79,7 +80,7 @@ def captured(model: nn.Module, shape: tuple) -> torch.export.ExportedProgram:
     the CPU.
 
     Raises `AutoLoRaError` with the cause if its forward can't be followed."""
-    net = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    net = copy.deepcopy(model, without_graphs(model)).cpu().eval().requires_grad_(False)
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -302,9 +303,16 @@ def program_of(model: nn.Module, shape: tuple) -> dict:
     among its tensors, and its own `constants`, name -> tensor; not its weights.
 
     Raises `AutoLoRaError` with the cause if it can't be written down or doesn't give the same."""
-    net = copy.deepcopy(model).cpu().eval()
-    program = _listed(net, shape)
-    apart = differs(Program(program, net.state_dict()), net, shape)
+    try:
+        net = copy.deepcopy(model, without_graphs(model)).cpu().eval()
+        program = _listed(net, shape)
+        apart = differs(Program(program, net.state_dict()), net, shape)
+    except AutoLoRaError:
+        raise
+    except Exception as error:  # a user's own code, and torch.export's
+        raise AutoLoRaError(
+            f"What {type(model).__name__} computes can't be written down ({reason(error)})."
+        ) from error
     if not apart < 1e-3:
         raise AutoLoRaError(
             f"What {type(model).__name__} computes can't be written down: carried out again, its "

@@ -213,6 +213,12 @@ def _few(tensors, pattern):
 _PARTNER = re.compile(r"(?:means?|stds?|stdev)$", re.I)
 
 
+def _plausible(mean, std):
+    "Whether images may have that mean and spread; an accuracy over seeds, say, is something else."
+    inside = ((mean >= -0.5) & (mean <= 1.5)).all() and ((std >= 0.02) & (std <= 1.5)).all()
+    return bool(inside)  # false for NaN
+
+
 def normalisation_in(tensors: dict) -> tuple[list, list] | None:
     """`(mean, std)` that a file brings, a value a channel, for pixels in [0, 1]; None without one,
     and where several are there that differ."""
@@ -221,8 +227,8 @@ def normalisation_in(tensors: dict) -> tuple[list, list] | None:
     together = [(a, b) for a, b in pairs if _PARTNER.sub("std", a) == _PARTNER.sub("std", b)]
     found = []
     for mean, std in ((means[a], stds[b]) for a, b in together or pairs):
-        if mean.isfinite().all() and (std > 0).all():
-            scale = 255 if max(mean.max(), std.max()) > 2 else 1  # some count pixels up to 255
+        scale = 255 if max(mean.max(), std.max()) > 2 else 1  # some count pixels up to 255
+        if _plausible(mean / scale, std / scale):
             found.append(((mean / scale).tolist(), (std / scale).tolist()))
     return found[0] if found and all(pair == found[0] for pair in found) else None
 

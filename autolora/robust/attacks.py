@@ -66,6 +66,10 @@ def check_labels(y: Tensor, x: Tensor) -> None:
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
     "Raises `AutoLoRaError` unless `logits` has a row for each of the labels `y` and a column too."
+    if not isinstance(logits, Tensor):
+        raise AutoLoRaError(
+            f"The model gives a {type(logits).__name__}: wrap it so that it gives the logits alone."
+        )
     if logits.dim() != 2 or len(logits) != len(y):
         raise AutoLoRaError(
             f"The model gives {tuple(logits.shape)} for {len(y)} images: it must give one row of "

@@ -235,6 +235,8 @@ def _agrees(copied, model, x):
         theirs = model(x[:2])
     except (RuntimeError, ValueError, TypeError):
         return False
+    if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
+        return False  # whoever attacks it says what it should give
     allowed = 1e-3 * theirs.abs().max() + 1e-6
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= allowed)
 

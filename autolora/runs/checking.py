@@ -34,11 +34,32 @@ def _checkpoint(run):
     return state
 
 
+def _is_done(run):
+    return run.tells and is_there(run.path / "card.md")  # which is written last
+
+
 def _whole_log(run):
+    path = run.path / "events.jsonl"
     if run.damaged_lines:
         lines = ", ".join(map(str, run.damaged_lines))
-        raise damaged(run.path / "events.jsonl", f"lines {lines} are torn or garbled")
+        raise damaged(path, f"lines {lines} are torn or garbled")
+    there = {*run.history.epoch}
+    n = run.last("end").get("epochs") or max(there, default=0)
+    lacking = [str(epoch) for epoch in range(1, int(n) + 1) if epoch not in there]
+    if lacking or (_is_done(run) and not run.last("end")):
+        raise damaged(path, f"it lacks epoch {lacking[0]}" if lacking else "it lacks its end")
     return run.events
+
+
+def _there_when_done(name, read):
+    "A look at the file `name` by `read`, which a finished run has."
+
+    def look(run):
+        if _is_done(run) and not is_there(run.path / name):
+            raise damaged(run.path / name, "it is gone, though the run is finished: copy it back")
+        return read(run)
+
+    return look
 
 
 def _weights(name):
@@ -72,8 +93,8 @@ _LOOKS: dict[str, Callable] = {
     "model.safetensors": _weights("model"),
     "branch.safetensors": _weights("branch"),
     "program.safetensors": _program,
-    "examples.npz": lambda run: read_examples(run.path),
-    "report.json": lambda run: run.report,
+    "examples.npz": _there_when_done("examples.npz", lambda run: read_examples(run.path)),
+    "report.json": _there_when_done("report.json", lambda run: run.report),
     "report.html": _page("report.html"),
     "card.md": _page("card.md"),
 }
@@ -163,14 +184,18 @@ def _mend_config(run):
 
 def _mend(run, name):
     "Mend or set aside the damaged file `name` of `run`; how, in words."
-    if name == "events.jsonl" and is_there(run.path / name):
+    if name == "events.jsonl" and is_there(run.path / name) and run.damaged_lines:
         _mend_log(run)
         return "written anew without the damaged lines"
+    if name == "events.jsonl" and (run.path / name).is_file():
+        return LOST
     if name in ("report.html", "card.md"):
         _aside(run.path / name)
         return "set aside, and written anew"
     if name in ("model.safetensors", "branch.safetensors"):
         return _mend_weights(run, name)
+    if not (run.path / name).exists() and not (run.path / name).is_symlink():
+        return LOST
     _aside(run.path / name)
     return f"{LOST}, set aside"
 

@@ -148,6 +148,7 @@ EVENTS = {
     "head": {"epochs": whole(), "lr": _rate, "best_epoch": whole(), **_spent},
     "end": {
         "best_epoch": whole(),
+        "epochs": whole(),
         "saved": listed(text),
         "delivered": text,
         "rule": text,

@@ -146,8 +146,8 @@ def fit(run: Run, method: Method, task: Task, schedule, callbacks: list, resume:
     learner.fit(resume)
     if not run.last("end"):
         best = delivery.best["epoch"]
-        saved = [*method.modules()]
-        run.log("end", best_epoch=best, saved=saved, **learner.delivered, **spent(run))
+        made = {"epochs": len(run.history), "saved": [*method.modules()]}
+        run.log("end", best_epoch=best, **made, **learner.delivered, **spent(run))
     method.model.eval()
 
 # %% ../../nbs/runs/03_finetuning.ipynb #8c98a906

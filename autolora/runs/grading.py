@@ -26,7 +26,7 @@ from ..models.backbones import BACKBONES, open_backbone
 from ..robust.evaluation import evaluate
 from ..robust.grades import GRADES
 from ..robust.results import Report
-from .departing import check_same_data, task_of
+from .departing import check_same_data, is_same_data, task_of
 from .finetuning import say, write_measured
 from .folder import Folder, Run
 from .hashes import measured_with, weights_hash
@@ -208,8 +208,10 @@ def measure(
     model, surrogate = _models(run, chosen["transfer"])
     if chosen["data"] is None:
         check_same_data(run, task)
-    elif chosen["progress"] and process_index() == 0:
-        say(task.notes)
+    else:
+        task = task if is_same_data(run, task) else task.all_as_test()
+        if chosen["progress"] and process_index() == 0:
+            say(task.notes)
     threat = parse_threat(chosen["threat"] or run.config["threat"])
     rests_on = measured_with(model, task.test)
     asked = {name: chosen[name] for name in ("grade", "attacks", "n", "n_autoattack")}

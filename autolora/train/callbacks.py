@@ -169,7 +169,8 @@ def write_examples(run, model: nn.Module, branch, split: Split, threat: ThreatMo
     with eval_mode(model), torch.no_grad():
         for name, path in {"fe": model, "branch": branch}.items():
             if path is not None:
-                arrays |= {f"{name}_nat": path(x).softmax(1), f"{name}_adv": path(x_adv).softmax(1)}
+                shown = {"nat": path(x), "adv": path(x_adv)}
+                arrays |= {f"{name}_{k}": z.float().softmax(1) for k, z in shown.items()}
 
     def save(path):
         with open(path, "wb") as file:
