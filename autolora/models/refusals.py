@@ -147,10 +147,11 @@ _OF_SHAPES = r"size|shape|dimension|channels|[Kk]ernel|mat1|[Ee]xpected input|pi
 @outside_contexts()
 def check_gradient(model: nn.Module, x: torch.Tensor) -> None:
     """Raise `AutoLoRaError` if the gradient of the logits of `model` is exactly zero at the images
-    `x` (N, C, H, W) and at noise."""
+    `x` (N, C, H, W) and at noise, in eval and in training mode: through BatchNorms that have seen
+    nothing yet a signal may fade to nothing."""
     with untouched(model):
-        model.eval()
-        for images in (x, torch.rand_like(x)):
+        for images, training in ((x, False), (torch.rand_like(x), False), (x, True)):
+            model.train(training)
             leaf = images.detach().clone().requires_grad_()
             logits = model(leaf)
             uneven = torch.linspace(1, 2, logits.numel()).to(logits).view_as(logits)
