@@ -1363,6 +1363,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'autolora/models/inspection.py'),
                                             'autolora.models.inspection._head': ( 'models/inspection.html#_head',
                                                                                   'autolora/models/inspection.py'),
+                                            'autolora.models.inspection._idle': ( 'models/inspection.html#_idle',
+                                                                                  'autolora/models/inspection.py'),
                                             'autolora.models.inspection._levels': ( 'models/inspection.html#_levels',
                                                                                     'autolora/models/inspection.py'),
                                             'autolora.models.inspection._normalisation': ( 'models/inspection.html#_normalisation',

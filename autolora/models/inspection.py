@@ -181,28 +181,29 @@ def _twice(model):
     return [f"{found[0]} is also {', '.join(found[1:])}" for found in outer]
 
 
-def _unused(model, x):
-    "The names of `model`'s trainable parameters that its logits for `x` don't depend on."
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _idle(model, named, call):
+    "The names of the tensors `named` that the logits which `call()` gets from `model` don't need."
     with untouched(model), torch.enable_grad():
         model.eval()
-        logits = model(x)
+        logits = call()
         if not logits.requires_grad:
             return []
-        found = torch.autograd.grad(logits.sum(), list(named.values()), allow_unused=True)
+        found = torch.autograd.grad(logits.sum(), [*named.values()], allow_unused=True)
     return [name for name, gradient in zip(named, found, strict=True) if gradient is None]
 
 
-def _check_reached(model, x, adapted):
+def _unused(model, x):
+    "The names of `model`'s trainable parameters that its logits for `x` don't depend on."
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return _idle(model, named, lambda: model(x))
+
+
+def _check_reached(model, x, adapted, unused):
     "Refuse a model that takes one of the weights `adapted` by another way than its layer's name."
     own = dict(model.named_parameters())
     copies = {name: own[name].detach().clone().requires_grad_() for name in adapted if name in own}
-    with untouched(model), torch.enable_grad():
-        model.eval()
-        logits = call_with(model, copies, x)
-        found = torch.autograd.grad(logits.sum(), [*copies.values()], allow_unused=True)
-    lost = {name for name, gradient in zip(copies, found, strict=True) if gradient is None}
-    if away := sorted(lost - {*_unused(model, x)}):
+    lost = _idle(model, copies, lambda: call_with(model, copies, x))
+    if away := sorted({*lost} - {*unused}):
         raise AutoLoRaError(
             f"The branch can't act on {_few(away)}: the forward takes it from a list, a dict or "
             "another object, so that nothing can stand in its place; take it from its layer."
@@ -222,11 +223,12 @@ def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()
         "normalisation": _normalisation(model, x),
         "branch": _coverage(model, adapted := list(adapted)),
     }
+    unused = _unused(model, x)
     if adapted:
-        _check_reached(model, x, adapted)
+        _check_reached(model, x, adapted, unused)
     if doubles := _twice(model):
         found["twice in it"] = _few(doubles, "; ")
-    if unused := _unused(model, x):
+    if unused:
         found["without effect"] = f"the logits don't depend on {_few(unused)}"
     if adopted.told:
         found["prepared"] = "; ".join(adopted.told)

@@ -34,6 +34,9 @@ def _checkpoint(run):
     return state
 
 
+_GONE = "it is gone, though the run is finished: copy it back"
+
+
 def _is_done(run):
     return run.tells and is_there(run.path / "card.md")  # which is written last
 
@@ -56,7 +59,7 @@ def _there_when_done(name, read):
 
     def look(run):
         if _is_done(run) and not is_there(run.path / name):
-            raise damaged(run.path / name, "it is gone, though the run is finished: copy it back")
+            raise damaged(run.path / name, _GONE)
         return read(run)
 
     return look
@@ -67,7 +70,7 @@ def _weights(name):
         path = run.path / f"{name}.safetensors"
         end = run.last("end")
         if not is_there(path) and name in (end.get("saved") or ["model"] * bool(end)):
-            raise damaged(path, "it is gone, though the run is finished: copy it back")
+            raise damaged(path, _GONE)
         return is_there(path) and read_weights(path, run.identity, run.tells)
 
     return look
