@@ -14,9 +14,10 @@ from html import escape
 from numbers import Real
 from typing import Any
 
-import anywidget
 import ipywidgets
 import traitlets
+
+from .lab.widget import Widget
 
 # %% ../nbs/03_course.ipynb #1a5cd82b
 @dataclass(frozen=True)
@@ -167,14 +168,13 @@ function render({ model, el }) {
   el.append(canvas, document.createElement("br"), clear);
   show();
 }
-export default { render };
 """
 
 
-class Pad(_Pictured, anywidget.AnyWidget):
+class Pad(_Pictured, Widget):
     "`size` x `size` pixels to draw on; `pixels`: rows of numbers from 0 (black) to 1 (white)."
 
-    _esm = _PAD
+    _script = _PAD
     size = traitlets.Int().tag(sync=True)
     pixels = traitlets.List().tag(sync=True)
 

@@ -27,6 +27,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+# anywidget's scripts come too late, as on a busy machine: it gives them 2 s, and then up
+LATE = """const old = AbortSignal.timeout;
+AbortSignal.timeout = n => old.call(AbortSignal, n === 2000 ? 0 : n);"""
 OTHER_CELL = "import time\nprint('another cell', time.time())"
 SHOTS = os.environ.get("AUTOLORA_SHOTS")  # a folder: screenshots are left there, to be looked at
 
@@ -301,6 +304,7 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         # the other
         save(page)
         second = browser.new_page(viewport={"width": 1280, "height": 1400})
+        second.add_init_script(LATE)
         until(
             lambda: "autolora Lab" in (tmp_path / "lab.ipynb").read_text(), 20, "the saved notebook"
         )
@@ -318,6 +322,8 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         )
         press(page, RESUME)
         until(lambda: "AutoLoRa: running" in words(second), 20, "one resume in both tabs")
+        seen = sum(points(second))
+        until(lambda: sum(points(second)) > seen, 60, "growing traces where scripts came late")
         second.close()
 
         # an interrupt of the kernel is meant for its cells: the training goes on
@@ -461,7 +467,9 @@ def test_lab_in_jupyterlab(tmp_path, browser):
         page.wait_for_selector("[data-panel=forest_ra] .main-svg", timeout=30_000)
         assert "2 of 2 runs are finished" in page.locator(".autolora-board").inner_text()
         shoot(page, "study")
-        assert complaints == []
+        # what anywidget says of a widget that closed, or was loaded, late: it hears all the same
+        late = "[anywidget] Failed to initialize model."
+        assert [words for words in complaints if words != late] == []
     check_code(code, tmp_path)
 
 

@@ -31,6 +31,7 @@ def smallest(page):
 def test_lecture(tmp_path, browser):
     with t.jupyterlab(tmp_path) as (address, server):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.add_init_script(t.LATE)  # on a machine that is busy, of which nothing is to be seen
         t.open_notebook(page, address, server)
 
         press(page, "Playground 2-D")

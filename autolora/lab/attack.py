@@ -8,7 +8,6 @@ __all__ = ['Attack']
 # %% ../../nbs/lab/05_attack.ipynb #47839e04
 from collections.abc import Callable, Mapping
 
-import anywidget
 import torch
 import traitlets
 
@@ -17,6 +16,7 @@ from ..core.threat import NORMS, linf, matched
 from .canvas import PARTS
 from .duel import Duel, smallest_eps
 from .easel import PAPER, SIDES, STYLE
+from .widget import Widget
 from ..runs.folder import Run
 from ..show.gallery import image_uri
 
@@ -51,13 +51,13 @@ def _side(duel, name, most=5):
     }
 
 # %% ../../nbs/lab/05_attack.ipynb #ad0b04a6
-class Attack(anywidget.AnyWidget):
+class Attack(Widget):
     """Two of the finished `runs` (name -> folder), attacked on the same image: the last and the
     first of them to begin with. The images are the test images of the first run's data.
 
     Raises `AutoLoRaError` if their models or images can't be had."""
 
-    _esm = PARTS + PAPER + SIDES
+    _script = PARTS + PAPER + SIDES
     _css = STYLE
     names = traitlets.List().tag(sync=True)
     sides = traitlets.List().tag(sync=True)

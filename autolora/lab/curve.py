@@ -6,10 +6,10 @@
 __all__ = ['Curve']
 
 # %% ../../nbs/lab/04_curve.ipynb #5c7a5506
-import anywidget
 import traitlets
 
 from .canvas import PARTS
+from .widget import Widget
 
 # %% ../../nbs/lab/04_curve.ipynb #89d98654
 _DRAWING = """
@@ -161,7 +161,6 @@ function render({ model, el }) {
 }
 
 export { stroked };
-export default { render };
 """
 _STYLE = """
 .autolora-curve { font: 13px/1.45 system-ui, sans-serif; }
@@ -171,11 +170,11 @@ _STYLE = """
 """
 
 # %% ../../nbs/lab/04_curve.ipynb #3d248229
-class Curve(anywidget.AnyWidget):
+class Curve(Widget):
     """A learning rate over a run, to be drawn: `rates` (from 0.0001 to 1) at so many points, evenly
     from the first step to the last. `reference`: points `[share, rate]` of another one, dashed."""
 
-    _esm = PARTS + _DRAWING + _STROKES
+    _script = PARTS + _DRAWING + _STROKES
     _css = _STYLE
     rates = traitlets.List([0.05] * 13).tag(sync=True)
     reference = traitlets.List().tag(sync=True)

@@ -205,7 +205,6 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
 """
 
 STYLE = """

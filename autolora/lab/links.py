@@ -9,12 +9,12 @@ __all__ = ['Pages', 'report_links', 'sheet_links']
 from collections.abc import Iterable
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from ..core.disk import make_folder
 from .canvas import STYLE
 from .sheet import write_sheet
+from .widget import Widget
 from ..runs.folder import Run
 from ..show.report import write_report
 
@@ -47,15 +47,14 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
 """
 
 
-class Pages(anywidget.AnyWidget):
+class Pages(Widget):
     """Links to `pages`, `[name, HTML of the page, note, name of its file]` each: without a file's
     name the page is opened, else saved. A text sent goes to the clipboard."""
 
-    _esm = _LINKS
+    _script = _LINKS
     _css = STYLE
     pages = traitlets.List().tag(sync=True)
 

@@ -6,10 +6,9 @@
 __all__ = ['Playground']
 
 # %% ../../nbs/lab/05_playground.ipynb #5c40b1c4
-import anywidget
-
 from .canvas import PARTS
 from .plane import CLOUDS, NET, TRAINING
+from .widget import Widget
 
 # %% ../../nbs/lab/05_playground.ipynb #e4d7c20f
 _VIEW = """
@@ -225,7 +224,6 @@ function render({ el }) {
 }
 
 export { cloudOf, gradients, newBranch, newLearner, newNet, randomNumbers, robustNet, trainStep };
-export default { render };
 """
 
 _STYLE = """
@@ -244,10 +242,10 @@ _STYLE = """
 """
 
 # %% ../../nbs/lab/05_playground.ipynb #4a7b4653
-class Playground(anywidget.AnyWidget):
+class Playground(Widget):
     """Points in a plane and three small nets, fine-tuned in the page: disentangled, naive, plain.
 
     Nothing of it is asked of the kernel."""
 
-    _esm = PARTS + NET + TRAINING + CLOUDS + _VIEW + _PAGE
+    _script = PARTS + NET + TRAINING + CLOUDS + _VIEW + _PAGE
     _css = _STYLE

@@ -8,11 +8,11 @@ __all__ = ['StartButton']
 # %% ../../nbs/lab/05_starting.ipynb #5ba1c002
 from collections.abc import Mapping
 
-import anywidget
 import ipywidgets as widgets
 import traitlets
 
 from .controls import Controls
+from .widget import Widget
 
 # %% ../../nbs/lab/05_starting.ipynb #b3250045
 _PRESS = """
@@ -51,15 +51,14 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
 """
 
 
-class StartButton(anywidget.AnyWidget):
+class StartButton(Widget):
     """The button *Start*: a `click` enters into `controls` what was typed there, then is heard; it
     also shows the hints of `controls` on hover."""
 
-    _esm = _PRESS
+    _script = _PRESS
     hints = traitlets.Dict().tag(sync=True)
 
     def __init__(self, controls: Controls):
