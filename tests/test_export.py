@@ -289,7 +289,10 @@ def reopened(run, folder, **env):
         return torch.from_numpy(np.load(folder / "z.npy")), run.model.cpu()(x), kind
 
 
-@pytest.mark.parametrize("method", ["autolora", "trades", "full_lora"])
+@pytest.mark.parametrize(
+    "method",
+    ["autolora", *(pytest.param(m, marks=pytest.mark.long) for m in ("trades", "full_lora"))],
+)
 def test_a_module_comes_back_without_its_class(method, tmp_path):
     run = finetune(Net(12), DATA, method, out=tmp_path / "run", **OWN)
     theirs, ours, kind = reopened(run, tmp_path)

@@ -60,7 +60,7 @@ def folder(made, tmp_path):
 
 
 def test_mutated_files_end_in_our_own_error_or_a_right_answer(tmp_path):
-    counts, faults = fuzz.counted(fuzz.campaign(136, 7, tmp_path))
+    counts, faults = fuzz.counted(fuzz.campaign(85, 7, tmp_path))
     assert not faults, "\n".join(faults)
     assert all(found["right"] + found["own"] for found in counts.values()), counts
 
@@ -268,7 +268,7 @@ def test_crashes_and_signals_change_nothing(tmp_path):
     "One of each kind; the long table is benchmarks/crashes.py's."
     trials = crashes.Crashes(tmp_path, seed=3, lr=0.02, angles=False)
     replaces = [i for i, call in enumerate(trials.calls) if call.startswith("replace")]
-    for i in (1, replaces[3], replaces[-2]):
+    for i in (1, replaces[-2]):
         trials.at(crashes.kill, i)
     trials.at(crashes.full, replaces[2])
     trials.at(crashes.read_only, replaces[4])
