@@ -7,6 +7,7 @@ import pickle
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -536,6 +537,23 @@ def test_a_loaded_task_takes_no_limit():
 def test_bad_pack(tmp_path, arrays, says):
     with pytest.raises(AutoLoRaError, match=says):
         load_task(saved(tmp_path / "p.npz", **arrays))
+
+
+def test_images_of_a_table_that_lie_a_folder_below(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i, image in enumerate(X[:40]):
+        Image.fromarray(image).save(tmp_path / "a" / f"{i}.png")
+    table = pd.DataFrame({"id": map(str, range(40)), "label": list("xy" * 20)})
+    assert f"The images are those in {tmp_path / 'a'}." in load_task(table, root=tmp_path).notes
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.png").write_bytes(b"")
+    with pytest.raises(AutoLoRaError, match="'0' is in .*a and in .*b: write the folder into"):
+        load_task(table, root=tmp_path)
+
+
+def test_labels_that_count_from_1_are_named_as_such():
+    with pytest.raises(AutoLoRaError, match="these from 1 to 3, so subtract 1"):
+        load_task((X, Y % 3 + 1))
 
 
 def test_bad_files(tmp_path):

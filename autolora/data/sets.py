@@ -66,15 +66,16 @@ def _opened(value):
     return np.array(value) if isinstance(value, list) else value
 
 
-def _pair(item):
-    "An item as (image, label)."
+def _pair(item, i=None):
+    "An item as (image, label); a third part may be its number `i`."
     if isinstance(item, Mapping):
         image, label = _keys(item, {})
         return _opened(item[image]), item[label]
-    if not (isinstance(item, (tuple, list)) and len(item) == 2):
-        raise AutoLoRaError(
-            f"An item of this Dataset is {type(item).__name__}: it must be a pair (image, label)."
-        )
+    parts = len(item) if isinstance(item, (tuple, list)) else 0
+    numbered = parts == 3 and isinstance(item[2], int) and item[2] == i
+    if parts != 2 and not numbered:
+        told = f"{type(item).__name__} of {parts}" if parts else type(item).__name__
+        raise AutoLoRaError(f"An item of this Dataset is {told}: it must be a pair (image, label).")
     return item[0], item[1]
 
 # %% ../../nbs/data/10_sets.ipynb #8b587666
@@ -84,7 +85,7 @@ _KEPT_AS = ("targets", "labels", "_labels", "y")
 def _item(dataset, i):
     "Item i as (image, label); `AutoLoRaError` where the data set can't give it."
     try:
-        return _pair(dataset[i])
+        return _pair(dataset[i], i)
     except AutoLoRaError:
         raise
     except Exception as error:  # a user's own code
@@ -127,7 +128,18 @@ def from_dataset(
     if not len(dataset):
         raise AutoLoRaError(f"The {what} Dataset is empty: bring images.")
     y, names = named_labels(_labels_of(dataset), len(dataset), what, classes)
-    return Split(LazyImages(lambda i: _item(dataset, i)[0], len(dataset), size), y), names
+    split = Split(LazyImages(lambda i: _item(dataset, i)[0], len(dataset), size), y)
+    if not all(_stays(dataset, i) for i in range(min(8, len(dataset)))):
+        split.notes.append(
+            f"The {what} Dataset gives other images each time it is read. That is for training "
+            "only: pass a mapping of train, val and test whose last two give images as they are."
+        )
+    return split, names
+
+
+def _stays(dataset, i):
+    "Whether image `i` is the same when it is read again."
+    return np.array_equal(*(np.asarray(_item(dataset, i)[0]) for _ in range(2)))
 
 # %% ../../nbs/data/10_sets.ipynb #99811b1c
 def is_hugging_face(source) -> bool:
@@ -314,10 +326,12 @@ def read_set(
     sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, type):
         raise AutoLoRaError(f"{source.__name__} is a class, no data: make one of it and pass that.")
-    if isinstance(source, (tuple, list)) and not is_hugging_face(source) or not (streamed or sized):
+    listed = isinstance(source, (tuple, list)) and not is_hugging_face(source)
+    pairs = listed and len(source) and isinstance(source[0], tuple) and _is_picture(source[0][0])
+    if listed and not pairs or not (streamed or sized):
         raise AutoLoRaError(
             f"{type(source).__name__} is no task: pass a built-in name, a path, a pair of arrays "
-            "(images, labels), a table, or a Dataset with a length."
+            "(images, labels), a list of pairs (image, label), a table, or a Dataset with a length."
         )
     if streamed:
         split, names = from_stream(source, size, limit, what, classes)

@@ -75,13 +75,19 @@ _YES_NO = {"true": True, "yes": True, "1": True, "t": True, "1.0": True}
 _YES_NO |= {"false": False, "no": False, "0": False, "f": False, "0.0": False}
 
 
+def _yes(column):
+    "A column of yes and no as booleans; None for another."
+    marks = column.astype(str).str.lower().map(_YES_NO)
+    return None if marks.isna().any() else marks.astype(bool)
+
+
 def _flags(frame):
     "The columns that mark a split by yes and no, such as `is_valid`: split -> name."
     found = {}
     for name in frame.columns:
         words = words_of(str(name))
         kind = kind_of(" ".join(words[words[:1] == ["is"] :]))
-        if kind and frame[name].astype(str).str.lower().isin(_YES_NO).all():
+        if kind and _yes(frame[name]) is not None:
             if kind in found:
                 raise AutoLoRaError(
                     f"The columns '{found[kind]}' and '{name}' both mark the {kind} images: keep "
@@ -91,8 +97,15 @@ def _flags(frame):
     return found
 
 
+def _marked(frame):
+    "The columns that hold a 1 for the image's class and 0 else, as a list; None without them."
+    marks = [name for name in frame if _yes(frame[name]) is not None]
+    return marks if len(marks) > 1 and (sum(_yes(frame[n]) + 0 for n in marks) == 1).all() else None
+
+
 def _columns(frame):
-    "The columns of paths, labels and splits (None without one; a dict of `_flags`)."
+    """The columns of paths, of labels (a list of those `_marked`) and of splits (None without one;
+    a dict of `_flags`)."""
     looks = lambda name: all(Path(str(v)).suffix.lower() in ENDINGS for v in frame[name].head(20))
     files = [name for name in frame.columns if looks(name)]
     paths = files[0] if len(files) == 1 else _column(frame, _PATHS, "path")
@@ -101,6 +114,7 @@ def _columns(frame):
     rest = frame.drop(columns=[n for n in (paths, split, *flags.values()) if n is not None])
     label = _column(rest, _LABELS, "label")
     label = rest.columns[0] if label is None and len(rest.columns) == 1 else label
+    label = label if label is not None else _marked(rest)
     if paths is None or label is None:
         lacking = "paths" if paths is None else "labels"
         raise AutoLoRaError(
@@ -111,12 +125,26 @@ def _columns(frame):
 
 # %% ../../nbs/data/08_tables.ipynb #fc49f1db
 def _located(names, folder):
-    "The path of each of the `names`, counted from `folder`."
-    paths = [folder / name for name in names]
-    if paths[0].suffix.lower() in ENDINGS or paths[0].is_file():
-        return paths
-    ends = [end for end in sorted(ENDINGS) if Path(f"{paths[0]}{end}").is_file()]
-    return [Path(f"{path}{ends[0]}") for path in paths] if ends else paths
+    """The path of each of the `names`, and the folder that they count from: `folder`, or else the
+    only one in it that holds the first. They may lack an ending, or have the slashes of Windows."""
+    inner = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
+    for spelt in (names, [name.replace("\\", "/") for name in names]):
+        for bases in ([folder], inner):
+            there = [
+                (base, end)
+                for base in bases
+                for end in ("", *sorted(ENDINGS))
+                if (base / f"{spelt[0]}{end}").is_file()
+            ]
+            if len({base for base, _ in there}) > 1:
+                raise AutoLoRaError(
+                    f"'{spelt[0]}' is in {there[0][0]} and in {there[1][0]}: write the folder into "
+                    "the paths, or give one of them as root=... (--root ...)."
+                )
+            if there:
+                base, end = there[0]
+                return [base / f"{name}{end}" for name in spelt], base
+    return [folder / name for name in names], folder
 
 
 def table_splits(
@@ -145,8 +173,8 @@ def table_splits(
             "row an image."
         )
     kinds = _kinds(frame, split)
-    y, names = named_labels(_as_names(frame[label]), len(frame))
-    files = _located(frame[paths].astype(str).tolist(), folder)
+    y, names = named_labels(_classes(frame, label), len(frame))
+    files, base = _located(frame[paths].astype(str).tolist(), folder)
     splits = {}
     for kind in dict.fromkeys(kinds):
         rows = np.flatnonzero(kinds == kind)
@@ -154,6 +182,8 @@ def table_splits(
         read = lambda i, mine=mine: open_image(mine[i])
         splits[str(kind)] = from_encoded(read, y[rows], mine, size, skip_broken)
     said = _said(frame, paths, label, split, {k: len(s) for k, s in splits.items()})
+    if base != folder:
+        splits[str(kinds[0])].notes.insert(0, f"The images are those in {base}.")
     splits[str(kinds[0])].notes.insert(0, said)
     return splits, names
 
@@ -161,12 +191,21 @@ def table_splits(
 def _said(frame, paths, label, split, counts):
     "What was made of the columns, and of which nothing was."
     marks = [*split.values()] if isinstance(split, dict) else [split] * (split is not None)
-    said = f"Paths are in the column '{paths}', labels in '{label}'"
+    labels = label if isinstance(label, list) else [label]
+    told = f"'{label}'" if labels == [label] else f"{', '.join(map(repr, label))} (1 for the class)"
+    said = f"Paths are in the column '{paths}', labels in {told}"
     if marks:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
         said += f", splits in {' and '.join(map(repr, marks))} ({told})"
-    unused = [str(name) for name in frame.columns if name not in (paths, label, *marks)]
+    unused = [str(name) for name in frame.columns if name not in (paths, *labels, *marks)]
     return f"{said}; not used: {', '.join(unused[:8])}." if unused else f"{said}."
+
+
+def _classes(frame, label):
+    "The class of each row of `frame`, by the column or the columns that hold it."
+    if not isinstance(label, list):
+        return _as_names(frame[label])
+    return frame[label].apply(_yes).idxmax(axis=1).astype(str).to_numpy()
 
 
 def _as_names(column):
@@ -190,9 +229,7 @@ def _kinds(frame, split):
 
 def _flagged(frame, flags):
     "The split of each row that columns of yes and no mark; one that none marks is in the other."
-    marked = {
-        kind: frame[name].astype(str).str.lower().map(_YES_NO) for kind, name in flags.items()
-    }
+    marked = {kind: _yes(frame[name]) for kind, name in flags.items()}
     others = [kind for kind in ("train", "test") if kind not in flags]
     kinds = np.array([others[0] if others else ""] * len(frame), dtype="<U5")
     for kind, rows in marked.items():

@@ -157,8 +157,9 @@ def _divide(split, n, generator):
     return split.take(rest.nonzero().flatten()), split.take(drawn)
 
 # %% ../../nbs/data/05_task.ipynb #694a0173
-def _check_classes(task):
-    "Refuse labels that don't fit the classes, and classes without training images."
+def _check_classes(task, limit=None):
+    """Refuse labels that don't fit the classes, and classes without training images: which the
+    `limit` takes away, where there is one."""
     if task.num_classes < 2:
         raise AutoLoRaError(f"The images of '{task.name}' are all of one class: bring two or more.")
     for kind, split in task.splits.items():
@@ -177,9 +178,11 @@ def _check_classes(task):
     counts = torch.bincount(task.train.y, minlength=task.num_classes)
     if not counts.all():
         lacking = int(counts.argmin())
-        fix = "add some, raise limit=..., or drop the class"
-        if task.classes == list(map(str, range(task.num_classes))):
-            fix = "number the classes from 0 without gaps, pass their names, or raise limit=..."
+        fix = "add some, or drop the class" if limit is None else "raise limit=..., or drop it"
+        if limit is None and task.classes == list(map(str, range(task.num_classes))):
+            fix = "number the classes from 0 without gaps, or pass their names"
+            if counts[1:].all():
+                fix = f"labels count from 0, these from 1 to {len(counts) - 1}, so subtract 1"
         raise AutoLoRaError(f"Class '{task.classes[lacking]}' has no training images: {fix}.")
 
 # %% ../../nbs/data/05_task.ipynb #91561383
@@ -211,7 +214,7 @@ def _completed(task, limit, seed, validation=None):
         train, test = _divide(task.train, fifth, torch.Generator().manual_seed(0))
         task = replace(task, train=train, test=test)
     task = _validated(task, limit, seed, validation)
-    _check_classes(task)
+    _check_classes(task, limit)
     unpacked = {kind: split.unpacked() for kind, split in task.splits.items()}
     threat = task.threat or linf(0.1 if task.shape[0] == 1 else 8 / 255)
     return replace(task, **unpacked, threat=threat)
