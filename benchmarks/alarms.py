@@ -13,6 +13,7 @@ import _small_nets
 import torch
 from _faulty import faulty, honest
 
+from autolora.core.seeds import isolated_rng
 from autolora.core.threat import linf, parse_threat
 from autolora.robust.alarms import ALARMS, Look
 from autolora.robust.attacks import is_right, own_random
@@ -31,9 +32,9 @@ def published():
 
 def raised(model, x, y, threat):
     "The names of the alarms that `model` raises."
+    with isolated_rng(0), torch.no_grad():
+        right = is_right(model(x), y)
     with own_random(model, x):
-        with torch.no_grad():
-            right = is_right(model(x), y)
         look = Look(model, x[right][:N], y[right][:N], parse_threat(threat))
         return [name for name, alarm in ALARMS.items() if alarm(look)]
 
