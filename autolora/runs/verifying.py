@@ -22,6 +22,7 @@ from ..core.reading import escaped, is_there, read_bytes
 from ..core.settings import Setting, Table, accepts
 from ..data.images import Split
 from ..data.loading import load_task
+from ..data.task import TASKS
 from ..models.backbones import backbone_card
 from ..models.kept import read_weights
 from ..models.reopening import no_model
@@ -293,7 +294,9 @@ def _verify_card(name, chosen, progress):
     try:
         task = load_task(chosen["data"] or card["source"], chosen["root"], size=card["size"])
     except AutoLoRaError as error:
-        claims.append(Claim("the test images", None, str(error)))
+        pack = f"{card['source']}.npz, which has them, isn't here: name it by data=... (--data ...)"
+        why = str(error) if chosen["data"] or card["source"] in TASKS else pack
+        claims.append(Claim("the test images", None, why))
         return claims + [Claim(label(row.attack), None, "see above") for row in rows]
     model = pretrained(name).to(default_device())
     then = {name: card[name] for name in ("weights", "test") if name in card}
