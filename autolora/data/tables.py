@@ -130,19 +130,14 @@ def _located(names, folder):
     inner = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
     for spelt in (names, [name.replace("\\", "/") for name in names]):
         for bases in ([folder], inner):
-            there = [
-                (base, end)
-                for base in bases
-                for end in ("", *sorted(ENDINGS))
-                if (base / f"{spelt[0]}{end}").is_file()
-            ]
-            if len({base for base, _ in there}) > 1:
+            ends = (*sorted(ENDINGS), "")
+            there = {b: end for b in bases for end in ends if (b / f"{spelt[0]}{end}").is_file()}
+            if len(there) > 1:
                 raise AutoLoRaError(
-                    f"'{spelt[0]}' is in {there[0][0]} and in {there[1][0]}: write the folder into "
+                    f"'{spelt[0]}' is in {' and in '.join(map(str, there))}: write the folder into "
                     "the paths, or give one of them as root=... (--root ...)."
                 )
-            if there:
-                base, end = there[0]
+            for base, end in there.items():
                 return [base / f"{name}{end}" for name in spelt], base
     return [folder / name for name in names], folder
 
