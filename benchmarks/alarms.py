@@ -33,7 +33,7 @@ def published():
 def raised(model, x, y, threat):
     "The names of the alarms that `model` raises."
     with isolated_rng(0), torch.no_grad():
-        right = is_right(model(x), y)
+        right = is_right(model(x), y) | is_right(model(x), y)  # one of them answers in turns
     with own_random(model, x):
         look = Look(model, x[right][:N], y[right][:N], parse_threat(threat))
         return [name for name, alarm in ALARMS.items() if alarm(look)]

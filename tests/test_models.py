@@ -509,6 +509,18 @@ def _entry(x):
     return x
 
 
+def averaged():
+    net = Net(lambda net, x, h, z: (z + net.second(h)) / 2)
+    net.second = nn.Linear(12, 7)
+    return net
+
+
+def graph_kept():
+    net = Net(lambda net, x, h, z: z + (setattr(net, "ema", 0.9 * net.ema + h.mean()) or 0))
+    net.register_buffer("ema", torch.zeros(()))
+    return net
+
+
 WRITES = {
     "subtracts": lambda x: x.sub_(0.45),
     "scales": lambda x: x.mul_(0.6),
@@ -552,6 +564,15 @@ REFUSED = {
     "complex weights": Complex,
     "is exactly zero, as after rounding": lambda: Before(lambda x: (x * 255).round() / 255),
     "exactly zero, as after rounding, a": lambda: Before(lambda x: (x > 0.5).float() + 0 * x),
+    "mean .123.7, .* which is for pixels from 0 to 255": lambda: Before(
+        lambda x: (x - 123.7) / 58.4
+    ),
+    "shape .7,. for 1 image, .* squeeze": lambda: Net(lambda net, x, h, z: z.squeeze()),
+    "buffer 'ema' of Net keeps": graph_kept,
+    "gives what it kept from another call": lambda: Net(
+        lambda net, x, h, z: vars(net).setdefault("old", z.detach())
+    ),
+    "several heads together .fc, second.*head='keep'": averaged,
     "normalises its images twice": lambda: nn.Sequential(
         Normalise(*IMAGENET), load_backbone("robust_mini_rgb", 7)
     ),
@@ -561,6 +582,21 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused_with_the_true_cause(words):
     refused(words, REFUSED[words]())
+
+
+def test_one_of_several_heads_is_kept_or_nothing():
+    with pytest.raises(AutoLoRaError, match="come from more than 'fc'"):
+        adopt(averaged(), X, 7, head_layer="fc")
+    net = averaged().eval()
+    kept = adopt(net, X, 7, head_layer="fc", keep=True)
+    assert torch.allclose(kept.model.eval()(X), net(X), atol=1e-6)
+
+
+def test_a_new_head_before_a_relu_is_not_born_dead():
+    for seed in range(4):
+        torch.manual_seed(seed)
+        made = load_backbone("squeezenet1_0", 5, weights=None).eval()
+        assert (made(torch.rand(2, 3, 64, 64)) > 0).any()
 
 
 class Roundabout(Net):

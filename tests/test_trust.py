@@ -345,7 +345,7 @@ def test_each_fault_is_named(name):
     alarm, model, x, y, threat = faulty()[name]
     report = evaluated(model, x, y, threat, n=120)
     with isolated_rng(0), torch.no_grad():
-        right = is_right(model(x), y)
+        right = is_right(model(x), y) | is_right(model(x), y)  # one of them answers in turns
     look = Look(model, x[right][:32], y[right][:32], parse_threat(threat))
     with own_random(model, x):
         sentence = ALARMS[alarm](look)

@@ -67,6 +67,9 @@ def out_of_range(low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "Some image values are NaN or infinite, not within [0, 1]: clean the images first."
     fix = "divide by 255 or pass uint8"
+    if not 16 < high <= 255:
+        white = next((w for w in (16, 1023, 4095) if high <= w), 65535)
+        fix = f"divide by the value that means white, such as {white}"
     if low < 0:
         fix = "pass the images before normalisation, which belongs inside the model"
     if low >= -0.1 and high <= 1.1:
@@ -87,8 +90,7 @@ def as_images(x) -> torch.Tensor:
 
 
 def _dim_floats(x):
-    brightest = x.max().item()
-    return _dim(brightest, 1, "float") if brightest <= 1.001 / 255 else ""
+    return _dim(x.max().item(), 1, "float")
 
 
 def _native(x):
@@ -333,8 +335,10 @@ def from_encoded(
     names: Sequence,
     size: int | None = None,
     skip_broken: bool = False,
+    groups: torch.Tensor | None = None,
 ) -> "Split":
-    """The lazy `Split` of image files with labels `y`, int64 (n,), each looked at.
+    """The lazy `Split` of image files with labels `y`, int64 (n,), each looked at; `groups` as it
+    takes them.
 
     `read(i)`: image i as a PIL image. `names`: what to call each, such as its path. Raises
     `AutoLoRaError` where files can't be read, unless `skip_broken`, and where they are nearly
@@ -354,4 +358,5 @@ def from_encoded(
             f"({names[kept[0]]}): scale them to their true white and save them again."
         )
     images = LazyImages(lambda i: read(kept[i]), len(kept), size, looks, [names[i] for i in kept])
-    return Split(images, y[torch.tensor(kept)], notes=notes + _seen(looks))
+    kept_groups = None if groups is None else groups[kept]
+    return Split(images, y[torch.tensor(kept)], kept_groups, notes=notes + _seen(looks))

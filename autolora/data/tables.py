@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..core.errors import AutoLoRaError, reason
 from .decoding import ENDINGS, open_image
@@ -26,10 +27,11 @@ _PATHS = (
     "path paths file files filename file_name filepath file_path image image_path img img_path "
 )
 _PATHS = (_PATHS + "image_name image_id image_file id id_code name").split()
-_LABELS = (
-    "label labels class class_name classname target category y species breed diagnosis".split()
-)
+_LABELS = "label labels class class_name classname target category y species breed diagnosis dx"
+_LABELS = _LABELS.split()
 _SPLITS = "split set subset partition fold_name phase".split()
+_GROUPS = "patient patient_id patientid subject subject_id lesion_id participant_id case_id"
+_GROUPS = (_GROUPS + " track track_id").split()
 _SEPARATORS = (",", ";", "\t", "|")
 
 
@@ -103,27 +105,13 @@ def _marked(frame):
     return marks if len(marks) > 1 and (sum(_yes(frame[n]) + 0 for n in marks) == 1).all() else None
 
 
-def _columns(frame):
-    """The columns of paths, of labels (a list of those `_marked`) and of splits (None without one;
-    a dict of `_flags`)."""
-    looks = lambda name: all(Path(str(v)).suffix.lower() in ENDINGS for v in frame[name].head(20))
-    files = [name for name in frame.columns if looks(name)]
-    paths = files[0] if len(files) == 1 else _column(frame, _PATHS, "path")
-    split = _column(frame, _SPLITS, "split")
-    flags = {} if split is not None else _flags(frame)
-    rest = frame.drop(columns=[n for n in (paths, split, *flags.values()) if n is not None])
-    label = _column(rest, _LABELS, "label")
-    label = rest.columns[0] if label is None and len(rest.columns) == 1 else label
-    label = label if label is not None else _marked(rest)
-    if paths is None or label is None:
-        lacking = "paths" if paths is None else "labels"
-        raise AutoLoRaError(
-            f"Which column holds the {lacking} can't be told from {', '.join(map(str, frame))}: "
-            "call them path and label."
-        )
-    return paths, label, flags or split
+def _is_there(path):
+    try:
+        return path.is_file()
+    except OSError:  # what is no path may be too long for one
+        return False
 
-# %% ../../nbs/data/08_tables.ipynb #fc49f1db
+
 def _located(names, folder):
     """The path of each of the `names`, and the folder that they count from: `folder`, or else the
     only one in it that holds the first. They may lack an ending, or have the slashes of Windows."""
@@ -131,7 +119,7 @@ def _located(names, folder):
     for spelt in (names, [name.replace("\\", "/") for name in names]):
         for bases in ([folder], inner):
             ends = (*sorted(ENDINGS), "")
-            there = {b: end for b in bases for end in ends if (b / f"{spelt[0]}{end}").is_file()}
+            there = {b: end for b in bases for end in ends if _is_there(b / f"{spelt[0]}{end}")}
             if len(there) > 1:
                 raise AutoLoRaError(
                     f"'{spelt[0]}' is in {' and in '.join(map(str, there))}: write the folder into "
@@ -142,6 +130,31 @@ def _located(names, folder):
     return [folder / name for name in names], folder
 
 
+def _columns(frame, folder):
+    """The columns of paths, counted from `folder`, of labels (a list of those `_marked`), of splits
+    (None without one; a dict of `_flags`) and of groups (None without one)."""
+    looks = lambda name: all(Path(str(v)).suffix.lower() in ENDINGS for v in frame[name].head(20))
+    files = [name for name in frame.columns if looks(name)]
+    paths = _column(frame, _PATHS, "path")
+    if len(files) == 1 and files[0] != paths:
+        first = None if paths is None else _located([str(frame[paths].iloc[0])], folder)[0][0]
+        paths = paths if first and _is_there(first) else files[0]
+    split = _column(frame, _SPLITS, "split")
+    flags = {} if split is not None else _flags(frame)
+    group = _column(frame, _GROUPS, "group")
+    rest = frame.drop(columns=[n for n in (paths, split, group, *flags.values()) if n is not None])
+    label = _column(rest, _LABELS, "label")
+    label = rest.columns[0] if label is None and len(rest.columns) == 1 else label
+    label = label if label is not None else _marked(rest)
+    if paths is None or label is None:
+        lacking = "paths" if paths is None else "labels"
+        raise AutoLoRaError(
+            f"Which column holds the {lacking} can't be told from {', '.join(map(str, frame))}: "
+            "call them path and label."
+        )
+    return paths, label, flags or split, group
+
+# %% ../../nbs/data/08_tables.ipynb #fc49f1db
 def table_splits(
     frame: "pd.DataFrame", folder: Path, size: int | None = None, skip_broken: bool = False
 ) -> tuple:
@@ -153,7 +166,7 @@ def table_splits(
     (unless `skip_broken`), paths that stand there twice, and unknown splits."""
     if not len(frame):
         raise AutoLoRaError("The table of images has no rows: bring some.")
-    paths, label, split = _columns(frame)
+    paths, label, split, group = _columns(frame, folder)
     if not frame[paths].map(lambda path: isinstance(path, (str, Path, Number, type(None)))).all():
         raise AutoLoRaError(
             f"The column '{paths}' holds {type(frame[paths].iloc[0]).__name__}s, no paths: pass "
@@ -169,31 +182,45 @@ def table_splits(
         )
     kinds = _kinds(frame, split)
     y, names = named_labels(_classes(frame, label), len(frame))
+    groups = None if group is None else torch.tensor(frame[group].factorize()[0])
     files, base = _located(frame[paths].astype(str).tolist(), folder)
     splits = {}
     for kind in dict.fromkeys(kinds):
         rows = np.flatnonzero(kinds == kind)
         mine = [files[i] for i in rows]
         read = lambda i, mine=mine: open_image(mine[i])
-        splits[str(kind)] = from_encoded(read, y[rows], mine, size, skip_broken)
-    said = _said(frame, paths, label, split, {k: len(s) for k, s in splits.items()})
+        mates = None if groups is None else groups[rows]
+        splits[str(kind)] = from_encoded(read, y[rows], mine, size, skip_broken, mates)
+    said = _said(frame, (paths, label, split, group), splits)
     if base != folder:
         splits[str(kinds[0])].notes.insert(0, f"The images are those in {base}.")
     splits[str(kinds[0])].notes.insert(0, said)
     return splits, names
 
 
-def _said(frame, paths, label, split, counts):
-    "What was made of the columns, and of which nothing was."
+def _said(frame, columns, splits):
+    "What was made of the `columns` that were found, and of which nothing was."
+    paths, label, split, group = columns
     marks = [*split.values()] if isinstance(split, dict) else [split] * (split is not None)
     labels = label if isinstance(label, list) else [label]
     told = f"'{label}'" if labels == [label] else f"{', '.join(map(repr, label))} (1 for the class)"
     said = f"Paths are in the column '{paths}', labels in {told}"
     if marks:
-        told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        told = ", ".join(f"{len(part)} {kind}" for kind, part in splits.items())
         said += f", splits in {' and '.join(map(repr, marks))} ({told})"
-    unused = [str(name) for name in frame.columns if name not in (paths, *labels, *marks)]
+    if group is not None:
+        said += f", what stays together in '{group}'{_torn(splits)}"
+    known = (paths, *labels, *marks, group)
+    unused = [str(name) for name in frame.columns if name not in known]
     return f"{said}; not used: {', '.join(unused[:8])}." if unused else f"{said}."
+
+
+def _torn(splits):
+    "Which groups the table's own `splits` take apart, in words."
+    inner = set(splits["train"].groups.tolist())
+    held = {i for kind, part in splits.items() if kind != "train" for i in part.groups.tolist()}
+    torn = len(held & inner)
+    return f" (but {torn} of the {len(held)} held out are in training, too)" if torn else ""
 
 
 def _classes(frame, label):

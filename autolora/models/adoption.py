@@ -23,6 +23,7 @@ from autolora.models.refusals import (
     cannot_take,
     check_attackable,
     check_batches,
+    check_buffers,
     check_gradient,
     no_gradient,
 )
@@ -144,7 +145,8 @@ def declared(net: nn.Module, x: torch.Tensor, head_layer: str | None = None) -> 
             "nn.ModuleList or nn.ModuleDict, and write the forward as a method."
         )
     check_logits(name, logits, found.after)
-    check_batches(net, x)
+    check_batches(net, x, path)
+    check_buffers(net, x)
     told = []
     if "LogSoftmax" in found.after:
         told.append("it gives log-probabilities, which serve as logits")
@@ -184,6 +186,36 @@ def _check_fits(found, num_classes):
         )
 
 
+def _enliven(net, x):
+    "Lift the untrained head of `net` where a ReLU behind it stops some classes, as SqueezeNet's."
+    bias = getattr(net.get_submodule(net._head_layer), "bias", None)
+    with untouched(net), torch.no_grad():
+        net.eval()
+        stopped = (net(x) == 0).all(0).any()
+    if stopped and bias is not None:
+        nn.init.ones_(bias)
+
+
+def _check_alone(net, x, head):
+    "Refuse a `net` whose logits come from more than its `head`: the rest knows the old classes."
+    same = lambda module, args, out: torch.ones_like(out)
+    hook = net.get_submodule(net._head_layer).register_forward_hook(same)
+    try:
+        with untouched(net), torch.no_grad():
+            net.eval()
+            first, second = (net(images) for images in (x, torch.zeros_like(x)))
+    finally:
+        hook.remove()
+    centred = lambda logits: logits - logits.mean(1, keepdim=True)
+    apart = (centred(first) - centred(second)).abs().max()
+    if apart > 1e-5 * first.abs().max():  # more than rounding
+        raise AutoLoRaError(
+            f"The logits of {type(net).__name__} come from more than '{head}', as where several "
+            "heads are averaged: the others would stay as they are beside a new one; make one head "
+            "of them, or give it the classes of the data and head='keep'."
+        )
+
+
 def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool = False) -> tuple:
     """`(model, told)` of what was `found`, with a head over `num_classes`: its own where `keep`, a
     new one where `fresh`, where it has another number of classes, or is all zeros.
@@ -208,6 +240,9 @@ def settled(found: Declared, num_classes: int, keep: bool = False, fresh: bool =
     if not keep and (fresh or silent or known != num_classes):
         fresh_head(net, num_classes)
         _check_fits(found, num_classes)
+        _check_alone(net, found.x, found.head)
+    if not keep:
+        _enliven(net, found.x)
     return net, [*told, "its own trained head is kept"] if keep else told
 
 
@@ -285,7 +320,7 @@ def as_logits(model: nn.Module, x: torch.Tensor, attacked: bool = False) -> nn.M
         raise cannot_take(model, x.to(device), name, error) from error
     if attacked and found.cut:
         raise no_gradient(model)
-    check_batches(model, x.to(device))
+    check_batches(model, x.to(device), path)
     if logits.dim() != 2:
         raise AutoLoRaError(
             f"{name} gives an output of shape {tuple(logits.shape)} for {len(x)} images, no logits "

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.errors import AutoLoRaError
+from ..core.errors import AutoLoRaError, reason
 from ..core.machine import import_torchvision
 from ..core.registry import shown
 
@@ -194,11 +194,15 @@ def _built(thing, num_classes):
     if isinstance(thing, nn.Module):
         return thing
     parameters = inspect.signature(thing).parameters.values()
-    named = [p.name for p in parameters]
     needed = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    if "num_classes" in named:
-        return thing(num_classes=num_classes)
-    return thing(num_classes) if len(needed) == 1 else thing()
+    given = {"num_classes": num_classes} if "num_classes" in [p.name for p in parameters] else {}
+    try:
+        return thing(*[num_classes] * (len(needed) == 1 and not given), **given)
+    except Exception as error:  # a user's own code
+        raise AutoLoRaError(
+            f"'{thing.__name__}' can't be made ({type(error).__name__}: {reason(error)}): give a "
+            "function that makes the net, from nothing or from the number of classes."
+        ) from error
 
 
 @cache

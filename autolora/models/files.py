@@ -117,6 +117,7 @@ _OTHERS = {  # first bytes -> what that is, and what to do
     rb"\x93NUMPY": "is a single array: give the arrays by name, as numpy.savez writes them",
     rb"GGUF": "is a GGUF file, of quantised numbers: give the weights in floating point",
     rb"\s*[{\[]": "is JSON, a text: give the file of the weights that lies beside it",
+    rb"[\t\r\n -~]+$": "is a text: give the file of the weights",
 }
 
 

@@ -115,6 +115,11 @@ def _normalisation(model, x):
             f"The model normalises its images {'twice' if times == 2 else f'{times} times'} (in "
             f"all: {words}): take one of the normalisations out."
         )
+    if min(mean) > 1.5 and min(std) > 1.5:
+        raise AutoLoRaError(
+            f"The model normalises its images by {words}, which is for pixels from 0 to 255, and "
+            "gets pixels from 0 to 1, which all look black to it: divide both by 255."
+        )
     if max(map(abs, mean)) < 0.01 and max(abs(s - 1) for s in std) < 0.01:
         return "none: images enter as they are"
     return f"inside the model, {words}" + ", pixels from 0 to 255" * (max(std) < 0.01)
@@ -214,7 +219,7 @@ def inspect_model(adopted: Adopted, x: torch.Tensor, adapted: Iterable[str] = ()
     """What the model of `adopted` is, for images like `x` (N, C, H, W), as topic -> words;
     `adapted` are the weights that get a branch.
 
-    Raises `AutoLoRaError` for a model that normalises twice."""
+    Raises `AutoLoRaError` for a model that normalises twice, or pixels from 0 to 255."""
     model = adopted.model
     n, *shape = x.shape
     found = {

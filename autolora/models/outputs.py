@@ -137,6 +137,10 @@ def locate(model: nn.Module, x: torch.Tensor, training=False, head_layer=None) -
     chosen = origins[path]
     _check_one(model, chosen.heads, found[path])
     if len(chosen.heads) > 1 and head_layer is None:
-        raise _several(chosen.heads)
+        raise AutoLoRaError(
+            f"The logits come from several heads together ({', '.join(chosen.heads)}), and a new "
+            "head is one layer: make one of them, or keep them, with "
+            f"head_layer='{chosen.heads[0]}' and head='keep'."
+        )
     heads = (head_layer,) if head_layer in chosen.heads else chosen.heads
     return path, replace(chosen, heads=heads), found[path]

@@ -199,7 +199,10 @@ def weights_hash(model: nn.Module) -> str:
 
 # %% ../../nbs/models/01_parts.ipynb #b61f0c2b
 def _overruns(layer):
-    "Whether oneDNN writes past its memory in the backward pass of `layer` with the channels last."
+    """Whether `layer` can't have its channels last: a weight of five axes, or one with which oneDNN
+    writes past its memory in the backward pass."""
+    if any(p.dim() > 4 for p in layer.parameters(recurse=False)):
+        return True
     if not isinstance(layer, nn.Conv2d):
         return False
     narrow = layer.groups == 1 and layer.in_channels < 8
@@ -208,7 +211,7 @@ def _overruns(layer):
 
 def placed(model: nn.Module) -> nn.Module:
     """`model`, moved in place to the default device; its weights channels last, which is faster,
-    unless it has a layer that oneDNN can't train so."""
+    unless it has a layer that can't be trained so."""
     spared = any(map(_overruns, model.modules()))
     layout = torch.contiguous_format if spared else torch.channels_last
     return model.to(default_device(), memory_format=layout)

@@ -75,9 +75,11 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
             f"The model gives {tuple(logits.shape)} for {len(y)} images: it must give one row of "
             "logits an image, (N, K)."
         )
+    from_1 = len(y) and y.min() > 0 and y.max() == logits.shape[1]
     if len(y) and y.max() >= logits.shape[1]:
         raise AutoLoRaError(
-            f"Label {y.max()}, {logits.shape[1]} classes: give it a head for this task."
+            f"Label {y.max()}, {logits.shape[1]} classes, numbered from 0: "
+            + ("subtract 1 from the labels." if from_1 else "give it a head for this task.")
         )
 
 # %% ../../nbs/robust/01_attacks.ipynb #5225e05d

@@ -65,6 +65,7 @@ def _selected(split, idx):
     return x.cpu(), split.y[idx].long().cpu()
 
 # %% ../../nbs/robust/07_evaluation.ipynb #e98b992d
+_BATCH = Setting("the batch size", 256, "of images evaluated together", (int,), 1)
 _IMAGES = Setting("the number of images", None, "to evaluate on", (int,), 0)
 
 
@@ -253,7 +254,7 @@ def evaluate(
     Hein 2020; Carlini et al. 2019."""
     threat = parse_threat(threat)
     split = _as_split(data)
-    attacks = _listed(attacks)
+    attacks, batch_size = _listed(attacks), _BATCH.check(batch_size)
     _counts(["none"] if attacks is None else attacks, n, n_autoattack, len(split))
     few = split.images(torch.arange(min(2, len(split)))).float(), attacks != ["none"]
     model = as_logits(model, *few)

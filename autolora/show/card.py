@@ -76,13 +76,13 @@ def _method(run):
 # %% ../../nbs/show/07_card.ipynb #d3ed86c2
 _LOADING = """from autolora import Run
 
-folder = {!r}   # or, from the Hub: huggingface_hub.snapshot_download("user/name")
+folder = "."   # where this card lies; or huggingface_hub.snapshot_download("user/name")
 model = Run.open(folder).model   # a plain torch.nn.Module in eval mode
 logits = model(images)   # images: float, (N, C, H, W), values in [0, 1]"""
 
 
 def _loading(run):
-    return [Code(_LOADING.format(run.path.name))]
+    return [Code(_LOADING)]
 
 # %% ../../nbs/show/07_card.ipynb #83c48c1c
 def _slug(text):
