@@ -981,7 +981,7 @@ class Caching(nn.Module):
         self.cache = {}
 
     def train(self, mode=True):
-        self.cache = {}
+        self.cache = {} if mode else self.cache
         return super().train(mode)
 
     def forward(self, x):
@@ -1000,6 +1000,29 @@ def test_a_net_that_keeps_what_it_computed_can_be_copied():
         nn.init.normal_(B, std=0.1)
     model(X)
     assert torch.allclose(branch.merged()(X), branch(X), atol=1e-5)
+
+
+def test_nothing_that_a_net_keeps_outlives_an_inspection():
+    model = adopt(Caching(), X, 3).model.eval()
+    with torch.no_grad():
+        model.get_parameter("scale").fill_(2)
+    found = model(X)
+    assert torch.equal(found, model.train().eval()(X))
+
+
+class Deep(Net):
+    "With a layer over channels, rows and columns: its weight has five axes."
+
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(self.deep(x[:, None])[:, 0])
+
+
+def test_a_weight_of_five_axes_stops_nothing(tmp_path):
+    assert len(short(Deep(), out=tmp_path / "run").history) == 1
 
 
 def test_a_net_whose_layers_ask_for_their_version_comes_back(tmp_path):

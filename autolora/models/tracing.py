@@ -29,6 +29,7 @@ def untouched(model: nn.Module):
         with isolated_rng(0):
             yield model
     finally:
+        model.train()  # what some nets (LeViT) keep of their weights in eval mode goes with it
         for module, training in modes:
             module.training = training
         for parameter, flag in flags:
