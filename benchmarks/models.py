@@ -14,8 +14,8 @@ and leaves no trace; a training step moves head, feature extractor and branch; t
 net with summed weights; dropping it changes nothing; saved and opened again by its name, the
 logits are the same.
 "refused" is a sentence that the library says before training, "not run" that torch can't train the
-net either, or that untrained it explodes; "WRONG" is anything else. timm and transformers are extras; what isn't installed isn't
-measured."""
+net either, or that untrained it explodes; "WRONG" is anything else. timm and transformers are
+extras; what isn't installed isn't measured."""
 
 import argparse
 import json
