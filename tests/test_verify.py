@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-    return Run.open(shutil.copytree(made, tmp_path / "run"))
+    return Run.open(shutil.copytree(made, tmp_path / "under another name"))
 
 
 def changed(run, change):
