@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'autolora.data.tables._kinds': ('data/tables.html#_kinds', 'autolora/data/tables.py'),
                                       'autolora.data.tables._located': ('data/tables.html#_located', 'autolora/data/tables.py'),
                                       'autolora.data.tables._marked': ('data/tables.html#_marked', 'autolora/data/tables.py'),
+                                      'autolora.data.tables._numbered': ('data/tables.html#_numbered', 'autolora/data/tables.py'),
                                       'autolora.data.tables._said': ('data/tables.html#_said', 'autolora/data/tables.py'),
                                       'autolora.data.tables._separator': ('data/tables.html#_separator', 'autolora/data/tables.py'),
                                       'autolora.data.tables._torn': ('data/tables.html#_torn', 'autolora/data/tables.py'),

@@ -182,7 +182,7 @@ def table_splits(
         )
     kinds = _kinds(frame, split)
     y, names = named_labels(_classes(frame, label), len(frame))
-    groups = None if group is None else torch.tensor(frame[group].factorize()[0])
+    groups = None if group is None else _numbered(frame[group])
     files, base = _located(frame[paths].astype(str).tolist(), folder)
     splits = {}
     for kind in dict.fromkeys(kinds):
@@ -196,6 +196,12 @@ def table_splits(
         splits[str(kinds[0])].notes.insert(0, f"The images are those in {base}.")
     splits[str(kinds[0])].notes.insert(0, said)
     return splits, names
+
+
+def _numbered(column):
+    "The groups that a `column` names, as numbers; a row without a name is one of its own."
+    found = column.factorize()[0]
+    return torch.tensor(np.where(found < 0, len(found) + np.arange(len(found)), found))
 
 
 def _said(frame, columns, splits):

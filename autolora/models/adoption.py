@@ -17,7 +17,7 @@ from ..core.contexts import outside_contexts
 from ..core.errors import AutoLoRaError, reason
 from ..core.registry import shown
 from .outputs import Logits, described, locate, tensors_of
-from .parts import as_rows, fresh_head, head_classes, set_head
+from .parts import as_rows, call_with, fresh_head, head_classes, set_head
 from autolora.models.refusals import (
     answers,
     cannot_take,
@@ -198,14 +198,12 @@ def _enliven(net, x):
 
 def _check_alone(net, x, head):
     "Refuse a `net` whose logits come from more than its `head`: the rest knows the old classes."
-    same = lambda module, args, out: torch.ones_like(out)
-    hook = net.get_submodule(net._head_layer).register_forward_hook(same)
-    try:
-        with untouched(net), torch.no_grad():
-            net.eval()
-            first, second = (net(images) for images in (x, torch.zeros_like(x)))
-    finally:
-        hook.remove()
+    own = {id(p) for p in net.get_submodule(net._head_layer).parameters() if p.dim()}
+    rows = {name: p.detach() for name, p in net.named_parameters() if id(p) in own}
+    alike = {name: p.mean(0, keepdim=True).expand_as(p) for name, p in rows.items()}
+    with untouched(net), torch.no_grad():
+        net.eval()
+        first, second = (call_with(net, alike, images) for images in (x, torch.zeros_like(x)))
     centred = lambda logits: logits - logits.mean(1, keepdim=True)
     apart = (centred(first) - centred(second)).abs().max()
     if apart > 1e-5 * first.abs().max():  # more than rounding
