@@ -141,7 +141,10 @@ def test_full_disk_is_one_sentence(tmp_path):
             ["finetune", "robust_mini_gray", "digits", "--weights", "/no/such/file.pt"],
             "no checkpoint",
         ),
-        (["finetune", "robust_mini_gray", "digits", "--weights", __file__], "can't be read safely"),
+        (
+            ["finetune", "robust_mini_gray", "digits", "--weights", __file__],
+            "is a text: give the file of the weights",
+        ),
         (
             [
                 "finetune",
