@@ -172,14 +172,15 @@ def check_batches(model: nn.Module, x: torch.Tensor, path: tuple = ()) -> None:
     at `path` in what it returns, does so for three and for one."""
     name = type(model).__name__
     for n in (3, 1):
-        if not answers(model, x, n):
+        try:
+            with untouched(model), torch.no_grad():
+                model.eval()
+                shape = tuple(at(model(torch.rand(n, *x.shape[1:]).to(x)), path).shape)
+        except Exception as error:
             raise AutoLoRaError(
                 f"{name} takes batches of {len(x)} images and not of {n}: let its forward take any "
                 "number of images."
-            )
-        with untouched(model), torch.no_grad():
-            model.eval()
-            shape = tuple(at(model(torch.rand(n, *x.shape[1:]).to(x)), path).shape)
+            ) from error
         if shape[:1] != (n,):
             raise AutoLoRaError(
                 f"{name} gives an output of shape {shape} for {n} image{'s' * (n > 1)}, not one "
